@@ -1,0 +1,56 @@
+# Two commands on a fresh machine: `make run` and `make test`. Both install into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run install install-test test check format lint types rooms pytest lock clean
+.DEFAULT_GOAL := run
+
+run: install
+	$(BIN)/mesh up
+
+install: .venv/installed
+
+test: install-test check
+
+install-test: .venv/installed-test
+
+# What CI runs: format, lint, types, import rules, then the tests (their summary comes last).
+check: install-test format lint types rooms pytest
+
+format:
+	$(BIN)/ruff format --check .
+
+lint:
+	$(BIN)/ruff check .
+
+types:
+	$(BIN)/mypy
+
+rooms:
+	$(BIN)/lint-imports
+
+pytest:
+	$(BIN)/pytest
+
+# The locked versions, from pyproject.toml, for every platform and Python that we support.
+lock:
+	$(BIN)/pip install -q uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --no-annotate -o requirements/run.lock pyproject.toml
+	$(BIN)/uv pip compile --universal --python-version 3.11 --no-annotate --extra test -o requirements/test.lock pyproject.toml
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Event Mesh needs CPython 3.11 or later; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml requirements/run.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements/run.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed requirements/test.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements/test.lock
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*

@@ -1,0 +1,74 @@
+"""Errors, named by consequence.
+
+    MeshError
+    ├── ConfigError            the configuration is wrong: nothing starts until it is corrected
+    ├── DataError              bytes on a disk are not what was written: the process refuses to serve them
+    │   ├── DamagedFile        with file and position
+    │   └── FolderInUse        another process holds the data folder, or the folder belongs to another node
+    ├── FrameError             a peer sent what the protocol does not allow: close that connection
+    └── LogError               a request to the log that cannot be served: answer it by name, keep the connection
+
+Every message says what is wrong, where, and what would be right.
+"""
+
+
+class MeshError(Exception):
+    """Root of what the mesh raises on purpose; anything else is a bug."""
+
+
+class ConfigError(MeshError):
+    """All that is wrong with a configuration, one problem per element of `problems`."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class DataError(MeshError):
+    """Files that cannot be trusted or used; the process must end."""
+
+
+class DamagedFile(DataError):
+    """Bytes at `position` (in bytes) of `file` fail their checksum or contradict a witness."""
+
+    def __init__(self, file: str, position: int, what: str) -> None:
+        super().__init__(f"{file}: damaged at byte {position}: {what}")
+        self.file = file
+        self.position = position
+
+
+class FolderInUse(DataError):
+    """The data folder is locked by a running process or belongs to another node."""
+
+
+class FrameError(MeshError):
+    """Bytes that are not a frame of the protocol in question; the connection is closed."""
+
+
+class LogError(MeshError):
+    """A request that the log refuses, with Kafka's error name and number where Kafka has one.
+
+    `status` is the three-digit code of a NATS status header; `details` go into headers or JSON beside the message.
+    """
+
+    def __init__(self, name: str, message: str, **details: int | str) -> None:
+        super().__init__(message)
+        self.name = name
+        self.code, self.status = LOG_ERRORS[name]
+        self.details = details
+
+
+LOG_ERRORS: dict[str, tuple[int, int]] = {
+    "OFFSET_OUT_OF_RANGE": (1, 416),
+    "CORRUPT_MESSAGE": (2, 500),
+    "UNKNOWN_STREAM": (3, 404),
+    "UNKNOWN_PARTITION": (3, 404),
+    "LEADER_NOT_AVAILABLE": (5, 503),
+    "AUTHORIZATION_FAILED": (29, 403),
+    "INVALID_REQUEST": (42, 400),
+    "STORAGE_ERROR": (56, 500),
+    "THROTTLING_QUOTA_EXCEEDED": (89, 429),
+    "UNKNOWN_REQUEST": (42, 404),
+    "NO_LOG": (5, 503),
+}
+"""Name → (Kafka error code, NATS status code). Source: Kafka protocol guide, 'Error Codes'."""
