@@ -1,0 +1,290 @@
+"""Kafka record batches, version 2: how events are stored, replicated and handed to readers.
+
+A gateway encodes events once; from then on the batch is immutable and only two fields change, both outside its CRC: the
+base offset (known when the batch is committed) and the partition leader epoch (the Raft term).
+
+    offset  size  field (big endian)                    ours
+    0       i64   baseOffset                            0 until committed
+    8       i32   batchLength, bytes after this field
+    12      i32   partitionLeaderEpoch                  0 until committed
+    16      i8    magic                                 2
+    17      u32   CRC-32C of everything from byte 21 on
+    21      i16   attributes                            0: uncompressed, create time
+    23      i32   lastOffsetDelta                       records - 1
+    27      i64   baseTimestamp, ms                     the *smallest* of the batch
+    35      i64   maxTimestamp, ms
+    43      i64   producerId                            -1: the envelope around the batch identifies it
+    51      i16   producerEpoch                         -1
+    53      i32   baseSequence                          -1
+    57      i32   records
+    61            records: varint length, i8 attributes, varlong timestamp delta, varint offset delta,
+                  key, value (each varint length or -1, bytes), varint header count, headers (key, value)
+
+An event becomes a record so: key = partition key, value = payload, headers = first `nats-subject`, then the NATS
+headers in their order. A NATS header block that is not made of plain `Name: value` lines in UTF-8 is kept whole, as the
+one header `nats-header-block`; either way the block comes back byte for byte.
+
+Source: Kafka documentation, 'Message Format'; KIP-98.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import fastcrc
+
+from protocol.errors import FrameError
+
+HEADER_BYTES = 61
+MAGIC = 2
+SUBJECT_HEADER = b"nats-subject"
+RAW_BLOCK_HEADER = b"nats-header-block"
+STATUS_LINE = b"NATS/1.0\r\n"
+
+_HEADER = struct.Struct(">qiibIhiqqqhii")
+_CRC_FROM = 21
+_LENGTH_FROM = 12
+
+
+class Event(NamedTuple):
+    """What a gateway took in: subject, partition key, time in ms, the NATS header block (b"" without), payload."""
+
+    subject: bytes
+    key: bytes
+    timestamp_ms: int
+    header_block: bytes
+    payload: bytes
+
+
+class Record(NamedTuple):
+    """An event as it stands in a log, at `offset`."""
+
+    offset: int
+    timestamp_ms: int
+    key: bytes
+    subject: bytes
+    header_block: bytes
+    payload: bytes
+
+
+class BatchHeader(NamedTuple):
+    """The fixed part of a batch; `size_bytes` is the whole batch, `next_offset` the offset behind its last record."""
+
+    base_offset: int
+    size_bytes: int
+    leader_epoch: int
+    crc: int
+    attributes: int
+    last_offset_delta: int
+    base_timestamp_ms: int
+    max_timestamp_ms: int
+    record_count: int
+
+    @property
+    def next_offset(self) -> int:
+        return self.base_offset + self.last_offset_delta + 1
+
+
+# -- encoding ---------------------------------------------------------------------------------------------------------
+
+
+def record_bytes_max(event: Event) -> int:
+    """An upper bound, in bytes, of what `event` adds to a batch."""
+    # Every header line costs its text and at most two 5-byte lengths; a line has at least 3 bytes ("a: ").
+    return len(event.subject) + len(event.key) + len(event.payload) + 5 * len(event.header_block) + 96
+
+
+def encode_batch(events: Sequence[Event]) -> bytes:
+    """The record batch of `events`, in order, at base offset 0. At least one event."""
+    base_timestamp_ms = min(event.timestamp_ms for event in events)
+    body = bytearray(HEADER_BYTES)
+    for delta, event in enumerate(events):
+        record = _encode_record(event, delta, event.timestamp_ms - base_timestamp_ms)
+        _put_varint(body, len(record))
+        body += record
+    max_timestamp_ms = max(event.timestamp_ms for event in events)
+    _HEADER.pack_into(
+        body, 0, 0, len(body) - _LENGTH_FROM, 0, MAGIC, 0, 0, len(events) - 1,
+        base_timestamp_ms, max_timestamp_ms, -1, -1, -1, len(events),
+    )  # fmt: skip
+    struct.pack_into(">I", body, 17, fastcrc.crc32.iscsi(bytes(memoryview(body)[_CRC_FROM:])))
+    return bytes(body)
+
+
+def place_batch(batch: bytes | bytearray | memoryview, base_offset: int, leader_epoch: int) -> bytes:
+    """`batch` as it stands in a log: at `base_offset`, written in term `leader_epoch`. Its CRC stays valid."""
+    placed = bytearray(batch)
+    struct.pack_into(">q", placed, 0, base_offset)
+    struct.pack_into(">i", placed, 12, leader_epoch & 0x7FFFFFFF)
+    return bytes(placed)
+
+
+def _encode_record(event: Event, offset_delta: int, timestamp_delta_ms: int) -> bytearray:
+    record = bytearray(1)  # attributes: none are defined for a record
+    _put_varint(record, timestamp_delta_ms)
+    _put_varint(record, offset_delta)
+    _put_bytes(record, event.key)
+    _put_bytes(record, event.payload)
+    headers = _record_headers(event)
+    _put_varint(record, len(headers))
+    for name, value in headers:
+        _put_bytes(record, name)
+        _put_bytes(record, value)
+    return record
+
+
+def _record_headers(event: Event) -> list[tuple[bytes, bytes]]:
+    headers = [(SUBJECT_HEADER, event.subject)]
+    if event.header_block:
+        plain = _plain_headers(event.header_block)
+        headers += [(RAW_BLOCK_HEADER, event.header_block)] if plain is None else plain
+    return headers
+
+
+def _plain_headers(block: bytes) -> list[tuple[bytes, bytes]] | None:
+    """The (name, value) pairs of `block` if it can be rebuilt from them byte for byte, else None."""
+    if not block.startswith(STATUS_LINE) or not block.endswith(b"\r\n\r\n") or not _is_utf8(block):
+        return None
+    headers = []
+    for line in block[len(STATUS_LINE) : -4].split(b"\r\n"):
+        name, separator, value = line.partition(b": ")
+        if not separator or not name or b":" in name:
+            return None
+        headers.append((name, value))
+    # A first header of this name would be taken for the marker when it is read back.
+    return None if headers[0][0] == RAW_BLOCK_HEADER else headers
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _put_bytes(out: bytearray, data: bytes) -> None:
+    _put_varint(out, len(data))
+    out += data
+
+
+def _put_varint(out: bytearray, value: int) -> None:
+    """Zig-zag varint, as Protocol Buffers have it."""
+    value = value << 1 if value >= 0 else (-value << 1) - 1
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+
+
+# -- decoding ---------------------------------------------------------------------------------------------------------
+
+
+def read_header(data: bytes | memoryview, position: int = 0) -> BatchHeader:
+    """The header of the batch at `position` of `data`. FrameError if no batch of ours can begin there."""
+    if len(data) - position < HEADER_BYTES:
+        raise FrameError(f"record batch: {len(data) - position} bytes, the header alone has {HEADER_BYTES}")
+    fields = _HEADER.unpack_from(data, position)
+    base_offset, length, epoch, magic, crc, attributes, last_delta, base_ms, max_ms, _, _, _, count = fields
+    if magic != MAGIC:
+        raise FrameError(f"record batch: magic is {magic}, ours is {MAGIC}")
+    size_bytes = length + _LENGTH_FROM
+    if size_bytes < HEADER_BYTES or count < 1 or last_delta != count - 1:
+        raise FrameError(f"record batch: length {length}, {count} records, last offset delta {last_delta}")
+    return BatchHeader(base_offset, size_bytes, epoch, crc, attributes, last_delta, base_ms, max_ms, count)
+
+
+def check_batch(data: bytes | memoryview) -> BatchHeader:
+    """The header of `data`, which must be exactly one whole batch with a right CRC; else FrameError."""
+    header = read_header(data)
+    if header.size_bytes != len(data):
+        raise FrameError(f"record batch: {len(data)} bytes, its header says {header.size_bytes}")
+    crc = fastcrc.crc32.iscsi(bytes(data[_CRC_FROM:]))
+    if crc != header.crc:
+        raise FrameError(f"record batch: CRC-32C is {crc:08x}, its header says {header.crc:08x}")
+    return header
+
+
+def split_batches(data: bytes | memoryview) -> Iterator[memoryview]:
+    """The batches that stand back to back in `data`."""
+    view, position = memoryview(data), 0
+    while position < len(view):
+        size_bytes = read_header(view, position).size_bytes
+        if position + size_bytes > len(view):
+            raise FrameError(f"record batch: {len(view) - position} bytes of {size_bytes}")
+        yield view[position : position + size_bytes]
+        position += size_bytes
+
+
+def read_records(batch: bytes | memoryview) -> Iterator[Record]:
+    """The records of one checked batch, in offset order."""
+    header = read_header(batch)
+    if header.attributes & 0x3F:
+        raise FrameError(f"record batch: attributes {header.attributes:#x}; ours are plain (0)")
+    data = bytes(batch)
+    position = HEADER_BYTES
+    try:
+        for _ in range(header.record_count):
+            length, position = _get_varint(data, position)
+            yield _read_record(data, position, header)
+            position += length
+    except IndexError as error:
+        raise FrameError("record batch: it ends within a record") from error
+
+
+def _read_record(data: bytes, position: int, header: BatchHeader) -> Record:
+    timestamp_delta_ms, position = _get_varint(data, position + 1)
+    offset_delta, position = _get_varint(data, position)
+    key, position = _get_bytes(data, position)
+    payload, position = _get_bytes(data, position)
+    count, position = _get_varint(data, position)
+    headers = []
+    for _ in range(count):
+        name, position = _get_bytes(data, position)
+        value, position = _get_bytes(data, position)
+        headers.append((name, value))
+    if not headers or headers[0][0] != SUBJECT_HEADER:
+        raise FrameError(f"record batch: a record without its {SUBJECT_HEADER.decode()} header")
+    return Record(
+        header.base_offset + offset_delta,
+        header.base_timestamp_ms + timestamp_delta_ms,
+        key,
+        headers[0][1],
+        _header_block(headers[1:]),
+        payload,
+    )
+
+
+def _header_block(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
+    if not headers:
+        return b""
+    if headers[0][0] == RAW_BLOCK_HEADER:
+        return headers[0][1]
+    return STATUS_LINE + _lines(headers) + b"\r\n"
+
+
+def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    return b"".join(b"%b: %b\r\n" % header for header in headers)
+
+
+def _get_bytes(data: bytes, position: int) -> tuple[bytes, int]:
+    length, position = _get_varint(data, position)
+    if length < 0:
+        return b"", position
+    end = position + length
+    if end > len(data):
+        raise IndexError(end)
+    return data[position:end], end
+
+
+def _get_varint(data: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return (value >> 1) ^ -(value & 1), position
+        shift += 7
+        if shift > 63:
+            raise FrameError("record batch: a varint of more than ten bytes")
