@@ -1,0 +1,72 @@
+"""Where the entries of the journal stand: 20 bytes of memory for each, no Python object.
+
+Raft indexes are consecutive, so an entry's index is its place in the arrays plus `first_index`.
+"""
+
+from array import array
+from typing import Final
+
+from sinkd.core.formats import RECORD_ALIGNMENT_BYTES
+
+_FILE_SHIFT: Final = 32
+_SLOT_MASK: Final = (1 << _FILE_SHIFT) - 1
+
+
+class EntryTable:
+    """Term, place and command length of the entries from `first_index` to before `next_index`."""
+
+    def __init__(self, first_index: int) -> None:
+        self.first_index = first_index
+        self._terms = array("Q")
+        self._places = array("Q")  # file number above, position in units of the record alignment below
+        self._lengths = array("I")
+
+    def __len__(self) -> int:
+        return len(self._terms)
+
+    @property
+    def next_index(self) -> int:
+        return self.first_index + len(self._terms)
+
+    def append(self, term: int, file: int, position: int, length: int) -> None:
+        """The entry `next_index`: its record begins at byte `position` of `file`, its command has `length` bytes."""
+        self._terms.append(term)
+        self._places.append(file << _FILE_SHIFT | position // RECORD_ALIGNMENT_BYTES)
+        self._lengths.append(length)
+
+    def prepend(self, term: int, length: int) -> None:
+        """An entry before the first one that stands in no file: its file number is 0."""
+        self._terms.insert(0, term)
+        self._places.insert(0, 0)
+        self._lengths.insert(0, length)
+        self.first_index -= 1
+
+    def truncate(self, index: int) -> None:
+        """Drops all entries from `index` on; `index` is next, even when it lies before the first entry."""
+        kept = max(0, index - self.first_index)
+        del self._terms[kept:], self._places[kept:], self._lengths[kept:]
+        self.first_index = min(self.first_index, index)
+
+    def forget(self, index: int) -> None:
+        """Drops all entries below `index`."""
+        count = index - self.first_index
+        if count > 0:
+            del self._terms[:count], self._places[:count], self._lengths[:count]
+            self.first_index = index
+
+    def term(self, index: int) -> int:
+        return self._terms[self._slot(index)]
+
+    def length(self, index: int) -> int:
+        return self._lengths[self._slot(index)]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """(file number, position of the record in bytes)."""
+        place = self._places[self._slot(index)]
+        return place >> _FILE_SHIFT, (place & _SLOT_MASK) * RECORD_ALIGNMENT_BYTES
+
+    def _slot(self, index: int) -> int:
+        slot = index - self.first_index
+        if not 0 <= slot < len(self._terms):
+            raise IndexError(f"entry {index}: the journal holds {self.first_index} to {self.next_index - 1}")
+        return slot

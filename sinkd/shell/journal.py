@@ -1,0 +1,444 @@
+"""The journal: everything that Raft promised, in one ordered, checksummed, fsynced stream of records.
+
+PySyncObj sees a list of entries `(command, index, term)` and a term with a vote; on disk both are records of the same
+stream (`sinkd.core.formats`), so that no crash can reorder them. Commands stay in the files: memory holds 20 bytes for
+each entry, and a command is read, and its checksum verified, when somebody looks at it.
+
+    add, setCurrentTerm, deleteEntriesFrom ─► pwrite at once ─► sync(): fdatasync, then a SYNCED mark
+    checkpoint written ─► cut(index): files that hold only older entries are recycled
+
+One thread adds; `sync` and `cut` may run on another one while nothing is added. `read` works from any thread, any time.
+
+A write or an fdatasync that has failed is final (the kernel may have dropped the pages and forgotten it): `failed` is
+set and every later add and sync raises, until the process has ended and read the journal anew.
+
+What PySyncObj must not do with its journal, and why, stands with `clear`, `deleteEntriesTo` and `setRaftCommitIndex`.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple, overload
+
+from protocol.errors import DamagedFile
+from protocol.limits import (
+    JOURNAL_FILE_BYTES,
+    JOURNAL_FILE_BYTES_MIN,
+    JOURNAL_ROLL_EARLY_PART,
+    JOURNAL_SLICE_BYTES_MAX,
+    JOURNAL_SLICE_ENTRIES_MAX,
+    LINK_FRAME_BYTES_MAX,
+    VOTED_FOR_BYTES_MAX,
+)
+from sinkd.core.entries import EntryTable
+from sinkd.core.formats import (
+    MARK_BYTES,
+    RECORD_ALIGNMENT_BYTES,
+    RECORD_HEADER_BYTES,
+    BadBytes,
+    JournalHeader,
+    Kind,
+    decode_record,
+    encode_record,
+    record_size,
+)
+from sinkd.shell.files import FileGone, make_folder, read_at, write_at
+from sinkd.shell.journal_files import JournalFile, JournalFiles, vote_payload
+from sinkd.shell.journal_recovery import Recovered, recover
+
+NO_OP: Final = b"\x01"  # PySyncObj's command for 'nothing'
+
+
+class Position(NamedTuple):
+    """Where a command stands: file number, position of its first byte in that file, length in bytes."""
+
+    file: int
+    position: int
+    length: int
+
+
+class JournalEntry:
+    """What PySyncObj takes for the tuple `(command, index, term)`; the command is read when it is looked at."""
+
+    __slots__ = ("_command", "_journal", "index", "length", "term")
+
+    def __init__(self, journal: "Journal", index: int, term: int, length: int) -> None:
+        self._journal, self.index, self.term, self.length = journal, index, term, length
+        self._command: bytes | None = None
+
+    @property
+    def command(self) -> bytes:
+        """DamagedFile: the bytes are not those that were added. IndexError: cut or void meanwhile."""
+        if self._command is None:
+            self._command = self._journal.command(self.index, self.term)
+        return self._command
+
+    @overload
+    def __getitem__(self, item: int) -> bytes | int: ...
+
+    @overload
+    def __getitem__(self, item: slice) -> tuple[bytes | int, ...]: ...
+
+    def __getitem__(self, item: int | slice) -> bytes | int | tuple[bytes | int, ...]:
+        if item == 1:
+            return self.index
+        if item == 2:
+            return self.term
+        return (self.command, self.index, self.term)[item]
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[bytes | int]:
+        return iter((self.command, self.index, self.term))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, tuple | JournalEntry) and tuple(self) == tuple(other)
+
+    __hash__ = None  # type: ignore[assignment]  # equal to tuples, whose hash would need the command
+
+
+class Journal:
+    """Open with `Journal.open`; hand to PySyncObj in place of its own journal."""
+
+    def __init__(self, files: JournalFiles, recovered: Recovered) -> None:
+        self._files = files
+        self._entries: EntryTable = recovered.entries
+        self._term, self._voted_for = recovered.term, recovered.voted_for
+        self._end = recovered.end
+        self._active: JournalFile
+        self._dirty = False
+        self._failed = False
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        journal_id: bytes,
+        file_bytes: int = JOURNAL_FILE_BYTES,
+        checkpoint: tuple[int, int, int] | None,
+    ) -> "Journal":
+        """The journal in `folder`, which is made if it is not there. Cuts a torn tail, with a warning in the log.
+
+        `checkpoint` = (index A, its term, the term of A - 1): entries below A - 1 are forgotten, and A - 1 and A are
+        presented even when their files are gone, since PySyncObj wants the last applied entry and the one before it.
+        DamagedFile: bytes that were synced are wrong or missing, or the journal ends before A (it was rolled back).
+        """
+        if file_bytes < JOURNAL_FILE_BYTES_MIN or file_bytes % RECORD_ALIGNMENT_BYTES or len(journal_id) != 16:
+            raise ValueError(f"journal files of {file_bytes} bytes, id of {len(journal_id)} bytes")
+        make_folder(folder)
+        recovered = recover(folder, journal_id)
+        files = JournalFiles(folder, journal_id, file_bytes, recovered.files)
+        journal = cls(files, recovered)
+        try:
+            _check_against(checkpoint, recovered, folder)
+            files.remove_leftovers()
+            if recovered.files:
+                journal._continue(recovered)
+            else:
+                journal._begin(1, 0)
+            if checkpoint is not None:
+                journal._adopt(*checkpoint)
+        except BaseException:  # whatever it was, the descriptors are nobody's now
+            journal.close()
+            raise
+        return journal
+
+    # -- adding -------------------------------------------------------------------------------------------------------
+
+    def add(self, command: bytes, idx: int, term: int) -> None:
+        """Writes an entry to the page cache. ValueError: not the next index, or too large. OSError: see `failed`."""
+        if idx != self._entries.next_index:
+            raise ValueError(f"entry {idx} cannot be added, {self._entries.next_index} is next")
+        if len(command) > LINK_FRAME_BYTES_MAX:
+            raise ValueError(f"a command of {len(command)} bytes; {LINK_FRAME_BYTES_MAX} is the most")
+        position = self._write(Kind.ENTRY, term, idx, command)
+        self._entries.append(term, self._active.number, position, len(command))
+
+    def deleteEntriesFrom(self, entryFrom: int) -> None:
+        """Makes the entries from position `entryFrom` (in this list) on void. The first entry cannot be."""
+        if entryFrom < 1:
+            raise ValueError(f"position {entryFrom} cannot be truncated: the journal's first entry stays")
+        if entryFrom < len(self._entries):
+            index = self._entries.first_index + entryFrom
+            self._write(Kind.TRUNCATE, 0, index)
+            self._entries.truncate(index)
+
+    def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
+        """Term and vote, in the same stream as the entries. They hold once `sync` has returned."""
+        record = vote_payload(term, votedForNodeId)
+        if len(record[2]) > VOTED_FOR_BYTES_MAX:
+            raise ValueError(f"a node id of {len(record[2])} bytes; {VOTED_FOR_BYTES_MAX} is the most")
+        self._write(Kind.VOTE, *record)
+        self._term, self._voted_for = term, votedForNodeId
+
+    def sync(self) -> None:
+        """Blocks until everything added is on the disk. OSError is final, see `failed`."""
+        self._check_usable()
+        if not self._dirty:
+            return
+        try:
+            os.fdatasync(self._active.descriptor)
+            free = self._active.file_bytes - self._end
+            if free < self._active.file_bytes // JOURNAL_ROLL_EARLY_PART and self._files.spare_bytes:
+                self._roll(0)  # here nobody waits for it; within `add` the event loop would
+            else:
+                self._mark()
+        except OSError:
+            self._failed = True
+            raise
+        self._dirty = False
+
+    @property
+    def dirty(self) -> bool:
+        """Whether something was added since the last `sync`."""
+        return self._dirty
+
+    @property
+    def failed(self) -> bool:
+        """Whether a write or an fdatasync has failed: what is on the disk is unknown, nothing can be added."""
+        return self._failed
+
+    def _write(self, kind: Kind, term: int, index: int, payload: bytes = b"") -> int:
+        """Appends a record; its position in the active file."""
+        self._check_usable()
+        size_bytes = record_size(len(payload))
+        try:
+            if not self._active.fits(self._end, size_bytes):
+                self._roll(size_bytes)
+            position = self._end
+            record = encode_record(self._active.seed, position, kind, term, index, payload)
+            write_at(self._active.descriptor, record, position)
+        except OSError:
+            self._failed = True
+            raise
+        self._end += size_bytes
+        self._dirty = True
+        return position
+
+    def _mark(self) -> None:
+        """Says that everything up to here was synced. Every record leaves room for one mark behind it."""
+        record = encode_record(self._active.seed, self._end, Kind.SYNCED, self._end, self._active.number)
+        write_at(self._active.descriptor, record, self._end)
+        self._end += MARK_BYTES
+
+    def _roll(self, record_bytes: int) -> None:
+        """Goes on in a new file. The old one is fsynced first: only the last file may have a torn tail."""
+        os.fdatasync(self._active.descriptor)
+        self._begin(self._active.number + 1, self._end, record_bytes)
+
+    def _begin(self, number: int, previous_end: int, record_bytes: int = 0) -> None:
+        header = JournalHeader(self._files.journal_id, number, 0, self._entries.next_index, previous_end)
+        size_bytes = self._files.size_for(record_bytes, self._voted_for)
+        self._active, self._end = self._files.begin(header, (self._term, self._voted_for), size_bytes)
+
+    def _check_usable(self) -> None:
+        if self._failed:
+            raise OSError(errno.EIO, "an earlier write to the journal failed; end the process", str(self._files.folder))
+
+    # -- room ---------------------------------------------------------------------------------------------------------
+
+    def room(self, size_bytes: int) -> bool:
+        """Whether a command of so many bytes fits without making a file: where it ends or in the spare."""
+        record_bytes = record_size(size_bytes)
+        fits = self._active.fits(self._end, record_bytes)
+        return fits or self._files.spare_bytes >= self._files.size_for(record_bytes, self._voted_for)
+
+    def prepare_spare(self, size_bytes: int = 0) -> None:
+        """Makes the file that comes next, ahead of need; at once if it is there. Blocks; may run on a thread any time.
+
+        With `size_bytes`, one that holds a command of that size. OSError (disk full): nothing has changed or failed.
+        """
+        self._files.prepare_spare(self._files.size_for(record_size(size_bytes), self._voted_for))
+
+    # -- forgetting ---------------------------------------------------------------------------------------------------
+
+    def cut(self, index: int) -> None:
+        """Forgets the entries below `index`; files that hold only such ones are recycled, oldest first.
+
+        Only when a checkpoint at `index + 1` or behind it is durable. Blocks. ValueError: beyond the journal's end.
+        """
+        if index > self.last_index:
+            raise ValueError(f"the journal cannot be cut at entry {index}, it ends at {self.last_index}")
+        if index <= self.first_index:
+            return
+        keep, _ = self._entries.place(index)
+        self._entries.forget(index)
+        self._files.drop_before(keep)
+
+    def clear(self) -> None:
+        raise RuntimeError("PySyncObj may not clear the journal: a crash before its next add would leave it empty")
+
+    def deleteEntriesTo(self, entryTo: int) -> None:
+        raise RuntimeError("PySyncObj's compaction is off: the flush loop cuts the journal behind its checkpoint")
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    @overload
+    def __getitem__(self, item: int) -> JournalEntry: ...
+
+    @overload
+    def __getitem__(self, item: slice) -> list[JournalEntry]: ...
+
+    def __getitem__(self, item: int | slice) -> JournalEntry | list[JournalEntry]:
+        """An entry, or a bounded list of them: a slice may be shorter than asked for, and never counts from the end."""
+        if isinstance(item, slice):
+            return self._slice(item)
+        count = len(self._entries)
+        if not -count <= item < count:
+            raise IndexError(f"position {item} of {count} entries")
+        return self._entry(self._entries.first_index + item % count)
+
+    def _slice(self, item: slice) -> list[JournalEntry]:
+        if item.step not in (None, 1):
+            raise ValueError(f"a slice of the journal in steps of {item.step}")
+        start = max(0, item.start or 0)
+        stop = min(len(self._entries), start + JOURNAL_SLICE_ENTRIES_MAX)
+        if item.stop is not None:
+            stop = min(stop, item.stop)
+        taken: list[JournalEntry] = []
+        size_bytes = 0
+        for index in range(self._entries.first_index + start, self._entries.first_index + stop):
+            size_bytes += self._entries.length(index)
+            if taken and size_bytes > JOURNAL_SLICE_BYTES_MAX:
+                break
+            taken.append(self._entry(index))
+        return taken
+
+    def _entry(self, index: int) -> JournalEntry:
+        return JournalEntry(self, index, self._entries.term(index), self._entries.length(index))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def command(self, index: int, term: int) -> bytes:
+        """The command of entry `index`, checked. IndexError: the journal has no such entry of that term."""
+        number, position = self._entries.place(index)
+        if self._entries.term(index) != term:
+            raise IndexError(f"entry {index} of term {term} is void, the journal has one of another term")
+        if number == 0:
+            return NO_OP
+        length = self._entries.length(index)
+        file = self._file(number)
+        with file.reading() as descriptor:
+            data = read_at(descriptor, record_size(length), position)
+        try:
+            record = decode_record(data, 0, position, file.seed)
+        except BadBytes as error:
+            raise DamagedFile(str(file.path), position, str(error)) from error
+        if record is None or record[:4] != (Kind.ENTRY, term, index, length):
+            raise DamagedFile(str(file.path), position, f"entry {index} of term {term} should be here")
+        return data[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + length]
+
+    def locate(self, index: int) -> Position:
+        """Where the command of entry `index` stands, for `read`. IndexError: not in the journal's files."""
+        number, position = self._entries.place(index)
+        if number == 0:
+            raise IndexError(f"entry {index} stands in no file, only its term is known")
+        return Position(number, position + RECORD_HEADER_BYTES, self._entries.length(index))
+
+    def read(self, position: Position, start: int, length: int) -> bytes:
+        """Bytes `start` to `start + length` of a command, from any thread; unchecked, the CRC is over all of it.
+
+        FileGone (an OSError): cut meanwhile, the bytes are elsewhere. DamagedFile: the file has become shorter.
+        """
+        if start < 0 or length < 0 or start + length > position.length:
+            raise ValueError(f"bytes {start} to {start + length} of a command of {position.length}")
+        file = self._file(position.file)
+        with file.reading() as descriptor:
+            data = read_at(descriptor, length, position.position + start)
+        if len(data) != length:
+            raise DamagedFile(str(file.path), position.position + start, f"{len(data)} bytes are left of {length}")
+        return data
+
+    def _file(self, number: int) -> JournalFile:
+        file = self._files.get(number)
+        if file is None:
+            raise FileGone(errno.ESTALE, "the journal was cut behind this file", f"{number:016x}.journal")
+        return file
+
+    # -- term, vote, commit index -------------------------------------------------------------------------------------
+
+    def getCurrentTerm(self) -> int:
+        return self._term
+
+    def getVotedForNodeId(self) -> str | None:
+        return self._voted_for
+
+    def setRaftCommitIndex(self, raftCommitIndex: int) -> None:
+        """Not kept: one that is ahead of a journal that lost its tail would have a new leader acknowledge thin air."""
+
+    def getRaftCommitIndex(self) -> int:
+        """What is surely committed: the checkpoint's entry (the second one here), or entry 1."""
+        first = self.first_index
+        return min(first + 1, self.last_index) if first > 1 else 1
+
+    def onOneSecondTimer(self) -> None:
+        """PySyncObj's journal writes its commit index here; ours keeps none."""
+
+    # -- numbers ------------------------------------------------------------------------------------------------------
+
+    @property
+    def first_index(self) -> int:
+        return self._entries.first_index
+
+    @property
+    def last_index(self) -> int:
+        """`first_index - 1` while the journal is empty."""
+        return self._entries.next_index - 1
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files on the disk, spare included."""
+        return self._files.size_bytes
+
+    @property
+    def file_count(self) -> int:
+        return len(self._files)
+
+    # -- opening and closing ------------------------------------------------------------------------------------------
+
+    def _continue(self, recovered: Recovered) -> None:
+        """What was found counts from now on, so it has to be durable: it may stand in the page cache only."""
+        self._active = recovered.files[-1]
+        os.fdatasync(self._active.descriptor)
+        if not recovered.ends_with_mark:
+            self._mark()
+
+    def _adopt(self, index: int, term: int, previous_term: int) -> None:
+        for missing, its_term in ((index, term), (index - 1, previous_term)):
+            if 1 <= missing < self._entries.first_index:
+                self._entries.prepend(its_term, len(NO_OP))
+        self.cut(index - 1)
+
+    def close(self) -> None:
+        """Closes the files, without a sync."""
+        self._files.close()
+
+    def _destroy(self) -> None:
+        self.close()
+
+
+def _check_against(checkpoint: tuple[int, int, int] | None, recovered: Recovered, folder: Path) -> None:
+    """The witness: what the checkpoint knows must be in the journal, or have been cut from it. DamagedFile if not."""
+    entries = recovered.entries
+    first_file = str(recovered.files[0].path if recovered.files else folder)
+    if checkpoint is None:
+        if entries.first_index != 1:
+            raise DamagedFile(first_file, 0, f"it begins at entry {entries.first_index}, and there is no checkpoint")
+        return
+    index, *terms = checkpoint
+    if entries.next_index <= index:
+        last_file = str(recovered.files[-1].path if recovered.files else folder)
+        what = f"the journal ends at entry {entries.next_index - 1}, the checkpoint knows {index}: it was rolled back"
+        raise DamagedFile(last_file, recovered.end, what)
+    if entries.first_index > index + 1:
+        what = f"it begins at entry {entries.first_index}, the checkpoint ends at {index}: files are missing"
+        raise DamagedFile(first_file, 0, what)
+    for known, term in zip((index, index - 1), terms, strict=True):
+        if known >= entries.first_index and entries.term(known) != term:
+            number, position = entries.place(known)
+            what = f"entry {known} is of term {entries.term(known)}, the checkpoint says {term}"
+            raise DamagedFile(str(folder / f"{number:016x}.journal"), position, what)
