@@ -20,6 +20,14 @@ PINGS_OUTSTANDING_MAX: Final = 2
 AUTH_TIMEOUT_MS: Final = 2_000
 SUBJECT_TOKENS_MAX: Final = 1_024  # of a subscription; deeper ones only cost memory
 ROUTE_PLANS_MAX: Final = 65_536  # cached subjects of one gateway, then the cache starts anew
+ROUTE_PLAN_CHARACTERS_MAX: Final = 256  # longer subjects are looked up every time
+PERMISSION_VERDICTS_MAX: Final = 4_096  # cached publish permissions of one user, then the cache starts anew
+RESPONSES_TRACKED_MAX: Final = 4_096  # reply subjects that one connection may still answer (allow_responses)
+FIRST_PING_MS: Final = 2_000  # after CONNECT, as in nats-server
+STALL_MS: Final = 10  # a publisher waits this long per read for a subscriber that falls behind
+WRITES_CHECK_MS: Final = 500  # how often write deadlines are looked at
+PASSWORD_BYTES_MAX: Final = 72  # what bcrypt looks at; longer ones are refused
+MONITOR_LIST_DEFAULT: Final = 1_024  # connections or subscriptions in one answer of the monitor
 
 # -- record batches and the way to the sink ---------------------------------------------------------------------------
 BATCH_BYTES_TARGET: Final = 256 * KIB  # a batch is closed when it reaches this
@@ -31,13 +39,25 @@ OUTBOX_BYTES_MAX: Final = 64 * MIB  # per stream
 NEVER_SENT_REFUSE_MS: Final = 5_000  # no leader for this long and never sent: 503
 COMMAND_BYTES_TARGET: Final = 1 * MIB  # envelopes packed into one Raft command
 LINK_FRAME_BYTES_MAX: Final = 16 * MIB
+LINK_REQUESTS_MAX: Final = 4_096  # reads under way on one link
+LINK_REQUEST_MS_MAX: Final = 10_000  # for an answer, beside what the request itself may wait
+LINK_PING_INTERVAL_MS: Final = 1_000
+LINK_SILENCE_MS_MAX: Final = 5_000  # a sink that says nothing for so long is given up
+LINK_RETRY_MS_MAX: Final = 1_000
 
 # -- the log ----------------------------------------------------------------------------------------------------------
 JOURNAL_FILE_BYTES: Final = 64 * MIB
 JOURNAL_SLICE_ENTRIES_MAX: Final = 256  # bounds what one tick applies and sends
 JOURNAL_SLICE_BYTES_MAX: Final = 8 * MIB
+JOURNAL_FILE_BYTES_MIN: Final = 4 * KIB  # head, a vote and one small entry
+JOURNAL_ROLL_EARLY_PART: Final = 16  # a file is left when less than this part of it is free, at a sync
+VOTED_FOR_BYTES_MAX: Final = 512  # node id in a vote
+ZERO_CHUNK_BYTES: Final = 1 * MIB  # files are zeroed in writes of this size
 SEGMENT_BYTES: Final = 64 * MIB
 INDEX_INTERVAL_BYTES: Final = 64 * KIB  # one sparse index entry per this many bytes of a segment
+SEGMENTS_OPEN_MAX: Final = 8  # finished segments whose descriptor and index one partition keeps at hand
+SEGMENT_SCAN_BYTES: Final = 1 * MIB  # a scan that checks batches reads so much at a time
+SEGMENT_WALK_BYTES: Final = 16 * KIB  # a search that looks at batch headers alone reads so much at a time
 FLUSH_BYTES: Final = 4 * MIB  # journal bytes that wait for a segment before the writer runs
 FLUSH_INTERVAL_MS: Final = 1_000
 DISK_RESERVE_BYTES: Final = 1024 * MIB
@@ -47,7 +67,27 @@ DEDUP_IDS_MAX: Final = 250_000  # per partition
 # -- reading history --------------------------------------------------------------------------------------------------
 FETCH_RECORDS_DEFAULT: Final = 1_000
 FETCH_BYTES_DEFAULT: Final = 1 * MIB
-FETCH_BYTES_MAX: Final = 64 * MIB
+FETCH_BYTES_MAX: Final = 8 * MIB  # of one request; below a link frame
 FETCH_WAIT_MS_MAX: Final = 60_000
 FETCH_CHUNK_BYTES: Final = 1 * MIB  # what the gateway pulls from a sink at a time
 FETCHES_PER_CONNECTION_MAX: Final = 64
+FETCH_SCAN_BYTES_MAX: Final = 64 * MIB  # of the log, looked at for one request with a filter
+FETCH_PENDING_PART: Final = 4  # a reader has at most 1/4 of its pending limit queued before more is pulled
+
+# -- configuration ----------------------------------------------------------------------------------------------------
+CONFIG_CHARACTERS_MAX: Final = 4 * MIB  # of the whole file
+CONFIG_DURATION_MS_MAX: Final = 36_500 * 86_400_000  # a hundred years
+CONFIG_PAYLOAD_BYTES_MAX: Final = 64 * MIB  # what `max_payload` may be raised to
+NAME_CHARACTERS_MAX: Final = 128  # of a mesh, zone, node or stream
+STREAMS_MAX: Final = 1_000
+STREAM_SUBJECTS_MAX: Final = 2_000  # patterns of all streams together
+PARTITIONS_MAX: Final = 1_024  # of one stream
+GROUPS_MAX: Final = 64  # Raft groups of one zone
+WORKERS_MAX: Final = 256  # processes on one client port
+DEDUP_IDS_CEILING: Final = 10_000_000  # what `dedup.ids_max` may be raised to
+HOLD_AGE_MS: Final = 86_400_000  # kept for a zone that lags
+HOLD_BYTES: Final = 10 * 1024 * MIB
+OUTBOX_STALL_MS: Final = 30_000  # a full outbox pauses one client connection for at most this long
+GEO_TIMEOUT_MS: Final = 5_000
+RESPONSES_MAX: Final = 1  # allow_responses = true: replies to one request, as in nats-server
+RESPONSES_EXPIRE_MS: Final = 120_000

@@ -1,0 +1,170 @@
+"""`$LOG`: history over plain NATS request-reply, with Kafka's names.
+
+    $LOG.METADATA[.<stream>]            → JSON
+    $LOG.OFFSETS.<stream>               {partitions, at: earliest|latest|timestamp|until, timestamp}      → JSON
+    $LOG.FETCH.<stream>.<partition>     {offset | timestamp, max_records, max_bytes, max_wait_ms, end_offset, filter}
+                                        → messages on the inbox, then one status message
+
+Each message of a fetch shows the event's payload and headers; what the log says of it stands in headers before them:
+
+    Log-Stream Log-Zone Log-Partition Log-Offset Log-Timestamp Nats-Subject
+
+A publisher's own headers of these names come back as `Original-<name>`, and its own status line as `Original-Status`,
+so that nothing can be forged. The answer ends with `204 EOB` (Log-Next-Offset, Log-High-Watermark, Log-Start-Offset) or
+with an error: `NATS/1.0 <status> <NAME>` and `Log-Error: <what is wrong and what would be right>`.
+
+`<stream>` is the own zone's log, `<stream>@<zone>` another's. Times are integer milliseconds since 1970.
+"""
+
+import base64
+import difflib
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+from protocol import subjects
+from protocol.errors import LogError
+from protocol.limits import FETCH_BYTES_DEFAULT, FETCH_BYTES_MAX, FETCH_RECORDS_DEFAULT, FETCH_WAIT_MS_MAX
+from protocol.records import STATUS_LINE, Record
+
+_OURS = (b"log-", b"nats-subject:", b"original-", b"status:", b"description:")
+
+
+class FetchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Where to begin (exactly one of `offset`, `timestamp`) and when to stop; `end_offset` is exclusive."""
+
+    offset: int | None = None
+    timestamp: int | None = None
+    max_records: int = FETCH_RECORDS_DEFAULT
+    max_bytes: int = FETCH_BYTES_DEFAULT
+    max_wait_ms: int = 0
+    end_offset: int | None = None
+    filter: str | None = None
+
+
+class OffsetsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Without `partitions`: all of the stream."""
+
+    at: Literal["earliest", "latest", "timestamp", "until"]
+    partitions: tuple[int, ...] | None = None
+    timestamp: int | None = None
+
+
+class MetadataRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    pass
+
+
+Request = TypeVar("Request", FetchRequest, OffsetsRequest, MetadataRequest)
+
+
+def read_request(kind: type[Request], body: bytes) -> Request:
+    """The request in `body` (JSON; empty is `{}`). LogError INVALID_REQUEST says which field is wrong and how."""
+    try:
+        request = msgspec.json.decode(body or b"{}", type=kind)
+    except msgspec.MsgspecError as error:
+        raise LogError("INVALID_REQUEST", _what_is_wrong(kind, body, error)) from error
+    if isinstance(request, FetchRequest):
+        _check_fetch(request)
+    if isinstance(request, OffsetsRequest) and (request.at in ("timestamp", "until")) != (
+        request.timestamp is not None
+    ):
+        raise LogError(
+            "INVALID_REQUEST", f"at: {request.at!r} and timestamp: timestamp and until need one, others none"
+        )
+    return request
+
+
+def _what_is_wrong(kind: type[Any], body: bytes, error: msgspec.MsgspecError) -> str:
+    fields = kind.__struct_fields__
+    known = ", ".join(fields) or "none"
+    try:
+        given = msgspec.json.decode(body)
+    except msgspec.MsgspecError:
+        return f"the request is not JSON: {error}; an object with fields among {known} is expected"
+    for name in given if isinstance(given, dict) else ():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            return f"unknown field {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {known}")
+    return f"{error}; fields are {known}"
+
+
+def _check_fetch(request: FetchRequest) -> None:
+    problems = []
+    if (request.offset is None) == (request.timestamp is None):
+        problems.append("exactly one of offset and timestamp says where to begin")
+    bounds: dict[str, tuple[int | None, int, int]] = {
+        "offset": (request.offset, 0, 2**63 - 1),
+        "timestamp": (request.timestamp, 0, 2**63 - 1),
+        "end_offset": (request.end_offset, 0, 2**63 - 1),
+        "max_records": (request.max_records, 1, 2**31 - 1),
+        "max_bytes": (request.max_bytes, 1, FETCH_BYTES_MAX),
+        "max_wait_ms": (request.max_wait_ms, 0, FETCH_WAIT_MS_MAX),
+    }
+    for name, (value, least, most) in bounds.items():
+        if value is not None and not least <= value <= most:
+            problems.append(f"{name} must be from {least} to {most}, got {value}")
+    if request.filter is not None and not subjects.is_valid_pattern(request.filter):
+        problems.append(f"filter {request.filter!r} is not a subject pattern, like orders.> or orders.*.paid")
+    if problems:
+        raise LogError("INVALID_REQUEST", "; ".join(problems))
+
+
+def stream_and_zone(name: str, own_zone: str) -> tuple[str, str]:
+    """`orders` → (orders, own zone); `orders@eu` → (orders, eu)."""
+    stream, separator, zone = name.partition("@")
+    return stream, zone if separator else own_zone
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def record_headers(stream: str, zone: str, partition: int, record: Record) -> bytes:
+    """The header block with which `record` is shown to a reader."""
+    ours = (
+        f"Log-Stream: {stream}\r\nLog-Zone: {zone}\r\nLog-Partition: {partition}\r\nLog-Offset: {record.offset}\r\n"
+        f"Log-Timestamp: {record.timestamp_ms}\r\n"
+    ).encode()
+    return b"%bNats-Subject: %b\r\n%b\r\n" % (
+        STATUS_LINE + ours,
+        record.subject,
+        _publishers_lines(record.header_block),
+    )
+
+
+def _publishers_lines(block: bytes) -> bytes:
+    """The publisher's header lines, each ended by CR LF, with nothing left in them that could pass for ours."""
+    if not block:
+        return b""
+    status, end, lines = block.partition(b"\r\n")
+    if not (status.startswith(b"NATS/1.0") and end and (lines == b"\r\n" or lines.endswith(b"\r\n\r\n"))):
+        # Not a header block that a client could read, or that we could add lines to: hand it over as one value.
+        return b"Original-Header-Block: " + base64.b64encode(block) + b"\r\n"
+    kept = [b"Original-Status:" + status[8:]] if status != b"NATS/1.0" else []
+    for line in lines[:-4].split(b"\r\n") if len(lines) > 2 else []:
+        kept.append(b"Original-" + line if line.lower().startswith(_OURS) else line)
+    return b"".join(line + b"\r\n" for line in kept)
+
+
+def end_of_batch(next_offset: int, high_watermark: int, start_offset: int) -> bytes:
+    """The header block that ends a fetch."""
+    return (
+        f"NATS/1.0 204 EOB\r\nLog-Next-Offset: {next_offset}\r\nLog-High-Watermark: {high_watermark}\r\n"
+        f"Log-Start-Offset: {start_offset}\r\n\r\n"
+    ).encode()
+
+
+def error_headers(error: LogError) -> bytes:
+    """The header block that ends a fetch which failed."""
+    lines = [f"NATS/1.0 {error.status} {error.name}", f"Log-Error: {_one_line(str(error))}"]
+    lines += [f"Log-{name.replace('_', '-').title()}: {value}" for name, value in error.details.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "replace")
+
+
+def error_json(error: LogError) -> bytes:
+    """The JSON answer to a request that failed."""
+    body = {"code": error.code, "name": error.name, "message": _one_line(str(error)), **error.details}
+    return msgspec.json.encode({"error": body})
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.encode("utf-8", "replace").decode().split())

@@ -1,0 +1,142 @@
+"""What a publisher may ask of the log with headers, and what the log answers: JetStream's words.
+
+A publish that carries one of the headers below is answered by the log, whatever the stream's `reply` says. Names are
+case-sensitive, the first of several counts, as in nats-server. A header that asks for a guarantee which we do not give
+is refused with JetStream's own error, never ignored: its publisher would rely on what nobody does.
+
+Source: NATS ADR-1, ADR-22; texts and codes observed on nats-server 2.15.1. `Mesh-Ack` is ours: logged, quorum, geo.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+from protocol.streams import sequence_of
+
+ACK_LEVELS = ("logged", "quorum", "geo")
+
+
+class Refusal(NamedTuple):
+    """An error answer: this publish is not in the log and never will be."""
+
+    code: int
+    err_code: int
+    description: str
+
+
+class PublishHeaders(NamedTuple):
+    """What the header block of a publish asks for; `asks` is whether it asks for anything."""
+
+    asks: bool = False
+    msg_id: bytes | None = None
+    expect_stream: bytes | None = None
+    expect_last_sequence: int | None = None
+    expect_last_id: bytes | None = None
+    ack: str | None = None
+    refusal: Refusal | None = None
+
+
+OUTBOX_FULL = Refusal(429, 10167, "too many requests")
+TOO_LARGE = Refusal(400, 10054, "message size exceeds maximum allowed")
+WRONG_STREAM = Refusal(400, 10060, "expected stream does not match")
+NO_LEADER = Refusal(503, 10077, "no sink leads this stream: never sent, not in the log")
+RETIRED = Refusal(503, 10077, "the stream was taken out of the configuration: not in the log")
+STORAGE_FULL = Refusal(503, 10077, "storage full: the sink's disk is below its reserve")
+
+_UNAVAILABLE: dict[bytes, Refusal] = {
+    b"Nats-TTL": Refusal(400, 10166, "per-message TTL is disabled"),
+    b"Nats-Rollup": Refusal(500, 10111, "rollup not permitted"),
+    b"Nats-Incr": Refusal(400, 10168, "message counters is disabled"),
+    b"Nats-Batch-Id": Refusal(400, 10174, "atomic publish is disabled"),
+    b"Nats-Schedule": Refusal(400, 10188, "message schedules is disabled"),
+    b"Nats-Expected-Last-Subject-Sequence": Refusal(
+        400, 10003, "Nats-Expected-Last-Subject-Sequence is not kept here: use Nats-Expected-Last-Sequence"
+    ),
+}
+_PREFIXES = (b"\r\nNats-", b"\r\nMesh-Ack:")
+
+
+def wrong_last_sequence(found: str) -> Refusal:
+    return Refusal(400, 10071, f"wrong last sequence: {found}")
+
+
+def wrong_last_id(found: str) -> Refusal:
+    return Refusal(400, 10070, f"wrong last msg ID: {found}")
+
+
+def several_partitions(header: str, stream: str, partitions: int) -> Refusal:
+    return Refusal(400, 10003, f"{header} needs a stream of one partition; {stream} has {partitions}")
+
+
+def read_publish_headers(block: bytes) -> PublishHeaders:
+    """What `block` (a whole NATS header block, or b"") asks of the log."""
+    if not any(prefix in block for prefix in _PREFIXES):
+        return PublishHeaders()
+    fields = _fields(block)
+    refusal = next((refusal for name, refusal in _UNAVAILABLE.items() if name in fields), None)
+    sequence, bad_sequence = _sequence(fields.get(b"Nats-Expected-Last-Sequence"))
+    ack, bad_ack = _ack(fields.get(b"Mesh-Ack"))
+    headers = PublishHeaders(
+        msg_id=fields.get(b"Nats-Msg-Id") or None,
+        expect_stream=fields.get(b"Nats-Expected-Stream") or None,
+        expect_last_sequence=sequence,
+        expect_last_id=fields.get(b"Nats-Expected-Last-Msg-Id") or None,
+        ack=ack,
+        refusal=refusal or bad_sequence or bad_ack,
+    )
+    return headers._replace(asks=any(field is not None for field in headers[1:]))
+
+
+def _fields(block: bytes) -> dict[bytes, bytes]:
+    fields: dict[bytes, bytes] = {}
+    for line in block.split(b"\r\n")[1:]:
+        name, separator, value = line.partition(b":")
+        if separator:
+            fields.setdefault(name, value.strip(b" \t"))
+    return fields
+
+
+def _sequence(value: bytes | None) -> tuple[int | None, Refusal | None]:
+    if value is None:
+        return None, None
+    if value.isdigit() and len(value) < 20:
+        return int(value), None
+    return None, Refusal(400, 10003, f"Nats-Expected-Last-Sequence must be a number, got {_shown(value)}")
+
+
+def _ack(value: bytes | None) -> tuple[str | None, Refusal | None]:
+    if value is None:
+        return None, None
+    text = value.decode("utf-8", "replace")
+    if text == "geo":
+        return None, Refusal(400, 10003, "Mesh-Ack: geo is not available: no other zone keeps this stream")
+    if text in ACK_LEVELS:
+        return text, None
+    return None, Refusal(400, 10003, f"Mesh-Ack must be one of {', '.join(ACK_LEVELS)}, got {_shown(value)}")
+
+
+def _shown(value: bytes) -> str:
+    return repr(value[:40].decode("utf-8", "replace"))
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def pub_ack(stream: str, zone: str, partition: int, partitions: int, offset: int, *, duplicate: bool = False) -> bytes:
+    """The PubAck of an event that is committed and fsynced at `offset`."""
+    answer: dict[str, str | int | bool] = {"stream": stream, "seq": sequence_of(offset, partition, partitions)}
+    if duplicate:
+        answer["duplicate"] = True
+    return msgspec.json.encode(answer | {"domain": zone, "partition": partition, "offset": offset, "zone": zone})
+
+
+def logged_ack(stream: str, zone: str, partition: int) -> bytes:
+    """The PubAck of a stream with `ack = "logged"`: in the outbox and on its way; its offset is not known yet."""
+    return msgspec.json.encode(
+        {"stream": stream, "seq": 0, "domain": zone, "partition": partition, "zone": zone, "ack": "logged"}
+    )
+
+
+def error_answer(stream: str, refusal: Refusal) -> bytes:
+    """The error answer to a publish."""
+    return msgspec.json.encode({"error": refusal._asdict(), "stream": stream, "seq": 0})

@@ -1,0 +1,86 @@
+"""Raft commands: what the replicated state machine is asked to do, as bytes.
+
+    u8 version   u8 kind   u64 leader's time, ms (little endian)   body
+
+`APPEND` carries parcels (`protocol.envelope`) back to back, so that the batches in it keep the bytes that the gateway
+made and can later be read straight from the journal. The other bodies are one msgpack value.
+"""
+
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from protocol.errors import FrameError
+
+COMMAND_VERSION = 1
+CONFIGURE, OPEN, APPEND, TRIM = 1, 2, 3, 4
+_PREFIX = struct.Struct("<BBQ")
+BODY_POSITION = _PREFIX.size
+
+
+class StreamDefinition(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """What the configuration says of a stream; `incarnation` is used only if the stream is new."""
+
+    name: str
+    incarnation: bytes
+    subjects: tuple[str, ...]
+    partitions: int
+    key: str
+    ack: str
+    reply: str
+    dedup_window_ms: int
+    dedup_ids_max: int
+    outbox_bytes: int
+    outbox_overflow: str
+    outbox_stall_ms: int
+    retention_age_ms: int
+    retention_bytes: int
+
+
+class Configure(msgspec.Struct, array_like=True, frozen=True):
+    """The streams of the zone from `revision` on. Streams that are not in it are retired."""
+
+    revision: int
+    streams: tuple[StreamDefinition, ...]
+
+
+class OpenProducer(msgspec.Struct, array_like=True, frozen=True):
+    node: str
+    worker: int
+    nonce: bytes
+
+
+class Trim(msgspec.Struct, array_like=True, frozen=True):
+    """History below `to_offset` is over."""
+
+    stream: str
+    incarnation: bytes
+    partition: int
+    to_offset: int
+
+
+class Command(NamedTuple):
+    kind: int
+    time_ms: int
+    body: memoryview
+
+
+def encode(kind: int, time_ms: int, body: msgspec.Struct) -> bytes:
+    return _PREFIX.pack(COMMAND_VERSION, kind, time_ms) + msgspec.msgpack.encode(body)
+
+
+def encode_append(time_ms: int, parcels: Iterable[bytes]) -> bytes:
+    """The command that appends `parcels`, in order."""
+    return b"".join((_PREFIX.pack(COMMAND_VERSION, APPEND, time_ms), *parcels))
+
+
+def decode(data: bytes) -> Command:
+    """FrameError: not a command of this version; a state machine that meets one must stop."""
+    if len(data) < BODY_POSITION:
+        raise FrameError(f"raft command of {len(data)} bytes")
+    version, kind, time_ms = _PREFIX.unpack_from(data)
+    if version != COMMAND_VERSION:
+        raise FrameError(f"raft command: version {version}, ours is {COMMAND_VERSION}")
+    return Command(kind, time_ms, memoryview(data)[BODY_POSITION:])

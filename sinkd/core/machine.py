@@ -1,0 +1,279 @@
+"""The replicated state machine of a Raft group: commands in, results out.
+
+Deterministic: time comes with the command, chance (incarnations, nonces) too; the same commands give the same state on
+every member. It does no I/O: where a batch was committed is returned as a `Placement`, and the shell puts it there.
+
+A producer's batches come in sequence. `last + 1` is taken; what is at or below `last` was answered before and gets the
+same answer again; more is `OUT_OF_ORDER` and the gateway goes back. A conditional batch whose expectation fails is
+answered for good: its sequence is spent, or a retry could succeed where the first attempt failed. A batch with ids that
+the window knows is refused whole and its span is *not* spent: batches are immutable, so the gateway builds it again
+without those records.
+"""
+
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from protocol import envelope as envelopes
+from protocol.envelope import Envelope, Parcel
+from protocol.errors import FrameError
+from protocol.limits import PRODUCER_RESULTS_KEPT
+from protocol.link import Appended, Opened, Refused
+from protocol.records import BatchHeader, read_header
+from protocol.streams import StreamState
+from sinkd.core import commands
+from sinkd.core.commands import BODY_POSITION, Configure, OpenProducer, StreamDefinition, Trim
+from sinkd.core.state import STATE_VERSION, Answer, PartitionState, Producer, Progress, State, Stream
+
+
+class Placement(NamedTuple):
+    """A committed batch: `position` and `size_bytes` say where it stands in its command."""
+
+    stream: StreamState
+    partition: int
+    base_offset: int
+    header: BatchHeader
+    position: int
+
+
+class Taken(NamedTuple):
+    """A parcel was decided: what to tell its gateway, and where its batch goes if it was taken."""
+
+    answer: Appended | Refused
+    placement: Placement | None = None
+
+
+class Configured(NamedTuple):
+    """`problems` says what of a proposal was refused; nothing of it is in force then."""
+
+    revision: int
+    problems: tuple[str, ...] = ()
+
+
+class Trimmed(NamedTuple):
+    stream: StreamState
+    partition: int
+    start_offset: int
+
+
+Result: TypeAlias = list[Taken] | Opened | Configured | Trimmed | None
+
+
+class Machine:
+    """Holds a `State` and changes it, one command at a time."""
+
+    def __init__(self, snapshot: bytes | None = None) -> None:
+        """From nothing, or from `snapshot()` of another. FrameError: a snapshot of another version."""
+        self.state = State()
+        if snapshot is not None:
+            self.state = msgspec.msgpack.decode(snapshot, type=State)
+            if self.state.version != STATE_VERSION:
+                raise FrameError(f"state of version {self.state.version}, ours is {STATE_VERSION}")
+
+    def snapshot(self) -> bytes:
+        return msgspec.msgpack.encode(self.state)
+
+    def apply(self, data: bytes) -> Result:
+        """Carries out one committed command. FrameError: it cannot be understood, the process must stop."""
+        command = commands.decode(data)
+        self.state.now_ms = max(self.state.now_ms, command.time_ms)
+        if command.kind == commands.APPEND:
+            return [self._append(parcel) for parcel in envelopes.unpack(command.body)]
+        if command.kind == commands.OPEN:
+            return self._open(msgspec.msgpack.decode(command.body, type=OpenProducer))
+        if command.kind == commands.CONFIGURE:
+            return self._configure(msgspec.msgpack.decode(command.body, type=Configure))
+        if command.kind == commands.TRIM:
+            return self._trim(msgspec.msgpack.decode(command.body, type=Trim))
+        raise FrameError(f"raft command of unknown kind {command.kind}")
+
+    def stream_states(self) -> tuple[StreamState, ...]:
+        return tuple(stream.state for stream in self.state.streams.values())
+
+    # -- appending ----------------------------------------------------------------------------------------------------
+
+    def _append(self, parcel: Parcel) -> Taken:
+        envelope = parcel.envelope
+        producer = self.state.producers.get(envelope.producer_id)
+        if producer is None or producer.epoch != envelope.epoch:
+            return _refused(envelope, "FENCED")
+        stream = self.state.streams.get(envelope.stream)
+        if stream is None or not _addresses(envelope, stream.state):
+            return _refused(envelope, "UNKNOWN_STREAM")
+        progress = producer.progress.setdefault((envelope.incarnation, envelope.partition), Progress(answers=[]))
+        if envelope.first_sequence <= progress.last_sequence:
+            return Taken(_repeated(envelope, progress))
+        if envelope.first_sequence != progress.last_sequence + 1:
+            return _refused(envelope, "OUT_OF_ORDER", str(progress.last_sequence + 1))
+        if envelope.revision < stream.state.revision or stream.state.retired:
+            return _refused(envelope, "STALE_CONFIG", str(self.state.revision))
+        return self._append_next(parcel, stream, progress)
+
+    def _append_next(self, parcel: Parcel, stream: Stream, progress: Progress) -> Taken:
+        """The parcel is the next of its producer: decide it for good, or refuse it for ids that are known."""
+        envelope, partition = parcel.envelope, stream.partitions[parcel.envelope.partition]
+        window_ms, now_ms = stream.state.dedup_window_ms, self.state.now_ms
+        known = tuple(
+            (index, offset)
+            for index, message_id in envelope.ids
+            if (offset := partition.find(message_id, now_ms, window_ms)) is not None
+        )
+        if known:
+            return Taken(_refusal(envelope, "DUPLICATE_IDS", known=known))
+        failed = _failed_expectation(envelope, partition)
+        if failed is not None:
+            _spend(progress, envelope, Answer(envelope.first_sequence, -1, *failed))
+            return _refused(envelope, *failed)
+        header = read_header(parcel.batch)
+        base_offset = partition.end_offset
+        partition.end_offset += header.record_count
+        _remember_ids(envelope, header, partition, stream.state, now_ms)
+        _spend(progress, envelope, Answer(envelope.first_sequence, base_offset))
+        placement = Placement(
+            stream.state, envelope.partition, base_offset, header, BODY_POSITION + parcel.batch_position
+        )
+        return Taken(_appended(envelope, base_offset), placement)
+
+    # -- producers ----------------------------------------------------------------------------------------------------
+
+    def _open(self, request: OpenProducer) -> Opened:
+        producer = self.state.producer_of(request.node, request.worker)
+        if producer is None:
+            producer = Producer(len(self.state.producers) + 1, request.node, request.worker, 0, b"", {})
+            self.state.producers[producer.producer_id] = producer
+        if producer.nonce != request.nonce:
+            producer.nonce = request.nonce
+            producer.epoch += 1
+        names = {stream.state.incarnation: name for name, stream in self.state.streams.items()}
+        last = tuple(
+            (names[incarnation], incarnation, partition, progress.last_sequence)
+            for (incarnation, partition), progress in producer.progress.items()
+        )
+        return Opened(producer.producer_id, producer.epoch, producer.nonce, last)
+
+    # -- configuration ------------------------------------------------------------------------------------------------
+
+    def _configure(self, proposal: Configure) -> Configured:
+        """A higher revision is taken whole or refused whole; what is already in force is taken again without effect."""
+        if proposal.revision <= self.state.revision:
+            return Configured(self.state.revision, tuple(self.differences(proposal)))
+        problems = tuple(problem for definition in proposal.streams for problem in self._unchangeable(definition))
+        if problems:
+            return Configured(self.state.revision, problems)
+        self.state.revision = proposal.revision
+        for definition in proposal.streams:
+            self._define(definition)
+        wanted = {definition.name for definition in proposal.streams}
+        for name, stream in self.state.streams.items():
+            if name not in wanted and not stream.state.retired:
+                stream.state = msgspec.structs.replace(stream.state, retired=True, revision=proposal.revision)
+        return Configured(proposal.revision)
+
+    def _define(self, definition: StreamDefinition) -> None:
+        present = self.state.streams.get(definition.name)
+        incarnation = definition.incarnation if present is None else present.state.incarnation
+        fields = msgspec.structs.asdict(definition) | {"incarnation": incarnation}
+        state = StreamState(revision=self.state.revision, **fields)
+        if present is None:
+            partitions = [PartitionState(ids={}) for _ in range(definition.partitions)]
+            self.state.streams[definition.name] = Stream(state, partitions)
+        elif _content(state) != _content(present.state):
+            present.state = state
+
+    def _unchangeable(self, definition: StreamDefinition) -> list[str]:
+        present = self.state.streams.get(definition.name)
+        if present is None:
+            return []
+        return [
+            f"streams.{definition.name}.{field}: the log was made with {there!r}, the proposal says {proposed!r}; "
+            f"this never changes in place: make a stream of another name"
+            for field in ("partitions", "key")
+            if (there := getattr(present.state, field)) != (proposed := getattr(definition, field))
+        ]
+
+    def differences(self, proposal: Configure) -> list[str]:
+        """What the committed configuration says otherwise than a proposal that does not supersede it."""
+        proposed = {definition.name: _content(definition) for definition in proposal.streams}
+        committed = {s.state.name: _content(s.state) for s in self.state.streams.values() if not s.state.retired}
+        return [
+            f"streams.{name}: revision {self.state.revision}, which is in force, "
+            f"{'has it otherwise' if name in proposed and name in committed else 'does not have it'}"
+            if name in proposed
+            else f"streams.{name}: revision {self.state.revision}, which is in force, has it too"
+            for name in sorted(proposed.keys() | committed.keys())
+            if proposed.get(name) != committed.get(name)
+        ]
+
+    def _trim(self, request: Trim) -> Trimmed | None:
+        stream = self.state.streams.get(request.stream)
+        if stream is None or stream.state.incarnation != request.incarnation:
+            return None
+        partition = stream.partitions[request.partition]
+        partition.start_offset = max(partition.start_offset, min(request.to_offset, partition.end_offset))
+        return Trimmed(stream.state, request.partition, partition.start_offset)
+
+
+def _addresses(envelope: Envelope, state: StreamState) -> bool:
+    return envelope.incarnation == state.incarnation and 0 <= envelope.partition < state.partitions
+
+
+def _content(state: StreamState | StreamDefinition) -> dict[str, object]:
+    fields = msgspec.structs.asdict(state)
+    return {name: value for name, value in fields.items() if name not in ("incarnation", "revision")} | {
+        "retired": fields.get("retired", False)
+    }
+
+
+def _failed_expectation(envelope: Envelope, partition: PartitionState) -> tuple[str, str] | None:
+    """(reason, what the log has instead). On one partition JetStream's last sequence is the end offset."""
+    expected = envelope.expect_last_sequence
+    if expected is not None and expected != partition.end_offset:
+        return "WRONG_LAST_SEQUENCE", str(partition.end_offset)
+    if envelope.expect_last_id is not None and envelope.expect_last_id != partition.last_id:
+        return "WRONG_LAST_ID", partition.last_id.decode("utf-8", "replace")
+    return None
+
+
+def _remember_ids(
+    envelope: Envelope, header: BatchHeader, partition: PartitionState, state: StreamState, now_ms: int
+) -> None:
+    base_offset = partition.end_offset - header.record_count
+    for index, message_id in envelope.ids:
+        partition.remember(message_id, base_offset + index, now_ms)
+    last_index, last_id = envelope.ids[-1] if envelope.ids else (-1, b"")
+    partition.last_id = last_id if last_index == header.record_count - 1 else b""
+    partition.forget(now_ms, state.dedup_window_ms, state.dedup_ids_max)
+
+
+def _spend(progress: Progress, envelope: Envelope, answer: Answer) -> None:
+    progress.last_sequence = envelope.last_sequence
+    progress.answers.append(answer)
+    del progress.answers[:-PRODUCER_RESULTS_KEPT]
+
+
+def _repeated(envelope: Envelope, progress: Progress) -> Appended | Refused:
+    for answer in progress.answers:
+        if answer.first_sequence == envelope.first_sequence:
+            if answer.reason:
+                return _refusal(envelope, answer.reason, answer.found)
+            return _appended(envelope, answer.base_offset)
+    # More batches in flight than any gateway of ours has: its answer is forgotten, and guessing one would be a lie.
+    return _refusal(envelope, "OUT_OF_ORDER", str(progress.last_sequence + 1))
+
+
+def _appended(envelope: Envelope, base_offset: int) -> Appended:
+    return Appended(
+        envelope.producer_id, envelope.epoch, envelope.stream, envelope.incarnation, envelope.partition,
+        envelope.first_sequence, base_offset,
+    )  # fmt: skip
+
+
+def _refusal(envelope: Envelope, reason: str, found: str = "", known: tuple[tuple[int, int], ...] = ()) -> Refused:
+    return Refused(
+        envelope.producer_id, envelope.epoch, envelope.stream, envelope.incarnation, envelope.partition,
+        envelope.first_sequence, reason, found, known,
+    )  # fmt: skip
+
+
+def _refused(envelope: Envelope, reason: str, found: str = "") -> Taken:
+    return Taken(_refusal(envelope, reason, found))

@@ -1,0 +1,90 @@
+"""What is replicated: plain values, in one tree that a checkpoint holds whole.
+
+Everything here is bounded: producers by the gateways of the mesh, answers kept per producer and partition by
+`PRODUCER_RESULTS_KEPT`, deduplication ids by their stream's window and number. Nothing grows with the log.
+"""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from protocol.streams import StreamState
+
+STATE_VERSION = 1
+
+
+class PartitionState(msgspec.Struct, array_like=True):
+    """Offsets [start, end) exist. `ids` maps deduplication ids to (offset, time ms), oldest first."""
+
+    start_offset: int = 0
+    end_offset: int = 0
+    last_id: bytes = b""
+    ids: dict[bytes, tuple[int, int]] = {}
+
+    def find(self, message_id: bytes, now_ms: int, window_ms: int) -> int | None:
+        """The offset under which the window knows `message_id`."""
+        known = self.ids.get(message_id)
+        return known[0] if known is not None and known[1] + window_ms > now_ms else None
+
+    def remember(self, message_id: bytes, offset: int, now_ms: int) -> None:
+        self.ids.pop(message_id, None)
+        self.ids[message_id] = (offset, now_ms)
+
+    def forget(self, now_ms: int, window_ms: int, ids_max: int) -> None:
+        """Drops what is older than the window or too much; the dictionary's order is the order of age."""
+        stale = []
+        for message_id, (_, time_ms) in self.ids.items():
+            if time_ms + window_ms > now_ms and len(self.ids) - len(stale) <= ids_max:
+                break
+            stale.append(message_id)
+        for message_id in stale:
+            del self.ids[message_id]
+
+
+class Answer(msgspec.Struct, array_like=True, frozen=True):
+    """How a span of sequences ended: at `base_offset`, or refused for good (`reason`, `found`)."""
+
+    first_sequence: int
+    base_offset: int
+    reason: str = ""
+    found: str = ""
+
+
+class Progress(msgspec.Struct, array_like=True):
+    """How far a producer is in one partition, and its latest answers, oldest first."""
+
+    last_sequence: int = 0
+    answers: list[Answer] = []
+
+
+class Producer(msgspec.Struct, array_like=True):
+    producer_id: int
+    node: str
+    worker: int
+    epoch: int
+    nonce: bytes
+    progress: dict[tuple[bytes, int], Progress] = {}
+
+
+class Stream(msgspec.Struct, array_like=True):
+    state: StreamState
+    partitions: list[PartitionState]
+
+
+class State(msgspec.Struct, array_like=True):
+    """`now_ms` is the latest time of any command: it never goes back, whatever the leaders' clocks do."""
+
+    version: int = STATE_VERSION
+    now_ms: int = 0
+    revision: int = 0
+    streams: dict[str, Stream] = {}
+    producers: dict[int, Producer] = {}
+
+    def producer_of(self, node: str, worker: int) -> Producer | None:
+        return next((p for p in self.producers.values() if (p.node, p.worker) == (node, worker)), None)
+
+    def partitions(self) -> Iterator[tuple[StreamState, int, PartitionState]]:
+        """Every partition of every stream, retired ones too."""
+        for stream in self.streams.values():
+            for number, partition in enumerate(stream.partitions):
+                yield stream.state, number, partition

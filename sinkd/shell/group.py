@@ -1,0 +1,210 @@
+"""One Raft group of this sink: drives the member, batches what arrives, and answers when it is committed and fsynced.
+
+    submit ─► pending ─► doTick: into the journal ─► fdatasync (thread) ─► doTick: committed, applied ─► answers
+
+While an fdatasync runs, appends pile up in `pending`, and the next one serves them all: group commit without a timer.
+Nothing ticks meanwhile, so whatever the next tick counts as held by this member is on its disk.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import NamedTuple
+
+import structlog
+
+from protocol.errors import DataError
+from protocol.limits import COMMAND_BYTES_TARGET
+from protocol.link import Appended, Refused
+from sinkd.core import commands
+from sinkd.core.machine import Machine, Result, Taken
+from sinkd.shell.journal import Journal
+from sinkd.shell.raft import Member
+from sinkd.shell.store import Store
+
+TICK_INTERVAL_S = 0.1
+log = structlog.get_logger()
+
+
+class UnknownOutcome(Exception):
+    """Leadership was lost before the command was seen to commit: it may or may not be in the log."""
+
+
+class _Append(NamedTuple):
+    parcel: bytes
+    answer: Callable[[Appended | Refused], None]
+
+
+class Group:
+    """Call `run()` in a task; an exception from it (disk or state machine have failed) is the end of this sink."""
+
+    def __init__(
+        self, node: str, journal: Journal, machine: Machine, store: Store, applied_index: int, now_ms: Callable[[], int]
+    ) -> None:
+        self._journal, self._machine, self._store, self._now_ms = journal, machine, store, now_ms
+        self._member = Member(node, journal, applied_index, self._apply)
+        self._appends: deque[_Append] = deque()
+        self._commands: deque[tuple[bytes, asyncio.Future[Result]]] = deque()
+        self._decided: list[Callable[[], None]] = []
+        self._waiting: set[asyncio.Future[Result]] = set()
+        self._wake = asyncio.Event()
+        self._caught_up = asyncio.Event()
+        self._syncer = ThreadPoolExecutor(1, "journal-sync")
+        self._cut: tuple[int, asyncio.Future[None]] | None = None
+        self._stopping = False
+        self.commands_committed = 0
+        self.syncs = 0
+
+    # -- what the link and the daemon ask for -------------------------------------------------------------------------
+
+    @property
+    def leads(self) -> bool:
+        return self._member.is_caught_up and not self._stopping
+
+    @property
+    def term(self) -> int:
+        return int(self._member.raftCurrentTerm)
+
+    @property
+    def applied_index(self) -> int:
+        return int(self._member.raftLastApplied)
+
+    @property
+    def applied_terms(self) -> tuple[int, int]:
+        """The terms of the last applied entry and of the one before it."""
+        position = self.applied_index - self._journal.first_index
+        last, before = self._journal[position], self._journal[position - 1] if position else None
+        return last[2], before[2] if before is not None else 0
+
+    async def caught_up(self) -> None:
+        """Until this member leads and has applied everything of earlier terms."""
+        await self._caught_up.wait()
+
+    def append(self, parcel: bytes, answer: Callable[[Appended | Refused], None]) -> None:
+        """Takes a checked parcel; `answer` is called once, after commit and fsync, unless leadership is lost."""
+        self._appends.append(_Append(parcel, answer))
+        self._wake.set()
+
+    async def submit(self, kind: int, body: commands.Configure | commands.OpenProducer | commands.Trim) -> Result:
+        """The result of a command once it is committed, fsynced and applied. UnknownOutcome: see there."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._commands.append((commands.encode(kind, self._now_ms(), body), future))
+        self._wake.set()
+        return await future
+
+    async def cut(self, index: int) -> None:
+        """Lets the journal forget the entries below `index`, between two syncs. The caller's checkpoint is durable."""
+        self._cut = index, asyncio.get_running_loop().create_future()
+        self._wake.set()
+        await self._cut[1]
+
+    def stop(self) -> None:
+        """Finishes what was handed over, then `run()` returns."""
+        self._stopping = True
+        self._wake.set()
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Ticks until `stop()`. OSError, DamagedFile, FrameError: this sink can no longer be trusted and must end."""
+        loop = asyncio.get_running_loop()
+        try:
+            while not self._stopping or self._has_work():
+                if not self._has_work():
+                    await self._wait_for_work()
+                self._hand_over()
+                self._member.doTick(0)
+                self._answer()
+                if self._journal.dirty:
+                    self.syncs += 1
+                    await loop.run_in_executor(self._syncer, self._journal.sync)
+                if self._cut is not None:
+                    await loop.run_in_executor(self._syncer, self._journal.cut, self._cut[0])
+                    self._cut[1].set_result(None)
+                    self._cut = None
+                if not self._caught_up.is_set() and self._member.is_caught_up:
+                    log.info("group_leads", term=self.term, applied_index=self.applied_index)
+                    self._caught_up.set()
+        finally:
+            self._syncer.shutdown()
+            self._give_up()
+
+    def close(self) -> None:
+        self._member.destroy()
+
+    def _has_work(self) -> bool:
+        """Whether the next tick can do something: take what is pending, commit what was synced, apply what remains."""
+        return bool(
+            self._appends or self._commands or self._cut or self._journal.last_index > self._member.raftLastApplied
+        )
+
+    async def _wait_for_work(self) -> None:
+        self._wake.clear()
+        try:
+            await asyncio.wait_for(self._wake.wait(), TICK_INTERVAL_S)
+        except TimeoutError:
+            return
+
+    def _hand_over(self) -> None:
+        """Moves what is pending into commands of about a megabyte; only a leader that knows its log does."""
+        if not self._member.is_caught_up:
+            return
+        while self._commands:
+            command, future = self._commands.popleft()
+            self._waiting.add(future)
+            self._member.append(command, partial(self._settle, future))
+        while self._appends:
+            self._append_command(self._take_appends())
+
+    def _take_appends(self) -> list[_Append]:
+        taken = [self._appends.popleft()]
+        size_bytes = len(taken[0].parcel)
+        while self._appends and size_bytes + len(self._appends[0].parcel) <= COMMAND_BYTES_TARGET:
+            taken.append(self._appends.popleft())
+            size_bytes += len(taken[-1].parcel)
+        return taken
+
+    def _append_command(self, taken: list[_Append]) -> None:
+        command = commands.encode_append(self._now_ms(), (append.parcel for append in taken))
+
+        def decided(result: list[Taken], committed: bool) -> None:
+            if committed:  # else silence: the gateway sends again to whoever leads then
+                answers = zip(taken, result, strict=True)
+                self._decided += [partial(append.answer, one.answer) for append, one in answers]
+
+        self._member.append(command, decided)
+
+    def _settle(self, future: asyncio.Future[Result], result: Result, committed: bool) -> None:
+        def settle() -> None:
+            self._waiting.discard(future)
+            if future.done():
+                return
+            if committed:
+                future.set_result(result)
+            else:
+                future.set_exception(UnknownOutcome("leadership changed before the command was committed"))
+
+        self._decided.append(settle)
+
+    def _apply(self, data: bytes, index: int, term: int) -> Result:
+        result = self._machine.apply(data)
+        self.commands_committed += 1
+        if isinstance(result, list):
+            for taken in result:
+                if taken.placement is not None:
+                    self._store.note(taken.placement, index, term)
+        return result
+
+    def _answer(self) -> None:
+        self._store.wake_readers()
+        decided, self._decided = self._decided, []
+        for answer in decided:
+            answer()
+
+    def _give_up(self) -> None:
+        pending = [future for _, future in self._commands]
+        for future in [*pending, *self._waiting]:
+            if not future.done():
+                future.set_exception(DataError("this sink has stopped"))

@@ -1,0 +1,257 @@
+"""The sink's end of the links to gateways: takes appends into the group, serves history and facts about the log.
+
+One `LinkConnection` per gateway worker. Appends go to the group and are answered when they are committed and fsynced;
+reads are tasks of their own, so that one which waits at the high watermark holds nobody up. When the gateway does not
+take what it asked for, reads wait for it (`pause_writing`); what it may have outstanding is bounded.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+
+import structlog
+
+from protocol import envelope, link
+from protocol.errors import DamagedFile, FrameError, LogError
+from protocol.limits import FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, LINK_REQUESTS_MAX
+from protocol.link import Message
+from protocol.records import check_batch
+from protocol.streams import StreamState
+from sinkd.core import commands
+from sinkd.core.commands import OpenProducer
+from sinkd.core.machine import Machine
+from sinkd.shell.group import Group, UnknownOutcome
+from sinkd.shell.store import Partition, Store
+
+log = structlog.get_logger()
+
+
+class LinkServer:
+    """All links of this sink."""
+
+    def __init__(
+        self,
+        names: tuple[str, str, str],
+        disk_id: str,
+        group: Group,
+        machine: Machine,
+        store: Store,
+        storage_full: Callable[[], bool],
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """`names`: mesh, zone, node of this sink. `failed` is told of damage, which ends the sink."""
+        self.mesh, self.zone, self.node = names
+        self.disk_id, self.group, self.machine, self.store = disk_id, group, machine, store
+        self.storage_full, self.failed = storage_full, failed
+        self.connections: set[LinkConnection] = set()
+        self.appends = self.fetches = self.refused_full = 0
+
+    def accept(self) -> "LinkConnection":
+        return LinkConnection(self)
+
+    def streams_changed(self) -> None:
+        """Tells every gateway the streams that are in force now."""
+        for connection in self.connections:
+            connection.send_streams()
+
+    async def close(self) -> None:
+        tasks = [task for connection in self.connections for task in connection.close()]
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class LinkConnection(asyncio.Protocol):
+    def __init__(self, server: LinkServer) -> None:
+        self._server = server
+        self._reader = link.FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._may_write = asyncio.Event()
+        self._may_write.set()
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._gateway = ""
+
+    # -- asyncio.Protocol ---------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        self._server.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.connections.discard(self)
+        self._transport = None
+        self._may_write.set()
+        for task in self._tasks.values():
+            task.cancel()
+        if self._gateway:
+            log.info("link_closed", gateway=self._gateway, error=str(exc) if exc else None)
+
+    def pause_writing(self) -> None:
+        self._may_write.clear()
+
+    def resume_writing(self) -> None:
+        self._may_write.set()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for frame in self._reader.feed(data):
+                self._take(frame)
+        except FrameError as error:
+            log.warning("link_refused", gateway=self._gateway, error=str(error))
+            self._send(link.Failed(0, "INVALID_REQUEST", str(error)))
+            self.close()
+
+    def close(self) -> list[asyncio.Task[None]]:
+        """Closes the link; the tasks that it returns are being cancelled."""
+        if self._transport is not None:
+            self._transport.close()
+        for task in self._tasks.values():
+            task.cancel()
+        return list(self._tasks.values())
+
+    # -- frames -------------------------------------------------------------------------------------------------------
+
+    def _take(self, frame: link.Frame) -> None:
+        message = frame.message
+        if isinstance(message, link.Hello):
+            self._hello(message)
+        elif not self._gateway:
+            raise FrameError(f"sink link: {type(message).__name__} before Hello")
+        elif isinstance(message, link.Append):
+            self._append(frame.tail)
+        elif isinstance(message, link.Ping):
+            self._send(link.Pong())
+        elif isinstance(message, link.Open):
+            self._start(0, self._open(message))
+        elif isinstance(message, link.Fetch):
+            self._start(message.request, self._fetch(message))
+        elif isinstance(message, link.Offsets):
+            self._start(message.request, self._offsets(message))
+        elif isinstance(message, link.Describe):
+            self._start(message.request, self._describe(message))
+        elif isinstance(message, link.Cancel):
+            task = self._tasks.get(message.request)
+            if task is not None:
+                task.cancel()
+        else:
+            raise FrameError(f"sink link: a gateway does not send {type(message).__name__}")
+
+    def _hello(self, message: link.Hello) -> None:
+        server = self._server
+        if (message.mesh, message.zone) != (server.mesh, server.zone):
+            asked = f"{message.mesh}/{message.zone}"
+            raise FrameError(f"this is sink {server.node} of {server.mesh}/{server.zone}, not of {asked}")
+        self._gateway = message.node
+        self._send(link.Welcome(server.mesh, server.zone, server.node, server.group.leads, server.disk_id))
+        self.send_streams()
+        log.info("link_opened", gateway=message.node)
+
+    def send_streams(self) -> None:
+        if self._gateway:
+            self._send(link.Streams(self._server.machine.state.revision, self._server.machine.stream_states()))
+
+    def _append(self, parcel: bytes) -> None:
+        self._server.appends += 1
+        head = _checked(parcel)
+        refusal = None
+        if not self._server.group.leads:
+            refusal = "NOT_LEADER"
+        elif self._server.storage_full():
+            refusal, self._server.refused_full = "STORAGE_FULL", self._server.refused_full + 1
+        if refusal is None:
+            self._server.group.append(parcel, self._send)
+            return
+        names = head.stream, head.incarnation, head.partition
+        self._send(link.Refused(head.producer_id, head.epoch, *names, head.first_sequence, refusal))
+
+    async def _open(self, message: link.Open) -> None:
+        request = OpenProducer(message.node, message.worker, message.nonce)
+        opened = await self._server.group.submit(commands.OPEN, request)
+        assert isinstance(opened, link.Opened)
+        self._send(opened)
+
+    async def _fetch(self, message: link.Fetch) -> None:
+        store, partition = self._server.store, self._server.store.partition(message.stream, message.partition)
+        self._server.fetches += 1
+        await store.wait_for_more(partition, message.offset, min(message.wait_ms, FETCH_WAIT_MS_MAX))
+        batches = await store.read(partition, message.offset, min(message.bytes_max, FETCH_BYTES_MAX))
+        await self._may_write.wait()
+        self._send(link.Fetched(message.request, partition.start_offset, partition.high_watermark), batches)
+
+    async def _offsets(self, message: link.Offsets) -> None:
+        rows = []
+        for number in message.partitions:
+            partition = self._server.store.partition(message.stream, number)
+            offset, timestamp_ms = await self._offset(partition, message)
+            rows.append((number, offset, timestamp_ms))
+        self._send(link.OffsetsAre(message.request, tuple(rows)))
+
+    async def _offset(self, partition: Partition, message: link.Offsets) -> tuple[int, int]:
+        if message.at == "earliest":
+            return partition.start_offset, -1
+        if message.at == "latest":
+            return partition.high_watermark, -1
+        if message.at == "until":
+            return await self._server.store.offset_until_time(partition, message.timestamp_ms), -1
+        if message.at == "timestamp":
+            return await self._server.store.offset_for_time(partition, message.timestamp_ms) or (-1, -1)
+        raise FrameError(f"sink link: offsets at {message.at!r}")
+
+    async def _describe(self, message: link.Describe) -> None:
+        group = self._server.group
+        if message.stream:
+            self._server.store.partition(message.stream, 0)
+        rows = tuple(
+            (stream.state, tuple(self._descriptions(stream.state)))
+            for stream in self._server.machine.state.streams.values()
+            if message.stream in ("", stream.state.name)
+        )
+        self._send(link.Described(message.request, group.term, self._server.node, rows))
+
+    def _descriptions(self, state: StreamState) -> Iterator[link.PartitionDescription]:
+        for number in range(state.partitions):
+            partition = self._server.store.partition(state.name, number)
+            ends = partition.start_offset, partition.high_watermark
+            yield link.PartitionDescription(number, *ends, partition.size_bytes)
+
+    # -- requests as tasks --------------------------------------------------------------------------------------------
+
+    def _start(self, request: int, work: Coroutine[None, None, None]) -> None:
+        if len(self._tasks) >= LINK_REQUESTS_MAX or request in self._tasks:
+            work.close()
+            raise FrameError(f"sink link: request {request} beside {len(self._tasks)} others")
+        task = asyncio.get_running_loop().create_task(self._guard(request, work))
+        self._tasks[request] = task
+        task.add_done_callback(lambda _: self._tasks.pop(request, None))
+
+    async def _guard(self, request: int, work: Coroutine[None, None, None]) -> None:
+        """Answers a request that fails by name; damage is answered, then ends the sink."""
+        try:
+            await work
+        except LogError as error:
+            self._send(link.Failed(request, error.name, str(error), dict(error.details)))
+        except UnknownOutcome as error:
+            self._send(link.Failed(request, "LEADER_NOT_AVAILABLE", str(error)))
+        except FrameError as error:
+            self._send(link.Failed(request, "INVALID_REQUEST", str(error)))
+        except (DamagedFile, OSError) as error:
+            log.error("log_unreadable", error=str(error))
+            self._send(link.Failed(request, "STORAGE_ERROR", f"sink {self._server.node}: {error}"))
+            self._server.failed(error)
+
+    def _send(self, message: Message, tail: bytes = b"") -> None:
+        if self._transport is not None:
+            self._transport.write(link.pack(message, tail))
+
+
+def _checked(parcel: bytes) -> envelope.Envelope:
+    """The envelope of the one parcel in `parcel`. FrameError: nothing that a gateway of ours would send."""
+    parcels = list(envelope.unpack(parcel))
+    if len(parcels) != 1:
+        raise FrameError(f"append: {len(parcels)} parcels in one frame")
+    head, batch, _ = parcels[0]
+    header = check_batch(batch)
+    indexes = [index for index, _ in head.ids]
+    if header.attributes or not 1 <= header.record_count <= head.sequence_count or head.first_sequence < 1:
+        raise FrameError(f"append: {header.record_count} records for {head.sequence_count} sequences")
+    if indexes != sorted(set(indexes)) or any(not 0 <= index < header.record_count for index in indexes):
+        raise FrameError("append: ids of records that the batch does not hold, or not in order")
+    return head

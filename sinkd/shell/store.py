@@ -1,0 +1,274 @@
+"""Committed batches, wherever they lie: in the journal at first (hot), later in segments (cold).
+
+    note ─► hot: journal positions ─► flush: into segments, fdatasync ─► cold ─► checkpoint ─► journal files recycled
+
+Applying a command only notes where its batches stand in the journal. A flush copies them into the partitions' segments
+in lumps, on a thread; readers are served from segments up to their durable end and from the journal above it. After a
+restart, commands behind the checkpoint are applied again: a batch that the segments hold already must be the same.
+"""
+
+import asyncio
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from protocol.errors import DamagedFile, FrameError, LogError
+from protocol.limits import FLUSH_BYTES
+from protocol.records import check_batch, place_batch, read_records, split_batches
+from protocol.streams import StreamState
+from sinkd.core.machine import Machine, Placement
+from sinkd.core.state import PartitionState
+from sinkd.shell.journal import Journal, Position
+from sinkd.shell.segments import PartitionLog
+
+T = TypeVar("T")
+COMMAND_TYPE_BYTES = 1  # stands before our bytes in every journal entry
+
+
+class HotBatch(NamedTuple):
+    """A committed batch in the journal: bytes [start, start + size) of the entry at `position`."""
+
+    base_offset: int
+    next_offset: int
+    max_timestamp_ms: int
+    base_timestamp_ms: int
+    leader_epoch: int
+    position: Position
+    start: int
+    size_bytes: int
+
+
+class Partition:
+    """One partition's log: its segments, its hot batches, and who waits for more."""
+
+    def __init__(self, state: StreamState, number: int, replicated: PartitionState, log: PartitionLog) -> None:
+        self.stream, self.number, self.replicated, self.log = state, number, replicated, log
+        self.hot: deque[HotBatch] = deque()
+        self.waiters: set[asyncio.Future[None]] = set()
+
+    @property
+    def start_offset(self) -> int:
+        return self.replicated.start_offset
+
+    @property
+    def high_watermark(self) -> int:
+        return self.replicated.end_offset
+
+    @property
+    def size_bytes(self) -> int:
+        return self.log.size_bytes + sum(batch.size_bytes for batch in self.hot)
+
+    def hot_from(self, offset: int) -> list[HotBatch]:
+        """The hot batches from the one that holds `offset` on."""
+        return list(self.hot)[max(0, bisect_right(self.hot, offset, key=lambda batch: batch.base_offset) - 1) :]
+
+
+class Store:
+    """All partitions of this sink. Only its `flush` and the reads leave the event loop's thread."""
+
+    def __init__(self, journal: Journal, log_folder: Path, machine: Machine, segment_bytes: int) -> None:
+        """Opens the segments of every partition that `machine` (from the checkpoint) knows."""
+        self._journal, self._log_folder, self._machine = journal, log_folder, machine
+        self._segment_bytes = segment_bytes
+        self._partitions: dict[tuple[bytes, int], Partition] = {}
+        self._reader = ThreadPoolExecutor(2, "log-read")
+        self._woken: set[tuple[bytes, int]] = set()
+        self.hot_bytes = 0
+        self.wants_flush = asyncio.Event()
+        for state, number, replicated in machine.state.partitions():
+            self._open(state, number, replicated, replicated.end_offset)
+
+    def _open(self, state: StreamState, number: int, replicated: PartitionState, durable_end: int) -> Partition:
+        folder = self._log_folder / f"{state.name}-{state.incarnation.hex()}" / str(number)
+        log = PartitionLog.open(
+            folder,
+            incarnation=state.incarnation,
+            partition=number,
+            segment_bytes=self._segment_bytes,
+            durable_end=durable_end,
+        )
+        partition = Partition(state, number, replicated, log)
+        self._partitions[state.incarnation, number] = partition
+        return partition
+
+    def close(self) -> None:
+        self._reader.shutdown()
+        for partition in self._partitions.values():
+            partition.log.close()
+
+    def partition(self, name: str, number: int) -> Partition:
+        """LogError UNKNOWN_STREAM, UNKNOWN_PARTITION."""
+        stream = self._machine.state.streams.get(name)
+        if stream is None:
+            known = ", ".join(sorted(self._machine.state.streams)) or "none"
+            raise LogError("UNKNOWN_STREAM", f"no stream {name!r}; streams are {known}")
+        count = stream.state.partitions
+        if not 0 <= number < count:
+            raise LogError("UNKNOWN_PARTITION", f"stream {name} has partitions 0 to {count - 1}, not {number}")
+        return self._known(stream.state, number)
+
+    def _known(self, state: StreamState, number: int) -> Partition:
+        partition = self._partitions.get((state.incarnation, number))
+        if partition is None:
+            replicated = self._machine.state.streams[state.name].partitions[number]
+            partition = self._open(state, number, replicated, 0)
+        return partition
+
+    # -- from apply ---------------------------------------------------------------------------------------------------
+
+    def note(self, placement: Placement, index: int, term: int) -> None:
+        """A batch was committed by the entry at `index`. DamagedFile: the segments contradict the journal."""
+        partition = self._known(placement.stream, placement.partition)
+        header, base_offset = placement.header, placement.base_offset
+        next_offset = base_offset + header.record_count
+        self._woken.add((placement.stream.incarnation, placement.partition))
+        if next_offset <= partition.log.end_offset:
+            if partition.log.batch_crc_at(base_offset) != header.crc:
+                what = f"offset {base_offset} holds another batch than the journal's entry {index}"
+                raise DamagedFile(str(partition.log.folder), 0, what)
+            return
+        end = partition.hot[-1].next_offset if partition.hot else partition.log.end_offset
+        if base_offset != end:
+            what = f"the segments end at offset {end}, the journal's entry {index} continues at {base_offset}"
+            raise DamagedFile(str(partition.log.folder), 0, what)
+        start = COMMAND_TYPE_BYTES + placement.position
+        times = header.max_timestamp_ms, header.base_timestamp_ms
+        place = self._journal.locate(index), start, header.size_bytes
+        partition.hot.append(HotBatch(base_offset, next_offset, *times, term, *place))
+        self.hot_bytes += header.size_bytes
+        if self.hot_bytes >= FLUSH_BYTES:
+            self.wants_flush.set()
+
+    def wake_readers(self) -> None:
+        """After a tick: whoever waits at the high watermark of a partition that has grown may go on."""
+        for key in self._woken:
+            partition = self._partitions[key]
+            waiters, partition.waiters = partition.waiters, set()
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+        self._woken.clear()
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    async def wait_for_more(self, partition: Partition, offset: int, wait_ms: int) -> None:
+        """Until the high watermark is above `offset`, at most `wait_ms`."""
+        if partition.high_watermark > offset or wait_ms <= 0:
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        partition.waiters.add(waiter)
+        try:
+            await asyncio.wait_for(waiter, wait_ms / 1000)
+        except TimeoutError:
+            return
+        finally:
+            partition.waiters.discard(waiter)
+
+    async def read(self, partition: Partition, offset: int, bytes_max: int) -> bytes:
+        """Whole committed batches from the one that holds `offset` on, at least one; b"" at the high watermark.
+
+        LogError OFFSET_OUT_OF_RANGE. DamagedFile: bytes on this disk are wrong; they are not served.
+        """
+        start_offset, high_watermark = partition.start_offset, partition.high_watermark
+        if not start_offset <= offset <= high_watermark:
+            raise LogError(
+                "OFFSET_OUT_OF_RANGE",
+                f"offset {offset} of {partition.stream.name} partition {partition.number} does not exist; "
+                f"the log holds {start_offset} to {high_watermark} (exclusive)",
+                start_offset=start_offset,
+                high_watermark=high_watermark,
+            )
+        if offset == high_watermark:
+            return b""
+        return await self._run(lambda hot: self._read(partition, hot, offset, bytes_max), partition, offset)
+
+    async def offset_for_time(self, partition: Partition, timestamp_ms: int) -> tuple[int, int] | None:
+        """(offset, time) of the first record at or after `timestamp_ms`."""
+        return await self._run(lambda hot: self._find_time(partition, hot, timestamp_ms), partition, 0)
+
+    async def offset_until_time(self, partition: Partition, timestamp_ms: int) -> int:
+        """An offset below which every record before `timestamp_ms` lies: behind the last batch that holds one."""
+
+        def find(hot: list[HotBatch]) -> int:
+            for batch in reversed(hot):
+                if batch.base_timestamp_ms < timestamp_ms:
+                    return batch.next_offset
+            return max(partition.log.offset_until_time(timestamp_ms), partition.start_offset)
+
+        return await self._run(find, partition, 0)
+
+    async def _run(self, work: Callable[[list[HotBatch]], T], partition: Partition, offset: int) -> T:
+        """Runs `work` on a thread with the hot batches of this moment.
+
+        Hot batches move into segments meanwhile, and their journal file may be written anew behind the reader's back.
+        What it then reads fails its checksum, and the second look finds it in the segments.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._reader, work, partition.hot_from(offset))
+        except (FrameError, OSError, DamagedFile):
+            return await loop.run_in_executor(self._reader, work, partition.hot_from(offset))
+
+    def _read(self, partition: Partition, hot: list[HotBatch], offset: int, bytes_max: int) -> bytes:
+        if not hot or offset < hot[0].base_offset:
+            return partition.log.read(offset, bytes_max)
+        parts, size_bytes = [], 0
+        for batch in hot:
+            if parts and size_bytes + batch.size_bytes > bytes_max:
+                break
+            parts.append(self.read_hot(batch))
+            size_bytes += batch.size_bytes
+        return b"".join(parts)
+
+    def read_hot(self, batch: HotBatch) -> bytes:
+        """The batch as it will stand in its segment. FrameError: these are not its bytes (any more)."""
+        data = self._journal.read(batch.position, batch.start, batch.size_bytes)
+        check_batch(data)
+        return place_batch(data, batch.base_offset, batch.leader_epoch)
+
+    def _find_time(self, partition: Partition, hot: list[HotBatch], timestamp_ms: int) -> tuple[int, int] | None:
+        for batch in self._batches_from_time(partition, hot, timestamp_ms):
+            for record in read_records(batch):
+                if record.timestamp_ms >= timestamp_ms and record.offset >= partition.start_offset:
+                    return record.offset, record.timestamp_ms
+        return None
+
+    def _batches_from_time(self, partition: Partition, hot: list[HotBatch], timestamp_ms: int) -> Iterator[bytes]:
+        """Batches among which the first record at or after `timestamp_ms` is, earliest first."""
+        cold = partition.log.offset_for_time(timestamp_ms)
+        if cold is not None:
+            yield from (bytes(batch) for batch in split_batches(partition.log.read(cold, 1)))
+        yield from (self.read_hot(batch) for batch in hot if batch.max_timestamp_ms >= timestamp_ms)
+
+    # -- moving to segments -------------------------------------------------------------------------------------------
+
+    def hot_batches(self) -> list[tuple[Partition, list[HotBatch]]]:
+        """What a flush has to copy, as of now."""
+        return [(partition, list(partition.hot)) for partition in self._partitions.values() if partition.hot]
+
+    def copy_to_segments(self, work: list[tuple[Partition, list[HotBatch]]]) -> None:
+        """On the writer's thread: `work` into segments, durable when this returns."""
+        for partition, batches in work:
+            for batch in batches:
+                if batch.base_offset >= partition.log.append_end:
+                    partition.log.append(self.read_hot(batch), batch.base_offset, batch.leader_epoch)
+            partition.log.sync()
+
+    def forget_hot(self, work: list[tuple[Partition, list[HotBatch]]]) -> None:
+        """What `copy_to_segments` has made durable is read from there from now on."""
+        for partition, batches in work:
+            for batch in batches:
+                partition.hot.popleft()
+                self.hot_bytes -= batch.size_bytes
+
+    def trim(self) -> None:
+        """On the writer's thread: removes segments that lie wholly below their partition's start."""
+        for partition in list(self._partitions.values()):
+            partition.log.trim(partition.start_offset)
+
+    @property
+    def partitions(self) -> list[Partition]:
+        return list(self._partitions.values())
