@@ -1,0 +1,249 @@
+"""The configuration as the programs read it: frozen, checked, units in the names.
+
+`protocol.config.parse` makes a `Config` from a file; the keys of the file and their meanings are in `config_schema`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from protocol.config_units import Address
+from protocol.errors import ConfigError
+
+Mode = Literal["event-sinks", "delivery-fabric"]
+Ack = Literal["logged", "quorum", "geo"]
+Reply = Literal["always", "header"]
+Role = Literal["publisher", "subscriber", "replayer", "operator"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mesh:
+    name: str
+    revision: int
+    mode: Mode
+    routing: Literal["broadcast", "interest"]
+    catch_all: bool
+    buffer_bytes: int
+    insecure: bool
+    contracts: Literal["off", "warn", "enforce"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """`max_subscriptions` 0 means no limit."""
+
+    max_payload_bytes: int
+    max_control_line_bytes: int
+    max_connections: int
+    max_subscriptions: int
+    max_pending_bytes: int
+    write_deadline_ms: int
+    ping_interval_ms: int
+    ping_max: int
+    auth_timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gateway:
+    """Addresses are what others dial; `bind` gives where the node listens."""
+
+    name: str
+    zone: str
+    client: Address
+    mesh: Address | None
+    monitor: Address | None
+    listen: str | None
+    workers: int
+    spool: str
+
+    def bind(self, address: Address) -> Address:
+        """Where to listen so that `address`, one of this node's, can be dialled."""
+        return Address(self.listen or address.host, address.port)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sink:
+    """Addresses are what others dial; `bind` gives where the node listens. `data` is a folder."""
+
+    name: str
+    zone: str
+    link: Address
+    raft: Address | None
+    monitor: Address | None
+    kafka: Address | None
+    listen: str | None
+    data: str
+    disk_reserve_bytes: int
+    fsync: Literal["always", "interval"]
+
+    def bind(self, address: Address) -> Address:
+        """Where to listen so that `address`, one of this node's, can be dialled."""
+        return Address(self.listen or address.host, address.port)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zone:
+    """`mode` is None where the mesh's holds; `kept_by` is the zone that keeps the events of one without sinks."""
+
+    name: str
+    groups: int
+    gateways: dict[str, Gateway]
+    sinks: dict[str, Sink]
+    kept_by: str | None
+    mode: Mode | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """What passes between two zones; a rate of 0 means no limit."""
+
+    zones: tuple[str, str]
+    live: bool = True
+    live_rate_bytes_per_second: int = 0
+    copy_rate_bytes_per_second: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stream:
+    """`key` is `subject`, `token:N` or `header:NAME`; `replicate` is `("*",)` for every zone.
+
+    Retention of 0 is for ever, a deduplication window of 0 is none.
+    """
+
+    name: str
+    subjects: tuple[str, ...]
+    partitions: int
+    key: str
+    ack: Ack
+    reply: Reply
+    replicate: tuple[str, ...]
+    retention_age_ms: int
+    retention_bytes: int
+    hold_age_ms: int
+    hold_bytes: int
+    dedup_window_ms: int
+    dedup_ids_max: int
+    outbox_bytes: int
+    outbox_overflow: Literal["gap", "block"]
+    outbox_stall_ms: int
+    geo_zones: int
+    geo_timeout_ms: int
+    geo_on_timeout: Literal["silent", "degrade"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Responses:
+    """Leave to publish `max` answers on a request's reply subject within `expires_ms`."""
+
+    max: int
+    expires_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """Exactly one of `password` (with `user`), `token` and `nkey` is set. A rule that is None was not given.
+
+    Entries of `subscribe_*` are a subject, or a subject and a queue group with a space between.
+    """
+
+    user: str | None
+    password: str | None = field(repr=False)
+    token: str | None = field(repr=False)
+    nkey: str | None
+    role: Role | None
+    publish_allow: tuple[str, ...] | None
+    publish_deny: tuple[str, ...] | None
+    subscribe_allow: tuple[str, ...] | None
+    subscribe_deny: tuple[str, ...] | None
+    allow_responses: Responses | None
+    history: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsClients:
+    """Files of the client port, PEM."""
+
+    cert: str
+    key: str
+    ca: str | None
+    verify: bool
+    first: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsNodes:
+    """Files of the links between nodes, PEM; `{node}` stands for the node's name."""
+
+    ca: str
+    cert: str
+    key: str
+
+    def of(self, node: str) -> "TlsNodes":
+        """The same for one node, its name in its place."""
+        ca, cert, key = (path.replace("{node}", node) for path in (self.ca, self.cert, self.key))
+        return TlsNodes(ca=ca, cert=cert, key=key)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """The whole mesh. `streams` are the named ones; `catch_all` is `events` as tuned, whether in use or not."""
+
+    mesh: Mesh
+    limits: Limits
+    zones: dict[str, Zone]
+    links: tuple[Link, ...]
+    streams: dict[str, Stream]
+    catch_all: Stream
+    users: tuple[User, ...]
+    tls_clients: TlsClients | None
+    tls_nodes: TlsNodes | None
+
+    def gateway(self, node: str) -> Gateway:
+        """The gateway of that name; ConfigError names those that exist."""
+        gateways = {name: gateway for zone in self.zones.values() for name, gateway in zone.gateways.items()}
+        if node not in gateways:
+            raise self._no_node("gateway", node, gateways)
+        return gateways[node]
+
+    def sink(self, node: str) -> Sink:
+        """The sink of that name; ConfigError names those that exist."""
+        sinks = {name: sink for zone in self.zones.values() for name, sink in zone.sinks.items()}
+        if node not in sinks:
+            raise self._no_node("sink", node, sinks)
+        return sinks[node]
+
+    def zone_of(self, node: str) -> Zone:
+        """The zone of a gateway or sink; ConfigError names the nodes that exist."""
+        for zone in self.zones.values():
+            if node in zone.gateways or node in zone.sinks:
+                return zone
+        raise self._no_node("node", node, self._kinds())
+
+    def mode_of(self, node: str) -> Mode:
+        """The mode that a gateway or sink runs in."""
+        return self.zone_of(node).mode or self.mesh.mode
+
+    def link(self, one: str, other: str) -> Link:
+        """What passes between two zones, whichever is named first; without an entry, everything."""
+        found = (link for link in self.links if set(link.zones) == {one, other})
+        return next(found, Link(zones=(one, other)))
+
+    def effective_streams(self) -> tuple[Stream, ...]:
+        """The named streams in the order of the file, then the catch-all if it is in use."""
+        return (*self.streams.values(), *((self.catch_all,) if self.mesh.catch_all else ()))
+
+    def _kinds(self) -> dict[str, str]:
+        return dict(self._nodes())
+
+    def _nodes(self) -> Iterator[tuple[str, str]]:
+        for zone in self.zones.values():
+            yield from ((name, "gateway") for name in zone.gateways)
+            yield from ((name, "sink") for name in zone.sinks)
+
+    def _no_node(
+        self, kind: str, node: str, there: dict[str, Gateway] | dict[str, Sink] | dict[str, str]
+    ) -> ConfigError:
+        known = ", ".join(there) or "none"
+        other = self._kinds().get(node)
+        known_as = f"'{node}' is a {other}, not a {kind}" if other else f"there is no {kind} '{node}'"
+        return ConfigError([f"{known_as}; {kind}s of mesh '{self.mesh.name}': {known}"])
