@@ -165,15 +165,20 @@ class Outbox:
 
     # -- from clients -------------------------------------------------------------------------------------------------
 
-    def publish(self, subject: str, reply: str, header_block: bytes, payload: bytes, now_ms: int) -> tuple[bool, bool]:
-        """Takes an event if a stream wants it: (whether the log answers `reply`, whether the stream has room left)."""
+    def publish(
+        self, subject: str, reply: str, header_block: bytes, payload: bytes, now_ms: int, timestamp_ms: int
+    ) -> tuple[bool, bool]:
+        """Takes an event if a stream wants it: (whether the log answers `reply`, whether the stream has room left).
+
+        `timestamp_ms` is the wall clock's, for the record; `now_ms`, here and everywhere else, a clock that never jumps.
+        """
         plan = self.routes.plan(subject, header_block)
         if plan is None:
             return False, True
         stream, key, number = plan
         headers = publish.read_publish_headers(header_block) if header_block else PublishHeaders()
         wanted = reply if headers.asks or stream.reply == "always" else ""
-        event = Event(subjects.encode(subject), key, now_ms, header_block, payload)
+        event = Event(subjects.encode(subject), key, timestamp_ms, header_block, payload)
         entry = _Entry(event, headers, now_ms)
         refusal = self._refusal(stream, entry, wanted, now_ms)
         if refusal is not None:
