@@ -37,6 +37,7 @@ BATCHES_IN_FLIGHT_MAX: Final = 8  # per producer and partition
 PRODUCER_RESULTS_KEPT: Final = 16  # answers a sink can repeat, per producer and partition; above BATCHES_IN_FLIGHT_MAX
 OUTBOX_BYTES_MAX: Final = 64 * MIB  # per stream
 NEVER_SENT_REFUSE_MS: Final = 5_000  # no leader for this long and never sent: 503
+OUTBOX_DRAIN_MS_MAX: Final = 10_000  # a stopping gateway waits so long for what it has taken in
 COMMAND_BYTES_TARGET: Final = 1 * MIB  # envelopes packed into one Raft command
 LINK_FRAME_BYTES_MAX: Final = 16 * MIB
 LINK_REQUESTS_MAX: Final = 4_096  # reads under way on one link

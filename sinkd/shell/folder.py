@@ -1,0 +1,153 @@
+"""The data folder of a sink: whose it is, and that only one process uses it.
+
+    identity.json   written once, when the folder is empty: mesh, zone, node, and two random ids
+    lock            an exclusive flock for as long as the process lives; holds its process id for the error message
+    journal/        sinkd.shell.journal
+    log/            sinkd.shell.segments, one folder for each stream incarnation and partition
+    checkpoint      sinkd.shell.checkpoint
+
+The disk id makes a wiped disk another disk, and the journal id makes bytes of another journal foreign.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from fastcrc import crc32
+
+from protocol.errors import DamagedFile, FolderInUse
+from sinkd.shell.files import TEMPORARY_SUFFIX, make_folder, read_at, write_atomically
+
+VERSION: Final = 1
+IDENTITY_NAME: Final = "identity.json"
+LOCK_NAME: Final = "lock"
+_FORMAT: Final = "event-mesh data folder"
+# Names that a folder may hold without belonging to anybody: ours from a start that crashed, and a file system's own.
+_NOBODYS: Final = frozenset({LOCK_NAME, IDENTITY_NAME + TEMPORARY_SUFFIX, "lost+found"})
+_ID_BYTES: Final = 16
+
+
+class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Contents of identity.json; `crc32c` is over the other fields in their order, each on a line."""
+
+    format: str
+    version: int
+    mesh: str
+    zone: str
+    node: str
+    disk_id: str
+    journal_id: str
+    crc32c: str = ""
+
+    def check(self) -> str:
+        fields = (self.format, self.version, self.mesh, self.zone, self.node, self.disk_id, self.journal_id)
+        lines = "".join(f"{field}\n" for field in fields)
+        return f"{crc32.iscsi(lines.encode()):08x}"
+
+
+class DataFolder:
+    """A locked data folder; open it with `DataFolder.open`, keep it until the process ends."""
+
+    def __init__(self, path: Path, lock: int, identity: Identity) -> None:
+        self.path, self.identity = path, identity
+        self._lock: int | None = lock
+
+    @classmethod
+    def open(cls, path: Path, *, mesh: str, zone: str, node: str) -> "DataFolder":
+        """Locks the folder of this node, made and given an identity if it is absent or empty.
+
+        FolderInUse: a process has it, or it is somebody else's. DamagedFile: its identity cannot be read.
+        """
+        make_folder(path)
+        _refuse_foreign(path)
+        lock = _lock(path)
+        try:
+            identity = _read_identity(path) or _write_identity(path, mesh, zone, node)
+            if (identity.mesh, identity.zone, identity.node) != (mesh, zone, node):
+                raise FolderInUse(
+                    f"data folder {path} belongs to node {identity.node} in zone {identity.zone} of mesh "
+                    f"{identity.mesh}, this is node {node} in zone {zone} of mesh {mesh}; give another --data"
+                )
+        except BaseException:  # whatever it was, the lock is nobody's now
+            os.close(lock)
+            raise
+        return cls(path, lock, identity)
+
+    @property
+    def journal_folder(self) -> Path:
+        return self.path / "journal"
+
+    @property
+    def log_folder(self) -> Path:
+        return self.path / "log"
+
+    @property
+    def journal_id(self) -> bytes:
+        return bytes.fromhex(self.identity.journal_id)
+
+    @property
+    def disk_id(self) -> bytes:
+        return bytes.fromhex(self.identity.disk_id)
+
+    def free_bytes(self) -> int:
+        """What is left on the disk for us."""
+        return shutil.disk_usage(self.path).free
+
+    def close(self) -> None:
+        """Gives the lock back. The lock file stays: removing it would let two processes hold two of that name."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Before anything is written into the folder: it is ours, or there is nothing in it."""
+    names = {entry.name for entry in path.iterdir()}
+    foreign = sorted(names - _NOBODYS)
+    if foreign and IDENTITY_NAME not in names:
+        raise FolderInUse(
+            f"{path} is not a data folder of a sink: it has no {IDENTITY_NAME} and holds {', '.join(foreign[:3])}; "
+            "give an empty or a new folder with --data"
+        )
+
+
+def _lock(path: Path) -> int:
+    lock = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = read_at(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
+        os.close(lock)
+        message = f"data folder {path} is in use by process {holder}; stop it or give another --data"
+        raise FolderInUse(message) from error
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _read_identity(path: Path) -> Identity | None:
+    file = path / IDENTITY_NAME
+    try:
+        identity = msgspec.json.decode(file.read_bytes(), type=Identity)
+    except FileNotFoundError:
+        return None
+    except msgspec.MsgspecError as error:
+        raise DamagedFile(str(file), 0, str(error)) from error
+    if identity.version != VERSION or identity.format != _FORMAT:
+        what = f"{identity.format!r} version {identity.version}; this program reads {_FORMAT!r} version {VERSION}"
+        raise DamagedFile(str(file), 0, what)
+    if identity.crc32c != identity.check():
+        raise DamagedFile(str(file), 0, f"its CRC-32C is {identity.check()}, it says {identity.crc32c}")
+    return identity
+
+
+def _write_identity(path: Path, mesh: str, zone: str, node: str) -> Identity:
+    ids = secrets.token_hex(_ID_BYTES), secrets.token_hex(_ID_BYTES)
+    identity = Identity(_FORMAT, VERSION, mesh, zone, node, *ids)
+    identity = msgspec.structs.replace(identity, crc32c=identity.check())
+    write_atomically(path / IDENTITY_NAME, msgspec.json.format(msgspec.json.encode(identity)) + b"\n")
+    return identity

@@ -1,0 +1,416 @@
+"""The cold form of a partition's log: segments of record batches, exactly as a Kafka broker stores them.
+
+One thread appends and syncs; any number of others read, which never see what is not fsynced yet:
+
+    start_offset ── finished segments (fsynced, indexed) ── active segment ── end_offset ── append_end
+                    readers                                                   fsynced       written
+
+A lock guards the list of segments and the indexes, never a read or a write. Finished segments cost a summary in memory;
+the descriptors and indexes of the few that are read last are kept at hand.
+
+A replay after a restart asks `batch_crc_at` whether a batch is here and equal, and appends only at `append_end`.
+"""
+
+import errno
+import os
+import threading
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from protocol.errors import DamagedFile, DataError, FrameError, LogError
+from protocol.limits import SEGMENTS_OPEN_MAX
+from protocol.records import HEADER_BYTES, BatchHeader, check_batch, place_batch, read_header
+from sinkd.core.blocks import Block
+from sinkd.shell.files import FileGone, make_folder, read_at, remove_temporary_files, unlink, write_at
+from sinkd.shell.segment_files import (
+    SEGMENT_SUFFIX,
+    OpenSegment,
+    Segment,
+    SegmentFiles,
+    check_offset,
+    index_orphans,
+    read_batches,
+)
+
+T = TypeVar("T")
+
+
+class _View(NamedTuple):
+    """The log as one reader sees it: the segments, the offset behind the last batch, bytes of the last segment."""
+
+    segments: tuple[Segment, ...]
+    start_offset: int
+    end_offset: int
+    last_bytes: int
+
+    def limit(self, segment: Segment) -> int:
+        return self.last_bytes if segment is self.segments[-1] else segment.size_bytes
+
+    def holding(self, offset: int) -> Segment:
+        return self.segments[bisect_right(self.segments, offset, key=lambda segment: segment.base_offset) - 1]
+
+
+class PartitionLog:
+    """The log of one partition of one stream incarnation; open it with `PartitionLog.open`."""
+
+    def __init__(self, files: SegmentFiles, segment_bytes: int, first_offset: int) -> None:
+        self._files, self._segment_bytes, self._first_offset = files, segment_bytes, first_offset
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._segments: tuple[Segment, ...] = ()
+        self._active: OpenSegment | None = None
+        self._opened: OrderedDict[int, OpenSegment] = OrderedDict()  # finished ones, by base offset
+        self._end_offset = first_offset
+        self._durable_bytes = 0  # of the active segment
+        self._failed = False
+
+    @classmethod
+    def open(
+        cls,
+        folder: Path,
+        *,
+        incarnation: bytes,
+        partition: int,
+        segment_bytes: int,
+        durable_end: int,
+        first_offset: int = 0,
+    ) -> "PartitionLog":
+        """The log in `folder`, which is made if it is not there; an empty one begins at `first_offset`.
+
+        `durable_end` is the offset up to which a checkpoint says that segments were fsynced. What is bad or missing
+        below it is a DamagedFile; a bad tail above it was promised to nobody and is cut, with a warning in the log.
+        """
+        make_folder(folder)
+        remove_temporary_files(folder)
+        for orphan in index_orphans(folder):
+            unlink(orphan)
+        log = cls(SegmentFiles(folder, incarnation, partition), segment_bytes, first_offset)
+        try:
+            log._load(durable_end)
+        except BaseException:  # whatever it was, the descriptors are nobody's now
+            log.close()
+            raise
+        return log
+
+    def _load(self, durable_end: int) -> None:
+        paths = sorted(self.folder.glob("*" + SEGMENT_SUFFIX))
+        segments = [self._files.summary(path) for path in paths[:-1]]
+        if paths:
+            last, self._active = self._files.open_last(paths[-1], durable_end)
+            segments.append(last)
+            self._end_offset, self._durable_bytes = last.next_offset, last.size_bytes
+        for before, after in pairwise(segments):
+            if before.next_offset != after.base_offset:
+                what = f"the segment before it ends at offset {before.next_offset}, it begins at {after.base_offset}"
+                raise DamagedFile(str(after.path), 0, what)
+        self._segments = tuple(segments)
+        if self._end_offset < durable_end:
+            where, position = (segments[-1].path, segments[-1].size_bytes) if segments else (self.folder, 0)
+            what = f"the log ends at offset {self._end_offset}, the checkpoint knows {durable_end}: it was rolled back"
+            raise DamagedFile(str(where), position, what)
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def append(self, batch: bytes, base_offset: int, leader_epoch: int) -> None:
+        """Writes `batch` at `append_end`, which `base_offset` must be; readers see it after the next `sync`.
+
+        ValueError: not at the end. DataError: not a whole batch with a right CRC; nothing is written. OSError: final.
+        """
+        self._check_usable()
+        if base_offset != self.append_end:
+            raise ValueError(f"a batch at offset {base_offset} of {self.folder}, {self.append_end} is due")
+        placed = place_batch(batch, base_offset, leader_epoch)
+        try:
+            header = check_batch(placed)
+        except FrameError as error:
+            raise DataError(
+                f"{self.folder}: a batch for offset {base_offset} that is damaged already: {error}"
+            ) from error
+        try:
+            self._append(placed, header)
+        except OSError:
+            self._failed = True
+            raise
+
+    def _append(self, batch: bytes, header: BatchHeader) -> None:
+        active = self._active
+        if active is None or self._segments[-1].is_full(len(batch), self._segment_bytes):
+            active = self._roll()
+        segment = self._segments[-1]
+        position = segment.size_bytes
+        write_at(active.descriptor, [batch], position)
+        with self._lock:
+            active.index.note(header, position)
+            segment.note(header)
+
+    def sync(self) -> None:
+        """Blocks until everything appended is on the disk; then readers may have it. OSError is final."""
+        self._check_usable()
+        if self._active is None or self.append_end == self._end_offset:
+            return
+        try:
+            os.fdatasync(self._active.descriptor)
+        except OSError:
+            self._failed = True
+            raise
+        with self._lock:
+            self._end_offset, self._durable_bytes = self._segments[-1].next_offset, self._segments[-1].size_bytes
+
+    def _roll(self) -> OpenSegment:
+        """Finishes the active segment, if there is one, and begins the next."""
+        self.sync()
+        finished = self._active
+        if finished is not None:
+            self._files.write_index(self._segments[-1], finished.index)
+        segment, active = self._files.create(self.append_end)
+        with self._lock:
+            if finished is not None:
+                self._keep(self._segments[-1].base_offset, finished)
+            self._segments += (segment,)
+            self._active, self._durable_bytes = active, segment.size_bytes
+        return active
+
+    def _check_usable(self) -> None:
+        if self._failed:
+            raise OSError(errno.EIO, "an earlier write to this log failed; end the process", str(self.folder))
+
+    def trim(self, to_offset: int) -> None:
+        """Removes the segments wholly below `to_offset`, oldest first, never the active one. On the writer's thread."""
+        with self._lock:
+            dropped = [segment for segment in self._segments[:-1] if segment.next_offset <= to_offset]
+            self._segments = self._segments[len(dropped) :]
+            for segment in dropped:
+                opened = self._opened.pop(segment.base_offset, None)
+                if opened is not None:
+                    opened.retire()
+        for segment in dropped:
+            unlink(segment.path)
+            unlink(segment.index_path)
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, offset: int, max_bytes: int) -> bytes:
+        """Whole, checked batches from the one that holds `offset`: at least one, else what `max_bytes` allows.
+
+        It stops at the end of a segment, so fewer bytes do not mean the end of the log; b"" at `end_offset` does.
+        LogError OFFSET_OUT_OF_RANGE. DamagedFile: bytes on the disk are wrong, none of them are returned.
+        """
+        return self._with_view(lambda view: self._read(view, offset, max_bytes))
+
+    def _read(self, view: _View, offset: int, max_bytes: int) -> bytes:
+        if not view.start_offset <= offset <= view.end_offset:
+            raise LogError(
+                "OFFSET_OUT_OF_RANGE",
+                f"offset {offset} is not in the segments: {view.start_offset} to {view.end_offset} (exclusive)",
+                start_offset=view.start_offset,
+                end_offset=view.end_offset,
+            )
+        if offset == view.end_offset:
+            return b""
+        segment = view.holding(offset)
+        with self._reading(segment) as opened:
+            position, first = self._find(view, segment, opened, offset)
+            size_bytes = min(max(max_bytes, first.size_bytes), view.limit(segment) - position)
+            data = read_at(opened.descriptor, size_bytes, position)
+            return _checked_batches(data, first.base_offset, opened.path, position)
+
+    def _find(self, view: _View, segment: Segment, opened: OpenSegment, offset: int) -> tuple[int, BatchHeader]:
+        """(position, header) of the batch that holds `offset`, which must be in this segment."""
+        with self._lock:
+            block = opened.index.holding(offset, view.limit(segment))
+        for position, header in self._headers(opened, block):
+            if offset < header.next_offset:
+                return position, header
+        raise DamagedFile(str(opened.path), block.position, f"offset {offset} is not in the block where it is due")
+
+    def batch_crc_at(self, base_offset: int) -> int | None:
+        """The CRC field of the batch that starts at `base_offset`, written or fsynced; None if none starts there."""
+
+        def crc(view: _View) -> int | None:
+            if not view.start_offset <= base_offset < view.end_offset:
+                return None
+            segment = view.holding(base_offset)
+            with self._reading(segment) as opened:
+                _, header = self._find(view, segment, opened, base_offset)
+            return header.crc if header.base_offset == base_offset else None
+
+        return self._with_view(crc, durable=False)
+
+    def offset_for_time(self, timestamp_ms: int) -> int | None:
+        """The base offset of the first batch with a record at or after `timestamp_ms`; None if there is none.
+
+        The first such *record* is in that batch, not necessarily at its start: the caller looks inside.
+        """
+
+        def find(view: _View) -> int | None:
+            for segment in view.segments:
+                if segment.maximum_ms >= timestamp_ms:
+                    for header in self._headers_reaching(view, segment, timestamp_ms):
+                        return header.base_offset
+            return None
+
+        return self._with_view(find)
+
+    def _headers_reaching(self, view: _View, segment: Segment, timestamp_ms: int) -> Iterator[BatchHeader]:
+        with self._reading(segment) as opened:
+            with self._lock:
+                blocks = opened.index.reaching(timestamp_ms, view.limit(segment))
+            for block in blocks:
+                for _, header in self._headers(opened, block):
+                    if header.max_timestamp_ms >= timestamp_ms:
+                        yield header
+
+    def offset_until_time(self, timestamp_ms: int) -> int:
+        """The offset behind the last batch with a record before `timestamp_ms`: all such records lie below it.
+
+        It trusts a batch's baseTimestamp to be its smallest time, which our encoder guarantees.
+        """
+
+        def find(view: _View) -> int:
+            for segment in reversed(view.segments):
+                if segment.minimum_ms < timestamp_ms:
+                    end = self._end_of_times_before(view, segment, timestamp_ms)
+                    if end is not None:
+                        return end
+            return view.start_offset
+
+        return self._with_view(find)
+
+    def _end_of_times_before(self, view: _View, segment: Segment, timestamp_ms: int) -> int | None:
+        with self._reading(segment) as opened:
+            with self._lock:
+                blocks = opened.index.beginning_before(timestamp_ms, view.limit(segment))
+            for block in reversed(blocks):
+                early = [
+                    header for _, header in self._headers(opened, block) if header.base_timestamp_ms < timestamp_ms
+                ]
+                if early:
+                    return early[-1].next_offset
+        return None
+
+    def _headers(self, opened: OpenSegment, block: Block) -> Iterator[tuple[int, BatchHeader]]:
+        return read_batches(opened, block.position, block.end, block.offset, check=False)
+
+    def _with_view(self, work: Callable[[_View], T], *, durable: bool = True) -> T:
+        """Runs `work` on the log as it is now; again, on what is left, if a trim took a segment from under it."""
+        while True:
+            view = self._view(durable)
+            try:
+                return work(view)
+            except (FileGone, FileNotFoundError):
+                if self.start_offset == view.start_offset:
+                    raise
+
+    def _view(self, durable: bool) -> _View:
+        with self._lock:
+            segments = self._segments
+            if not segments:
+                return _View((), self._first_offset, self._first_offset, 0)
+            if durable:
+                return _View(segments, segments[0].base_offset, self._end_offset, self._durable_bytes)
+            return _View(segments, segments[0].base_offset, segments[-1].next_offset, segments[-1].size_bytes)
+
+    # -- descriptors --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self, segment: Segment) -> Iterator[OpenSegment]:
+        opened = self._acquire(segment)
+        try:
+            yield opened
+        finally:
+            opened.release()
+
+    def _acquire(self, segment: Segment) -> OpenSegment:
+        opened = self._acquire_at_hand(segment)
+        if opened is not None:
+            return opened
+        with self._loading:
+            opened = self._acquire_at_hand(segment)  # another reader may have loaded it meanwhile
+            if opened is not None:
+                return opened
+            opened = self._files.open_finished(segment)
+            opened.acquire()
+            with self._lock:
+                if segment in self._segments:
+                    self._keep(segment.base_offset, opened)
+                else:
+                    opened.retire()  # trimmed meanwhile; closed when this reader is done
+            return opened
+
+    def _acquire_at_hand(self, segment: Segment) -> OpenSegment | None:
+        with self._lock:
+            if self._segments and segment is self._segments[-1]:
+                opened = self._active
+            else:
+                opened = self._opened.get(segment.base_offset)
+                if opened is not None:
+                    self._opened.move_to_end(segment.base_offset)
+            if opened is not None:
+                opened.acquire()
+            return opened
+
+    def _keep(self, base_offset: int, opened: OpenSegment) -> None:
+        self._opened[base_offset] = opened
+        if len(self._opened) > SEGMENTS_OPEN_MAX:
+            _, oldest = self._opened.popitem(last=False)
+            oldest.retire()
+
+    def close(self) -> None:
+        """Closes the files, without a sync."""
+        with self._lock:
+            for opened in (*self._opened.values(), *([self._active] if self._active else [])):
+                opened.retire()
+            self._opened.clear()
+
+    # -- numbers ------------------------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        return self._files.folder
+
+    @property
+    def start_offset(self) -> int:
+        """The first offset that is held."""
+        segments = self._segments
+        return segments[0].base_offset if segments else self._first_offset
+
+    @property
+    def end_offset(self) -> int:
+        """The offset behind the last batch that is fsynced."""
+        return self._end_offset
+
+    @property
+    def append_end(self) -> int:
+        """The offset behind the last batch that is written."""
+        segments = self._segments
+        return segments[-1].next_offset if segments else self._first_offset
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all segments, including what is not fsynced yet."""
+        return sum(segment.size_bytes for segment in self._segments)
+
+    @property
+    def segment_count(self) -> int:
+        return len(self._segments)
+
+
+def _checked_batches(data: bytes, offset: int, path: Path, position: int) -> bytes:
+    """The whole batches that `data` begins with, each verified; the first one is whole."""
+    view, end = memoryview(data), 0
+    try:
+        while not end or len(view) - end >= HEADER_BYTES:
+            header = read_header(view, end)
+            if end and end + header.size_bytes > len(view):
+                break
+            check_batch(view[end : end + header.size_bytes])
+            check_offset(header, offset)
+            end, offset = end + header.size_bytes, header.next_offset
+    except FrameError as error:
+        raise DamagedFile(str(path), position + end, str(error)) from error
+    return data[:end]
