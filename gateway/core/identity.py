@@ -1,0 +1,196 @@
+"""Who a client is and what it may do: users, their secrets, their permissions.
+
+Permissions are NATS's: a list of allowed patterns denies everything else (an empty list denies all), a denied pattern
+wins over an allowed one. A subscription permission may name a queue too, `"orders.* workers"`; it then speaks of queue
+subscriptions only. Two rules differ from nats-server, both towards safety:
+
+- a wildcard subscription needs an allowed pattern that covers *all* of it (nats-server lets `foo.>` pass where `foo.*`
+  is allowed, and then delivers `foo.a.b`);
+- an empty allow list allows nothing (nats-server ignores an empty one).
+
+A subscription that is allowed but wide enough to meet a denied pattern is kept; what is denied is left out at delivery.
+
+Passwords and tokens are plain or bcrypt. Bcrypt is slow on purpose, so this module never computes it: `Directory.check`
+hands out a `Verification`, and whoever runs threads gives the verdict back.
+
+Source: NATS documentation, 'Authorization'; nats-server `server/client.go` (canSubscribe, pubAllowed, checkDenySub).
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from hmac import compare_digest
+
+from protocol import subjects
+from protocol.limits import PERMISSION_VERDICTS_MAX, RESPONSES_EXPIRE_MS, RESPONSES_MAX, RESPONSES_TRACKED_MAX
+
+_BCRYPT = re.compile(r"\$2[abxy]\$\d{2}\$.+")
+
+
+@dataclass(frozen=True)
+class Responses:
+    """`allow_responses`: a service may publish to the reply subject of what it received, so often and so long."""
+
+    messages_max: int = RESPONSES_MAX
+    expire_ms: int = RESPONSES_EXPIRE_MS
+
+
+@dataclass(frozen=True)
+class UserEntry:
+    """One user as configured: `user` with `password`, or `token` alone. None for an allow list: everything."""
+
+    user: str = ""
+    password: str | None = None
+    token: str | None = None
+    publish_allow: tuple[str, ...] | None = None
+    publish_deny: tuple[str, ...] = ()
+    subscribe_allow: tuple[str, ...] | None = None
+    subscribe_deny: tuple[str, ...] = ()
+    responses: Responses | None = None
+
+
+# -- permissions ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Rule:
+    pattern: str
+    queue: str
+
+    @classmethod
+    def read(cls, text: str) -> "_Rule":
+        pattern, _, queue = text.strip().partition(" ")
+        return cls(pattern, queue.strip())
+
+
+class Permissions:
+    """What one user may do; shared by all of the user's connections."""
+
+    def __init__(self, entry: UserEntry) -> None:
+        self._publish_allow = entry.publish_allow
+        self._publish_deny = entry.publish_deny
+        self._subscribe_allow = None
+        if entry.subscribe_allow is not None:
+            self._subscribe_allow = [_Rule.read(text) for text in entry.subscribe_allow]
+        self._subscribe_deny = [_Rule.read(text) for text in entry.subscribe_deny]
+        self._verdicts: dict[str, bool] = {}
+        self.responses = entry.responses
+
+    def may_publish(self, subject: str) -> bool:
+        """Whether `subject` may be published to (replies allowed by `responses` aside)."""
+        verdict = self._verdicts.get(subject)
+        if verdict is None:
+            if len(self._verdicts) >= PERMISSION_VERDICTS_MAX:
+                self._verdicts.clear()
+            verdict = self._verdicts[subject] = self._judge_publish(subject)
+        return verdict
+
+    def _judge_publish(self, subject: str) -> bool:
+        if self._publish_allow is not None and not _any_matches(self._publish_allow, subject):
+            return False
+        return not _any_matches(self._publish_deny, subject)
+
+    def may_subscribe(self, pattern: str, queue: str = "") -> bool:
+        """Whether `pattern` may be subscribed to; what of it is denied is left out by `may_receive`."""
+        return self._is_allowed(pattern, queue) and self.may_receive(pattern, queue)
+
+    def _is_allowed(self, pattern: str, queue: str) -> bool:
+        if self._subscribe_allow is None:
+            return True
+        covering = [rule for rule in self._subscribe_allow if subjects.covers(rule.pattern, pattern)]
+        queues = [rule.queue for rule in covering if rule.queue]
+        if queue and queues:
+            return _queue_matches(queues, queue)
+        return any(not rule.queue for rule in covering)
+
+    def may_receive(self, subject: str, queue: str = "") -> bool:
+        """Whether no denied pattern matches `subject`: asked for each subject that is delivered."""
+        denying = [rule for rule in self._subscribe_deny if subjects.matches(rule.pattern, subject)]
+        if any(not rule.queue for rule in denying):
+            return False
+        return not (queue and _queue_matches([rule.queue for rule in denying], queue))
+
+
+EVERYTHING = Permissions(UserEntry())
+
+
+def _any_matches(patterns: Iterable[str], subject: str) -> bool:
+    if not all(subject.split(".")):
+        return False
+    return any(subjects.matches(pattern, subject) for pattern in patterns)
+
+
+def _queue_matches(rules: Iterable[str], queue: str) -> bool:
+    """A queue rule is a name, or a pattern for names with dots in them."""
+    return any(rule == queue or (subjects.has_wildcard(rule) and subjects.covers(rule, queue)) for rule in rules)
+
+
+class AnswerableReplies:
+    """The reply subjects that one connection may still publish to, under `allow_responses`."""
+
+    def __init__(self, rule: Responses) -> None:
+        self._rule = rule
+        self._replies: dict[bytes, tuple[int, int]] = {}  # reply → (messages left, until when in ms)
+
+    def received(self, reply: bytes, now_ms: int) -> None:
+        """A message with `reply` was delivered to the connection."""
+        if len(self._replies) >= RESPONSES_TRACKED_MAX:
+            self._forget(now_ms)
+        self._replies[reply] = (self._rule.messages_max, now_ms + self._rule.expire_ms)
+
+    def take(self, subject: bytes, now_ms: int) -> bool:
+        """Whether the connection may publish to `subject` once more; counts it if so."""
+        left, until_ms = self._replies.pop(subject, (0, 0))
+        if left == 0 or now_ms > until_ms:
+            return False
+        if left != 1:
+            self._replies[subject] = (left - 1, until_ms)  # a rule of -1 counts down for ever: no limit
+        return True
+
+    def _forget(self, now_ms: int) -> None:
+        self._replies = {reply: kept for reply, kept in self._replies.items() if kept[1] >= now_ms}
+        while len(self._replies) >= RESPONSES_TRACKED_MAX:
+            del self._replies[next(iter(self._replies))]
+
+
+# -- users ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verification:
+    """`secret` has to be compared with these bcrypt hashes, in order; the first that fits says who it is."""
+
+    secret: str
+    candidates: tuple[tuple[str, UserEntry], ...]
+
+
+class Directory:
+    """All users of a gateway. Without users everybody is let in and may do everything."""
+
+    def __init__(self, users: tuple[UserEntry, ...]) -> None:
+        self._by_name = {entry.user: entry for entry in users if entry.password is not None}
+        self._with_token = [entry for entry in users if entry.token is not None]
+        self._permissions = {entry: Permissions(entry) for entry in users}
+
+    @property
+    def is_required(self) -> bool:
+        return bool(self._permissions)
+
+    def permissions(self, entry: UserEntry) -> Permissions:
+        return self._permissions[entry]
+
+    def check(self, user: str, password: str, token: str) -> UserEntry | Verification | None:
+        """Who that is: a user at once, a `Verification` to run, or None for nobody."""
+        secrets: list[tuple[str, UserEntry]]
+        if user:
+            entry = self._by_name.get(user)
+            secret, secrets = password, [] if entry is None else [(entry.password or "", entry)]
+        else:
+            secret, secrets = token, [(entry.token or "", entry) for entry in self._with_token if token]
+        hashed = []
+        for expected, entry in secrets:
+            if _BCRYPT.fullmatch(expected):
+                hashed.append((expected, entry))
+            elif compare_digest(expected.encode("utf-8", "surrogatepass"), secret.encode("utf-8", "surrogatepass")):
+                return entry
+        return Verification(secret, tuple(hashed)) if hashed else None

@@ -1,0 +1,119 @@
+"""One client connection as the data plane sees it, and its subscriptions.
+
+A session goes one way: connected → (verifying) → ready → closing. `closing` holds the reason from the moment on that
+the connection is given up: nothing more is read from it or delivered to it, and what is in `out` is still sent unless
+`flushes` is false. Times are milliseconds of the clock that the plane is given.
+"""
+
+from enum import StrEnum
+
+from gateway.core.identity import EVERYTHING, AnswerableReplies, Permissions, UserEntry, Verification
+from protocol import nats
+
+NEVER_MS = -1
+
+
+class Closed(StrEnum):
+    """Why a connection ended, in nats-server's words (they show in `/connz` and in logs)."""
+
+    CLIENT = "Client Closed"
+    SHUTDOWN = "Server Shutdown"
+    AUTHENTICATION_TIMEOUT = "Authentication Timeout"
+    AUTHENTICATION_FAILURE = "Authentication Failure"
+    SLOW_PENDING = "Slow Consumer (Pending Bytes)"
+    SLOW_DEADLINE = "Slow Consumer (Write Deadline)"
+    STALE = "Stale Connection"
+    PROTOCOL_VIOLATION = "Protocol Violation"
+    BAD_CLIENT_PROTOCOL = "Bad Client Protocol Version"
+    NO_RESPONDERS_REQUIRES_HEADERS = "No Responders Requires Headers"
+    CONNECTIONS_EXCEEDED = "Maximum Connections Exceeded"
+    PAYLOAD_EXCEEDED = "Maximum Message Payload Exceeded"
+    CONTROL_LINE_EXCEEDED = "Maximum Control Line Exceeded"
+
+
+class Subscription:
+    """One SUB of one session. `max_messages` 0: no limit; `received` counts deliveries."""
+
+    __slots__ = ("closed", "max_messages", "pattern", "queue", "received", "session", "sid")
+
+    def __init__(self, session: "Session", pattern: str, queue: str, sid: bytes) -> None:
+        self.session = session
+        self.pattern = pattern
+        self.queue = queue
+        self.sid = sid
+        self.max_messages = 0
+        self.received = 0
+        self.closed = False
+
+
+class Session:
+    """The state of one connection. Others than the plane and its shell read it only, and call the `may_*` methods.
+
+    `out` is what the shell has to send; `unsent_bytes` is what the shell has taken and the socket has not, which the
+    shell keeps current.
+    """
+
+    def __init__(self, id: int, client_ip: str, client_port: int, parser: nats.ClientParser, now_ms: int) -> None:
+        self.id = id
+        self.client_ip = client_ip
+        self.client_port = client_port
+        self.parser = parser
+        self.subscriptions: dict[bytes, Subscription] = {}
+
+        self.options = nats.ConnectOptions()
+        self.connected = False  # a CONNECT was accepted
+        self.info_sent = False  # the INFO that follows the first PONG
+        self.verifying: Verification | None = None
+        self.entry: UserEntry | None = None  # None where no users are configured
+        self.user = ""
+        self.permissions: Permissions = EVERYTHING
+        self.answerable: AnswerableReplies | None = None
+
+        self.out = bytearray()
+        self.unsent_bytes = 0
+        self.dirty = False  # the shell has to look at it
+        self.paused = False  # nothing is read or parsed until it is resumed
+        self.stall_ms = 0  # how long the shell should wait before it reads again, because a subscriber falls behind
+        self.closing: Closed | None = None
+        self.closing_detail = ""
+        self.flushes = True
+
+        self.in_msgs = 0
+        self.in_bytes = 0
+        self.out_msgs = 0
+        self.out_bytes = 0
+        self.started_ms = now_ms
+        self.last_activity_ms = now_ms
+        self.last_heard_ms = now_ms
+        self.due_ms = 0
+        self.ping_due_ms = 0
+        self.auth_due_ms = NEVER_MS
+        self.pings_out = 0
+        self.ping_sent_ms = NEVER_MS
+        self.rtt_ms = NEVER_MS
+
+    @property
+    def name(self) -> str:
+        """What the client calls itself, "" if nothing."""
+        return self.options.name
+
+    @property
+    def pending_bytes(self) -> int:
+        """What waits to be sent to the client."""
+        return len(self.out) + self.unsent_bytes
+
+    def may_publish(self, subject: str) -> bool:
+        """Whether the permissions allow to publish on `subject` (replies under `allow_responses` aside)."""
+        return self.permissions.may_publish(subject)
+
+    def may_subscribe(self, pattern: str, queue: str = "") -> bool:
+        """Whether the permissions allow a subscription to `pattern`; what is read must pass `may_receive` too."""
+        return self.permissions.may_subscribe(pattern, queue)
+
+    def may_receive(self, subject: str) -> bool:
+        """Whether a message on the literal `subject` may be shown to a plain subscription that covers it."""
+        return self.permissions.may_receive(subject)
+
+    def may_answer(self, subject: bytes, now_ms: int) -> bool:
+        """Whether `subject` is the reply subject of a message that the client may still answer; counts the answer."""
+        return self.answerable is not None and self.answerable.take(subject, now_ms)
