@@ -1,0 +1,321 @@
+"""What was synced is there after anything that can happen to a process or a disk, or the journal is refused."""
+
+import errno
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from unittest import mock
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+from support.disk import Crash, DyingProcess, PowerFailure, flip
+from support.journals import FILE_BYTES, contents, entry, fill, numbered, refused, reopen
+
+from protocol.errors import DamagedFile
+from sinkd.core.formats import (
+    JOURNAL_HEADER_BYTES,
+    MARK_BYTES,
+    RECORD_HEADER_BYTES,
+    Kind,
+    encode_record,
+    journal_seed,
+    record_size,
+)
+from sinkd.shell.journal import Journal
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "journal"
+
+
+# -- torn, damaged ----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 1999), st.integers(1, 255))
+@settings(max_examples=60, deadline=None)
+def test_a_torn_tail_is_cut_and_what_was_synced_stays(position, mask):
+    with TemporaryDirectory() as name:
+        folder = Path(name) / "journal"
+        journal = reopen(folder)
+        synced = fill(journal, 4)
+        journal.sync()
+        start = journal.locate(4).position + 304 + MARK_BYTES
+        unsynced = fill(journal, 6, term=2)
+        journal.close()
+        flip(numbered(folder)[0], start + position, mask)
+        with capture_logs() as logs:
+            journal = reopen(folder)
+        whole = position // 336  # entries before the torn one
+        assert contents(journal) == synced + unsynced[:whole]
+        assert [line["event"] for line in logs] == ["journal_tail_cut"]
+        assert logs[0]["file"] == str(numbered(folder)[0])
+        assert logs[0]["position"] == start + whole * 336
+        more = fill(journal, 8, term=3)
+        journal.sync()
+        journal.close()
+        journal = reopen(folder)
+        assert contents(journal) == synced + unsynced[:whole] + more
+        journal.close()
+
+
+def test_a_lost_page_in_front_of_a_written_one_is_torn_too(folder):
+    journal = reopen(folder)
+    entries = fill(journal, 8)
+    place = journal.locate(5)
+    journal.close()
+    path = numbered(folder)[0]
+    data = bytearray(path.read_bytes())
+    start = place.position - RECORD_HEADER_BYTES
+    data[start : start + 336] = bytes(336)
+    path.write_bytes(data)
+    journal = reopen(folder)
+    assert contents(journal) == entries[:4]
+    fill(journal, 1)  # takes exactly the place of entry 5: entry 6 must not come back
+    journal.close()
+    journal = reopen(folder)
+    assert len(journal) == 5
+    journal.close()
+
+
+@cache
+def _synced_journal() -> tuple[Path, TemporaryDirectory]:
+    """Three files, everything synced; the last record is the mark that says so."""
+    holder = TemporaryDirectory()
+    folder = Path(holder.name) / "journal"
+    journal = reopen(folder)
+    journal.setCurrentTerm(1, "sink1")
+    for _ in range(10):
+        fill(journal, 3, size_bytes=333)
+        journal.deleteEntriesFrom(len(journal) - 1)
+        journal.sync()
+    journal.close()
+    assert len(numbered(folder)) == 3
+    return folder, holder
+
+
+def _synced_bytes(path: Path) -> int:
+    return len(path.read_bytes().rstrip(b"\0")) // 8 * 8 - 2 * MARK_BYTES
+
+
+@given(st.integers(0, 2), st.floats(0, 1, exclude_max=True), st.integers(1, 255))
+@settings(max_examples=250, deadline=None)
+def test_any_flipped_byte_of_what_was_synced_is_found(file, part, mask):
+    original, _ = _synced_journal()
+    with TemporaryDirectory() as name:
+        folder = Path(name) / "journal"
+        shutil.copytree(original, folder)
+        path = numbered(folder)[file]
+        position = int(part * _synced_bytes(path))
+        flip(path, position, mask)
+        error = refused(folder)
+        assert error.file == str(path)
+        assert position - 400 < error.position <= position
+        assert f"{path}: damaged at byte {error.position}" in str(error)
+
+
+def test_every_byte_of_the_heads_is_watched():
+    original, _ = _synced_journal()
+    for position in range(JOURNAL_HEADER_BYTES + RECORD_HEADER_BYTES + 8):
+        with TemporaryDirectory() as name:
+            folder = Path(name) / "journal"
+            shutil.copytree(original, folder)
+            flip(numbered(folder)[-1], position)
+            assert refused(folder).file == str(numbered(folder)[-1])
+
+
+def test_missing_short_foreign_and_exchanged_files_are_refused(folder, tmp_path):
+    original, _ = _synced_journal()
+
+    def broken(change) -> str:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(original, folder)
+        change(*numbered(folder))
+        return str(refused(folder))
+
+    assert "the file is missing" in broken(lambda a, b, c: b.unlink())
+    assert "it was made with 4096 bytes" in broken(lambda a, b, c: os.truncate(c, 2048))
+    assert "it was made with 4096 bytes" in broken(lambda a, b, c: os.truncate(a, 8192))
+    assert "its header says that it is file" in broken(lambda a, b, c: shutil.copy(a, b))
+    assert "begins with" in broken(lambda a, b, c: c.write_bytes(bytes(FILE_BYTES)))
+    shutil.rmtree(folder)
+    shutil.copytree(original, folder)
+    with pytest.raises(DamagedFile, match="belongs to journal"):
+        Journal.open(folder, journal_id=b"f" * 16, file_bytes=FILE_BYTES, checkpoint=None)
+
+
+def test_bytes_of_an_older_life_of_the_file_never_look_new(folder):
+    journal = reopen(folder)
+    entries = fill(journal, 12)  # the first file is full, the second has begun
+    journal.sync()
+    journal.close()
+    old, new = numbered(folder)
+    end = len(new.read_bytes().rstrip(b"\0")) // 8 * 8 + 8
+    old_bytes, data = old.read_bytes(), bytearray(new.read_bytes())
+    data[end:] = old_bytes[end:]  # as if the file had been recycled without zeroing it
+    new.write_bytes(data)
+    journal = reopen(folder)
+    assert contents(journal) == entries
+    journal.close()
+
+
+def test_a_payload_that_looks_like_a_mark_does_not_make_a_torn_tail_damage(folder):
+    """Who does not know the journal's random id cannot write one into a payload."""
+    journal = reopen(folder)
+    fill(journal, 1)
+    journal.add(b"torn" * 30, 2, 1)
+    start = journal.locate(2).position - RECORD_HEADER_BYTES
+    at = start + record_size(120) + RECORD_HEADER_BYTES
+    forged = b"".join(encode_record(journal_seed(b"?" * 16, 1), at, Kind.SYNCED, at, 1))
+    journal.add(forged, 3, 1)
+    assert journal.locate(3).position == at
+    journal.close()
+    flip(numbered(folder)[0], start + 40)
+    journal = reopen(folder)
+    assert len(journal) == 1
+    journal.close()
+
+
+# -- processes that die, power that fails -----------------------------------------------------------------------------
+
+
+def _life(folder: Path, synced: list[int]) -> None:
+    """Everything that writes: opening, rolling, marking, truncating, cutting. Notes the last index at each sync."""
+    journal = reopen(folder, (9, 1, 1) if synced else None)
+    try:
+        for number in range(12):
+            fill(journal, 5)
+            if number % 3 == 2:
+                journal.deleteEntriesFrom(len(journal) - 1)
+                synced.append(min(synced[-1], journal.last_index) if synced else 0)
+            journal.sync()
+            synced.append(journal.last_index)
+            if number % 4 == 1:
+                journal.prepare_spare()
+        journal.cut(journal.last_index - 3)
+    finally:
+        journal.close()
+
+
+def test_a_process_that_dies_in_any_system_call_leaves_a_whole_journal(tmp_path):
+    last_call = 0
+    while True:
+        last_call += 1
+        folder = tmp_path / str(last_call)
+        synced: list[int] = []
+        with DyingProcess(last_call).running() as process:
+            try:
+                _life(folder, synced)
+            except Crash:
+                pass
+            else:
+                break
+        last = synced[-1] if synced else 0
+        # The cut comes after a checkpoint of what was synced.
+        journal = reopen(folder, (last, 1, 1) if len(synced) >= 16 else None)
+        assert last - 1 <= journal.last_index <= last + 5
+        assert [one[1] for one in journal[0:]] == list(range(journal.first_index, journal.last_index + 1))
+        assert all(tuple(one) in (entry(one[1]), (b"\x01", one[1], 1)) for one in journal[0:])
+        fill(journal, 3)
+        journal.sync()
+        journal.close()
+    assert process.calls < last_call
+    assert last_call > 100
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_power_failure_loses_nothing_that_was_synced(tmp_path, seed):
+    random = Random(seed)
+    folder = tmp_path / "journal"
+    durable: list[tuple[bytes, int, int]] = []
+    entries: list[tuple[bytes, int, int]] = []
+    vote = (0, None)
+    for life in range(1, 6):
+        with PowerFailure(random).watching() as power:
+            journal = reopen(folder)
+            assert journal.getCurrentTerm() >= vote[0]
+            assert contents(journal)[: len(durable)] == durable
+            assert contents(journal) == entries[: len(journal)]
+            entries = contents(journal)
+            for _ in range(random.randrange(20)):
+                entries += fill(journal, random.randrange(4), term=life, size_bytes=random.choice([10, 300, 1500]))
+                if random.random() < 0.2:
+                    journal.setCurrentTerm(journal.getCurrentTerm() + 1, f"sink{life}")
+                if random.random() < 0.4:
+                    journal.sync()
+                    durable = list(entries)
+                    vote = journal.getCurrentTerm(), journal.getVotedForNodeId()
+            journal.close()
+            power.strike(folder)
+
+
+# -- disks that refuse ------------------------------------------------------------------------------------------------
+
+
+def test_room_tells_of_a_full_disk_before_an_entry_is_lost(folder):
+    journal = reopen(folder)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        mock.patch("sinkd.shell.journal_files.write_zeros", side_effect=full),
+        pytest.raises(OSError, match="No space"),
+    ):
+        journal.prepare_spare()
+    assert not journal.failed
+    assert not (folder / "spare").exists()
+    count = 0
+    while journal.room(300):
+        fill(journal, 1)
+        count += 1
+    assert count == 11
+    assert journal.file_count == 1
+    journal.prepare_spare()
+    assert journal.room(300)
+    assert not journal.room(5000)
+    journal.prepare_spare(5000)
+    assert journal.room(5000)
+    fill(journal, 1, size_bytes=5000)
+    assert journal.file_count == 2
+    journal.sync()
+    journal.close()
+    journal = reopen(folder)
+    assert journal.last_index == 12
+    journal.close()
+
+
+@pytest.mark.parametrize("call", ["pwritev", "fdatasync"])
+def test_a_failed_write_is_final(folder, call):
+    journal = reopen(folder)
+    fill(journal, 1)
+    with mock.patch.object(os, call, side_effect=OSError(errno.EIO, "Input/output error")):
+        failed = pytest.raises(OSError, match="Input")
+        if call == "pwritev":
+            with failed:
+                fill(journal, 1)
+        else:
+            with failed:
+                journal.sync()
+    assert journal.failed
+    for action in (journal.sync, lambda: fill(journal, 1), lambda: journal.setCurrentTerm(9, None)):
+        with pytest.raises(OSError, match="an earlier write"):
+            action()
+    assert journal[0] == entry(1)
+    journal.close()
+
+
+def test_a_sync_near_the_end_of_a_file_goes_on_in_the_spare(folder):
+    journal = reopen(folder)
+    journal.prepare_spare()
+    fill(journal, 11)
+    fill(journal, 1, size_bytes=30)  # less than a sixteenth of the file is left
+    journal.sync()
+    assert journal.file_count == 2
+    assert not journal.dirty
+    journal.close()
+    journal = reopen(folder)
+    assert journal.last_index == 12
+    journal.close()
