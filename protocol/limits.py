@@ -25,7 +25,10 @@ PERMISSION_VERDICTS_MAX: Final = 4_096  # cached publish permissions of one user
 RESPONSES_TRACKED_MAX: Final = 4_096  # reply subjects that one connection may still answer (allow_responses)
 FIRST_PING_MS: Final = 2_000  # after CONNECT, as in nats-server
 STALL_MS: Final = 10  # a publisher waits this long per read for a subscriber that falls behind
-WRITES_CHECK_MS: Final = 500  # how often write deadlines are looked at
+CLIENT_TICK_MS: Final = 100  # how exact the timers of client connections are
+SERVER_STOP_GRACE_MS: Final = 5_000  # for sending what waits, when a gateway stops
+PASSWORD_THREADS: Final = 2  # bcrypt lets go of the interpreter; two do not starve the loop
+CLIENT_BACKLOG: Final = 1_024  # connections that wait to be accepted
 PASSWORD_BYTES_MAX: Final = 72  # what bcrypt looks at; longer ones are refused
 MONITOR_LIST_DEFAULT: Final = 1_024  # connections or subscriptions in one answer of the monitor
 
@@ -92,3 +95,15 @@ OUTBOX_STALL_MS: Final = 30_000  # a full outbox pauses one client connection fo
 GEO_TIMEOUT_MS: Final = 5_000
 RESPONSES_MAX: Final = 1  # allow_responses = true: replies to one request, as in nats-server
 RESPONSES_EXPIRE_MS: Final = 120_000
+
+# -- the client library and the commands ------------------------------------------------------------------------------
+CLIENT_FETCH_BYTES: Final = 1 * MIB  # read ahead per partition
+CLIENT_FETCHES_MAX: Final = 32  # under way at a time for one consumer; below FETCHES_PER_CONNECTION_MAX
+CLIENT_ANSWER_MS: Final = 10_000  # for the next message of an answer, beside what the request itself may wait
+CLIENT_RETRY_MS: Final = 40_000  # without an answer on a standing connection, then the caller is told
+CLIENT_RETRY_PAUSE_MS: Final = 200
+CLIENT_WATCH_MS: Final = 200  # how often a wait looks whether its connection is still the same
+PUBLISH_WINDOW_EVENTS: Final = 512  # sent and not yet acknowledged
+PUBLISH_WINDOW_BYTES: Final = 8 * MIB
+PUBLISH_GIVE_UP_MS: Final = 30_000  # without any acknowledgement; well inside DEDUP_WINDOW_MS, so that a retry is known
+LINES_CHUNK_BYTES: Final = 256 * KIB  # of a file or pipe, read at a time

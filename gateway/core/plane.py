@@ -138,7 +138,8 @@ class Plane:
         self._now_ms = 0
         self._dirty: list[Session] = []
         self._verifications: list[Session] = []
-        self._port = options.port
+        self.port = options.port
+        self._stall_bytes = options.max_pending_bytes // 4 * 3
         self._actions: dict[type, Callable[[Session, Any], None]] = {
             nats.Publish: self._publish,
             nats.Subscribe: self._subscribe,
@@ -154,7 +155,7 @@ class Plane:
 
     def listening(self, port: int) -> None:
         """The port that INFO names, where 0 was configured."""
-        self._port = port
+        self.port = port
 
     def connect(self, client_ip: str, client_port: int, now_ms: int) -> Session:
         """A client has connected; INFO stands in its `out`. Above `max_connections` it is already closing."""
@@ -324,11 +325,13 @@ class Plane:
             session.answerable.received(message.reply, self._now_ms)
         if not session.dirty:
             self._touch(session)
-        pending_bytes = len(session.out) + session.unsent_bytes
-        if pending_bytes > self.options.max_pending_bytes // 4 * 3:
-            self._falls_behind(session, pending_bytes, sender)
+        if len(session.out) + session.unsent_bytes > self._stall_bytes:
+            self._falls_behind(session, sender)
 
-    def _falls_behind(self, session: Session, pending_bytes: int, sender: Session | None) -> None:
+    def _falls_behind(self, session: Session, sender: Session | None) -> None:
+        pending_bytes = session.pending_bytes
+        if pending_bytes <= self._stall_bytes:
+            return
         if pending_bytes > self.options.max_pending_bytes:
             detail = f"{pending_bytes} B pending, {self.options.max_pending_bytes} B allowed"
             self.close(session, Closed.SLOW_PENDING, flushes=False, detail=detail)
@@ -508,7 +511,7 @@ class Plane:
             "git_commit": f"event-mesh-{options.server_version}".rstrip("-"),
             "go": "",
             "host": options.host,
-            "port": self._port,
+            "port": self.port,
             "headers": True,
         }
         if self._directory.is_required:

@@ -5,6 +5,7 @@ the connection is given up: nothing more is read from it or delivered to it, and
 `flushes` is false. Times are milliseconds of the clock that the plane is given.
 """
 
+from collections.abc import Callable
 from enum import StrEnum
 
 from gateway.core.identity import EVERYTHING, AnswerableReplies, Permissions, UserEntry, Verification
@@ -49,8 +50,8 @@ class Subscription:
 class Session:
     """The state of one connection. Others than the plane and its shell read it only, and call the `may_*` methods.
 
-    `out` is what the shell has to send; `unsent_bytes` is what the shell has taken and the socket has not, which the
-    shell keeps current.
+    `out` is what the shell has to send. `unsent_bytes` is what the shell has taken and the socket has not: an upper
+    bound that it renews whenever it writes, and that `measure_unsent` makes exact where it matters.
     """
 
     def __init__(self, id: int, client_ip: str, client_port: int, parser: nats.ClientParser, now_ms: int) -> None:
@@ -71,6 +72,7 @@ class Session:
 
         self.out = bytearray()
         self.unsent_bytes = 0
+        self.measure_unsent: Callable[[], int] = lambda: self.unsent_bytes
         self.dirty = False  # the shell has to look at it
         self.paused = False  # nothing is read or parsed until it is resumed
         self.stall_ms = 0  # how long the shell should wait before it reads again, because a subscriber falls behind
@@ -99,7 +101,8 @@ class Session:
 
     @property
     def pending_bytes(self) -> int:
-        """What waits to be sent to the client."""
+        """What waits to be sent to the client, measured now."""
+        self.unsent_bytes = self.measure_unsent()
         return len(self.out) + self.unsent_bytes
 
     def may_publish(self, subject: str) -> bool:

@@ -1,0 +1,69 @@
+"""A gateway's client side alone, in this process: a plane and its client port, with hooks that remember."""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.core.plane import Plane, PlaneOptions
+from gateway.core.session import Session
+from gateway.shell.server import ClientServer
+
+
+@dataclass
+class Hooks:
+    """Remembers its calls. `answers`: whether the log answers what it captures."""
+
+    answers: bool = False
+    captured: list[tuple[str, str, bytes, bytes]] = field(default_factory=list)
+    served: list[tuple[str, str, bytes, bytes]] = field(default_factory=list)
+    closed: list[Session] = field(default_factory=list)
+
+    def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
+        self.captured.append((subject, reply, header_block, payload))
+        return self.answers
+
+    def service(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> None:
+        self.served.append((subject, reply, header_block, payload))
+
+    def session_closed(self, session: Session) -> None:
+        self.closed.append(session)
+
+
+def make_plane(hooks: Hooks | None = None, **options: Any) -> Plane:
+    """A plane whose queue groups always choose their first member."""
+    return Plane(PlaneOptions("SERVER", "test", **options), hooks or Hooks(), lambda number: 0)
+
+
+@dataclass
+class Served:
+    """What `serve` runs."""
+
+    plane: Plane
+    server: ClientServer
+    hooks: Hooks
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+
+@contextlib.asynccontextmanager
+async def serve(*, write_deadline_ms: int = 10_000, port: int = 0, **options: Any) -> AsyncIterator[Served]:
+    """A client port on 127.0.0.1; `options` are those of `PlaneOptions`."""
+    hooks = Hooks()
+    plane = make_plane(hooks, **options)
+    server = ClientServer(
+        plane,
+        host="127.0.0.1",
+        port=port,
+        now_ms=lambda: time.monotonic_ns() // 1_000_000,
+        write_deadline_ms=write_deadline_ms,
+    )
+    _, bound = await server.start()
+    try:
+        yield Served(plane, server, hooks, bound)
+    finally:
+        await server.stop()
