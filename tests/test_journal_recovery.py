@@ -129,6 +129,17 @@ def test_every_byte_of_the_heads_is_watched():
             assert refused(folder).file == str(numbered(folder)[-1])
 
 
+def test_a_damaged_head_is_refused_before_anything_was_synced_behind_it(folder):
+    journal = reopen(folder)
+    fill(journal, 12)
+    journal.close()
+    last = numbered(folder)[1]
+    flip(last, JOURNAL_HEADER_BYTES + 20)
+    damaged = last.read_bytes()
+    assert refused(folder).position == JOURNAL_HEADER_BYTES
+    assert last.read_bytes() == damaged  # nothing was cut
+
+
 def test_missing_short_foreign_and_exchanged_files_are_refused(folder, tmp_path):
     original, _ = _synced_journal()
 
@@ -151,8 +162,7 @@ def test_missing_short_foreign_and_exchanged_files_are_refused(folder, tmp_path)
 
 def test_bytes_of_an_older_life_of_the_file_never_look_new(folder):
     journal = reopen(folder)
-    entries = fill(journal, 12)  # the first file is full, the second has begun
-    journal.sync()
+    entries = fill(journal, 12)  # the first file is full, the second holds one entry: the next would stand at 432
     journal.close()
     old, new = numbered(folder)
     end = len(new.read_bytes().rstrip(b"\0")) // 8 * 8 + 8
@@ -226,6 +236,18 @@ def test_a_process_that_dies_in_any_system_call_leaves_a_whole_journal(tmp_path)
         journal.close()
     assert process.calls < last_call
     assert last_call > 100
+
+
+def test_what_a_restart_has_found_is_on_the_disk_before_it_counts(folder):
+    with PowerFailure(Random(1)).watching() as power:
+        journal = reopen(folder)
+        entries = fill(journal, 10)
+        journal.close()  # the process was killed: its writes are in the page cache
+        reopen(folder).close()
+        power.strike(folder)
+    journal = reopen(folder)
+    assert contents(journal) == entries
+    journal.close()
 
 
 @pytest.mark.parametrize("seed", range(60))
