@@ -68,9 +68,11 @@ class PowerFailure:
         def watched_write(descriptor: int, buffers: list[bytes], position: int) -> int:
             sectors = self._durable.setdefault(os.fstat(descriptor).st_ino, {})
             end = position + sum(map(len, buffers))
-            for sector in range(position // SECTOR_BYTES, (end - 1) // SECTOR_BYTES + 1):
-                if sector not in sectors:
-                    sectors[sector] = os.pread(descriptor, SECTOR_BYTES, sector * SECTOR_BYTES)
+            with open(f"/proc/self/fd/{descriptor}", "rb") as before:
+                for sector in range(position // SECTOR_BYTES, (end - 1) // SECTOR_BYTES + 1):
+                    if sector not in sectors:
+                        before.seek(sector * SECTOR_BYTES)
+                        sectors[sector] = before.read(SECTOR_BYTES)
             return write(descriptor, buffers, position)
 
         def synced(call: Callable[[int], None]) -> Callable[[int], None]:
