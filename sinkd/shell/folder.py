@@ -20,7 +20,7 @@ import msgspec
 from fastcrc import crc32
 
 from protocol.errors import DamagedFile, FolderInUse
-from sinkd.shell.files import TEMPORARY_SUFFIX, make_folder, read_at, write_atomically
+from sinkd.shell.files import TEMPORARY_SUFFIX, make_folder, read_at, write_at, write_atomically
 
 VERSION: Final = 1
 IDENTITY_NAME: Final = "identity.json"
@@ -66,6 +66,8 @@ class DataFolder:
         _refuse_foreign(path)
         lock = _lock(path)
         try:
+            os.ftruncate(lock, 0)
+            write_at(lock, [f"{os.getpid()}\n".encode()], 0)
             identity = _read_identity(path) or _write_identity(path, mesh, zone, node)
             if (identity.mesh, identity.zone, identity.node) != (mesh, zone, node):
                 raise FolderInUse(
@@ -124,8 +126,6 @@ def _lock(path: Path) -> int:
         os.close(lock)
         message = f"data folder {path} is in use by process {holder}; stop it or give another --data"
         raise FolderInUse(message) from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return lock
 
 

@@ -1,0 +1,106 @@
+"""The data folder: one process, one owner, and an identity that is given once."""
+
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+
+import pytest
+from support.disk import Crash, DyingProcess, flip
+
+from protocol.errors import DamagedFile, FolderInUse
+from sinkd.shell.folder import DataFolder
+
+OWNER = {"mesh": "acme", "zone": "eu", "node": "eu-sink1"}
+
+
+def test_a_new_folder_gets_an_identity_and_keeps_it(tmp_path):
+    path = tmp_path / "var" / "data"
+    folder = DataFolder.open(path, **OWNER)
+    identity = folder.identity
+    assert (identity.mesh, identity.zone, identity.node) == ("acme", "eu", "eu-sink1")
+    assert len(folder.journal_id) == len(folder.disk_id) == 16
+    assert folder.journal_folder.parent == folder.log_folder.parent == path
+    assert folder.free_bytes() > 0
+    (path / "journal").mkdir()
+    folder.close()
+    folder.close()
+    folder = DataFolder.open(path, **OWNER)
+    assert folder.identity == identity
+    folder.close()
+    other = DataFolder.open(tmp_path / "other", **OWNER)
+    assert other.disk_id != folder.disk_id
+    assert other.journal_id != folder.journal_id
+    other.close()
+
+
+def test_a_second_user_is_refused_by_process_id(tmp_path):
+    folder = DataFolder.open(tmp_path, **OWNER)
+    message = f"data folder {tmp_path} is in use by process {os.getpid()}; stop it or give another --data"
+    with pytest.raises(FolderInUse, match=re.escape(message)):
+        DataFolder.open(tmp_path, **OWNER)
+    folder.close()
+    DataFolder.open(tmp_path, **OWNER).close()
+
+
+def test_the_lock_ends_with_its_process_however_it_ends(tmp_path):
+    script = (
+        "import pathlib, sys\n"
+        "from sinkd.shell.folder import DataFolder\n"
+        "folder = DataFolder.open(pathlib.Path(sys.argv[1]), mesh='acme', zone='eu', node='eu-sink1')\n"
+        "print('locked', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"locked\n"
+        with pytest.raises(FolderInUse, match=f"process {process.pid};"):
+            DataFolder.open(tmp_path, **OWNER)
+        process.kill()
+    DataFolder.open(tmp_path, **OWNER).close()
+
+
+@pytest.mark.parametrize("other", [{"mesh": "other"}, {"zone": "us"}, {"node": "eu-sink2"}])
+def test_a_folder_of_another_node_is_refused(tmp_path, other):
+    DataFolder.open(tmp_path, **OWNER).close()
+    with pytest.raises(FolderInUse, match="belongs to node eu-sink1 in zone eu of mesh acme, this is node"):
+        DataFolder.open(tmp_path, **{**OWNER, **other})
+    DataFolder.open(tmp_path, **OWNER).close()
+
+
+def test_somebody_elses_files_are_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("words")
+    with pytest.raises(FolderInUse, match=r"has no identity\.json and holds thesis\.tex"):
+        DataFolder.open(tmp_path, **OWNER)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_root_of_a_new_file_system_counts_as_empty(tmp_path):
+    (tmp_path / "lost+found").mkdir()
+    DataFolder.open(tmp_path, **OWNER).close()
+
+
+def test_a_first_start_that_died_anywhere_can_be_repeated(tmp_path):
+    for last_call in range(1, 30):
+        path = tmp_path / str(last_call)
+        with DyingProcess(last_call).running() as process, suppress(Crash):
+            DataFolder.open(path, **OWNER).close()
+        DataFolder.open(path, **OWNER).close()
+        if process.calls < last_call:
+            break
+    assert 5 < last_call < 29
+
+
+def test_a_damaged_identity_is_refused(tmp_path):
+    DataFolder.open(tmp_path, **OWNER).close()
+    path = tmp_path / "identity.json"
+    right = path.read_bytes()
+    for position in range(len(right)):
+        path.write_bytes(right)
+        flip(path, position, 0x02)
+        with pytest.raises(DamagedFile, match=re.escape(str(path))):
+            DataFolder.open(tmp_path, **OWNER)
+    path.write_bytes(right.replace(b'"version": 1', b'"version": 2'))
+    with pytest.raises(DamagedFile, match="version 2; this program reads"):
+        DataFolder.open(tmp_path, **OWNER)
