@@ -412,6 +412,7 @@ class Plane:
         if isinstance(found, Verification):
             session.verifying = found
             self._verifications.append(session)
+            self._touch(session)
         else:
             self._decide(session, found)
 

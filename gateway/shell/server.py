@@ -2,7 +2,7 @@
 
 A connection moves bytes and nothing else: what came goes into `Plane.receive`, then `flush` sends what piled up, with
 one write per receiver however many messages of the batch were for it. Whoever queues output outside of a read (answers
-of the log, replay) calls `flush` too. A connection is not read while it is paused, while its password is being verified,
+of the log, replay) calls `flush` too. A connection is not read while it is paused, while its password is verified,
 while it stalls for a subscriber that falls behind, or while the server stops.
 
 The write deadline: a socket that takes not one byte for that long, while something waits, is given up.
@@ -11,6 +11,7 @@ The write deadline: a socket that takes not one byte for that long, while someth
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import cast
 
 import bcrypt
 import structlog
@@ -167,9 +168,8 @@ class _Connection(asyncio.Protocol):
     # -- from the loop ------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        peer = transport.get_extra_info("peername") or ("", 0)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by descent
+        peer = self.transport.get_extra_info("peername") or ("", 0)
         self.session = self._plane.connect(str(peer[0]), int(peer[1]), self._server.now_ms())
         self.session.measure_unsent = self.unsent_bytes
         self._server.opened(self)

@@ -1,10 +1,14 @@
 """A gateway's client side alone, in this process: a plane and its client port, with hooks that remember."""
 
+import asyncio
 import contextlib
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import uvloop
 
 from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Session
@@ -67,3 +71,22 @@ async def serve(*, write_deadline_ms: int = 10_000, port: int = 0, **options: An
         yield Served(plane, server, hooks, bound)
     finally:
         await server.stop()
+
+
+@contextlib.contextmanager
+def serve_in_thread(**options: Any) -> Iterator[int]:
+    """The same in a thread of its own, for tests that block; the port. Its loop is the one of production."""
+    loop = uvloop.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="gateway")
+    thread.start()
+    serving = serve(**options)
+    try:
+        served = asyncio.run_coroutine_threadsafe(serving.__aenter__(), loop).result(10)
+        try:
+            yield served.port
+        finally:
+            asyncio.run_coroutine_threadsafe(serving.__aexit__(None, None, None), loop).result(10)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
