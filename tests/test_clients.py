@@ -3,20 +3,19 @@
 What the steps show stands in tests/clients/README.md.
 """
 
-import json
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
+from support.natsraw import nats_server
 from support.toolchains import BuildError, ToolchainMissing, program
 
-BIN = Path(sys.executable).parent
+MESH = Path(sys.executable).parent / "mesh"
 START_WAIT_S_MAX = 30.0
 TOUR_WAIT_S_MAX = 60.0
 
@@ -54,25 +53,23 @@ CLIENTS = {
 }
 
 
-Found = TypeVar("Found")
+@pytest.fixture(scope="module")
+def oracle() -> Iterator[str]:
+    """The real nats-server."""
+    with nats_server() as port:
+        yield f"nats://127.0.0.1:{port}"
 
 
-def _await(process: "subprocess.Popen[bytes]", log: Path, find: Callable[[], Found | None]) -> Found:
-    """What `find` finds once `process` is ready; the test fails when it ends first or takes too long."""
-    until_s = time.monotonic() + START_WAIT_S_MAX
-    while (found := find()) is None:
-        if process.poll() is not None or time.monotonic() > until_s:
-            pytest.fail(f"{process.args!r} is not ready (exit code {process.returncode}):\n{log.read_text()}")
-        time.sleep(0.02)
-    return found
-
-
-def _serve(command: list[str], folder: Path, find: Callable[[str], str | None]) -> Iterator[str]:
-    """Runs a server until the tests are done with it; `find` reads its address from what it has printed."""
+@pytest.fixture(scope="module")
+def event_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`mesh up`, as a user starts it, with the stream that the log tours need."""
+    folder = tmp_path_factory.mktemp("event-mesh")
     log = folder / "log"
+    command = [str(MESH), "up", "--client", "127.0.0.1:0", "--monitor", "127.0.0.1:0"]
+    command += ["--data", str(folder / "data"), "--stream", "orders=orders.>"]
     with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output, cwd=folder) as process:
         try:
-            yield _await(process, log, lambda: find(log.read_text()))
+            yield _client_address(process, log)
         finally:
             process.terminate()
             try:
@@ -82,28 +79,14 @@ def _serve(command: list[str], folder: Path, find: Callable[[str], str | None]) 
                 raise
 
 
-@pytest.fixture(scope="module")
-def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("nats-server")
-
-    def find(_printed: str) -> str | None:
-        ports = [path.read_text() for path in folder.glob("*.ports")]
-        return json.loads(ports[0])["nats"][0] if ports and ports[0].endswith("}") else None
-
-    command = [str(BIN / "nats-server"), "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", str(folder)]
-    yield from _serve(command, folder, find)
-
-
-@pytest.fixture(scope="module")
-def event_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("event-mesh")
-
-    def find(printed: str) -> str | None:
-        found = re.search(r"client\W.*?(nats://[\w.:\[\]-]+:\d+)", printed)
-        return found.group(1) if found else None
-
-    command = [str(BIN / "mesh"), "up", "--client", "127.0.0.1:0", "--monitor", "127.0.0.1:0"]
-    yield from _serve([*command, "--data", str(folder / "data"), "--stream", "orders=orders.>"], folder, find)
+def _client_address(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    """The address in the line about clients that `mesh up` prints when it is ready."""
+    until_s = time.monotonic() + START_WAIT_S_MAX
+    while not (found := re.search(r"client.*?(nats://\S+:\d+)\s", log.read_text())):
+        if process.poll() is not None or time.monotonic() > until_s:
+            pytest.fail(f"mesh up is not ready (exit code {process.returncode}):\n{log.read_text()}", pytrace=False)
+        time.sleep(0.02)
+    return found.group(1)
 
 
 def _take(client: str, tour: str, url: str) -> None:
@@ -120,7 +103,7 @@ def _take(client: str, tour: str, url: str) -> None:
     assert done.stdout.splitlines() == [f"ok {step}" for step in CLIENTS[client].steps(tour)]
 
 
-@pytest.mark.parametrize("server", ["nats_server", "event_mesh"])
+@pytest.mark.parametrize("server", ["oracle", "event_mesh"])
 @pytest.mark.parametrize("client", CLIENTS)
 def test_core_tour(client: str, server: str, request: pytest.FixtureRequest) -> None:
     _take(client, "core", request.getfixturevalue(server))

@@ -38,13 +38,24 @@ class BuildError(Exception):
     """The program does not build with a toolchain that is there."""
 
 
-@functools.cache
 def program(folder: str) -> tuple[str, ...]:
     """The command that runs tests/clients/<folder>. Raises ToolchainMissing, BuildError."""
+    outcome = _attempt(folder)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+@functools.cache
+def _attempt(folder: str) -> tuple[str, ...] | ToolchainMissing | BuildError:
+    """Once in a session, also when it fails: a registry that cannot be reached takes its time to say so."""
     cache = CACHE / folder
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache.with_suffix(".lock")):
-        return _BUILDERS[folder](SOURCES / folder, cache)
+    try:
+        with _locked(cache.with_suffix(".lock")):
+            return _BUILDERS[folder](SOURCES / folder, cache)
+    except (ToolchainMissing, BuildError) as problem:
+        return problem
 
 
 @contextmanager
@@ -80,7 +91,7 @@ def _run(command: list[str], folder: Path, wait_s: float, environment: dict[str,
 
 def _download(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
     if problem := _run(command, folder, DOWNLOAD_WAIT_S_MAX, environment or {}):
-        raise ToolchainMissing(problem)
+        raise ToolchainMissing(" ".join(problem.split())[:400])  # one line of the test's summary
 
 
 def _build(command: list[str], folder: Path, environment: dict[str, str] | None = None) -> None:
@@ -94,7 +105,8 @@ def _tool(name: str, version_arguments: str, least: tuple[int, ...], toolchain: 
     if path is None:
         raise ToolchainMissing(f"{toolchain} toolchain not found: no {name} on the path")
     said = subprocess.run([path, *version_arguments.split()], capture_output=True, check=False, timeout=60)
-    found = re.search(rb"\d+(\.\d+)+", said.stdout + said.stderr)
+    plain = re.sub(rb"\x1b\[[\d;]*m", b"", said.stdout + said.stderr)  # Maven colours even this
+    found = re.search(rb"\d+(\.\d+)*", plain)
     version = tuple(int(part) for part in found.group().split(b".")) if found else ()
     if said.returncode != 0 or version < least:
         words = ".".join(map(str, version)) or "not usable"
