@@ -105,6 +105,7 @@ _BEGINNINGS = (b"PUB ", b"HPUB ", b"SUB ", b"UNSUB ", b"-ERR ", b"CONNECT", b"IN
 _WITHOUT_ARGUMENT: dict[bytes, Event | None] = {b"PING": Ping(), b"PONG": Pong(), b"+OK": None}
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f]")  # all but the tab, which is a blank
 _BLANKS = re.compile(rb"[ \t]+")
+_BLANKS_AND_ENDS = re.compile(rb"[ \t\r\n]+")  # what stands between the arguments of SUB and UNSUB
 _CARRIAGE_RETURN = 13
 _SIZE_DIGITS_MAX = 9
 _DETAIL_BYTES = 64
@@ -278,7 +279,7 @@ class ClientParser:
         return None
 
     def _sub(self, argument: bytes) -> Event | None:
-        words = argument.split()
+        words = [word for word in _BLANKS_AND_ENDS.split(argument) if word]
         if len(words) not in (2, 3):
             return self._fail(None, f"SUB takes two or three arguments: {argument[:_DETAIL_BYTES]!r}")
         if _CONTROL.search(b" ".join(words)):
@@ -286,7 +287,7 @@ class ClientParser:
         return Subscribe(words[0], words[1] if len(words) == 3 else b"", words[-1])
 
     def _unsub(self, argument: bytes) -> Event | None:
-        words = argument.split()
+        words = [word for word in _BLANKS_AND_ENDS.split(argument) if word]
         if len(words) not in (1, 2):
             return self._fail(None, f"UNSUB takes one or two arguments: {argument[:_DETAIL_BYTES]!r}")
         return Unsubscribe(words[0], _size(words[1]) if len(words) == 2 else -1)
