@@ -9,6 +9,7 @@ problem, with file, line, key, what is wrong and what would be right.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import tomli
@@ -104,7 +105,8 @@ def embedded(
 ) -> Config:
     """What `mesh up` runs without a file: mesh and zone `local`, gateway `gw1` and, unless delivery-fabric, `sink1`.
 
-    The rules of files hold; ConfigError names the flag where a file's problems name a key.
+    The rules of files hold; ConfigError names the flag where a file's problems name a key. Its revision is 0: there is
+    no file to count in, and what the process was started with is the newest there is.
     """
     gateway: dict[str, Any] = {"client": str(client)}
     if monitor is not None:
@@ -126,7 +128,8 @@ def embedded(
         raise ConfigError(
             [f"{_flag(problem)}: {problem.text.replace(_EMBEDDED_GATEWAY, '--')}" for problem in problems]
         )
-    return build(checked)
+    configuration = build(checked)
+    return replace(configuration, mesh=replace(configuration.mesh, revision=0))
 
 
 _EMBEDDED_GATEWAY: Final = "zones.local.gateways.gw1."

@@ -78,7 +78,7 @@ def _what_is_wrong(kind: type[Any], body: bytes, error: msgspec.MsgspecError) ->
     fields = kind.__struct_fields__
     known = ", ".join(fields) or "none"
     try:
-        given = msgspec.json.decode(body)
+        given = msgspec.json.decode(body or b"{}")
     except msgspec.MsgspecError:
         return f"the request is not JSON: {error}; an object with fields among {known} is expected"
     for name in given if isinstance(given, dict) else ():

@@ -8,7 +8,7 @@ run: dial ─► Hello ─► Welcome, Streams ─► Open ─► Opened: the ou
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import structlog
 
@@ -45,6 +45,7 @@ class SinkLink:
         self.welcome: link.Welcome | None = None
         self.last_error = "not connected yet"
         self.connects = 0
+        self.opened = asyncio.Event()  # once, for the first time
 
     @property
     def is_up(self) -> bool:
@@ -108,6 +109,7 @@ class SinkLink:
             self.last_error = ""
             log.info("sink_link_up", sink=self.welcome.node if self.welcome else "", epoch=message.epoch)
             self._outbox.link_up(message)
+            self.opened.set()
         elif isinstance(message, link.Welcome):
             self._welcomed(connection, message)
         elif isinstance(message, link.Failed) and message.request == 0:
@@ -196,8 +198,8 @@ class _Connection(asyncio.Protocol):
         self.is_open = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no asyncio.Transport by name, only by what they can.
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None

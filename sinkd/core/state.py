@@ -32,7 +32,7 @@ class PartitionState(msgspec.Struct, array_like=True):
 
     def forget(self, now_ms: int, window_ms: int, ids_max: int) -> None:
         """Drops what is older than the window or too much; the dictionary's order is the order of age."""
-        stale = []
+        stale: list[bytes] = []
         for message_id, (_, time_ms) in self.ids.items():
             if time_ms + window_ms > now_ms and len(self.ids) - len(stale) <= ids_max:
                 break

@@ -15,8 +15,9 @@ from typing import NamedTuple
 
 import structlog
 
+from protocol.envelope import Envelope
 from protocol.errors import DataError
-from protocol.limits import COMMAND_BYTES_TARGET
+from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from protocol.link import Appended, Refused
 from sinkd.core import commands
 from sinkd.core.machine import Machine, Result, Taken
@@ -25,6 +26,8 @@ from sinkd.shell.raft import Member
 from sinkd.shell.store import Store
 
 TICK_INTERVAL_S = 0.1
+TICK_BYTES_MAX = LINK_FRAME_BYTES_MAX
+COMMAND_OVERHEAD_BYTES = 64 * 1024  # of the records around a tick's commands, and of the other commands
 log = structlog.get_logger()
 
 
@@ -33,6 +36,7 @@ class UnknownOutcome(Exception):
 
 
 class _Append(NamedTuple):
+    head: Envelope
     parcel: bytes
     answer: Callable[[Appended | Refused], None]
 
@@ -54,6 +58,8 @@ class Group:
         self._syncer = ThreadPoolExecutor(1, "journal-sync")
         self._cut: tuple[int, asyncio.Future[None]] | None = None
         self._stopping = False
+        self._pending_bytes = 0
+        self.no_space = False
         self.commands_committed = 0
         self.syncs = 0
 
@@ -75,16 +81,20 @@ class Group:
     def applied_terms(self) -> tuple[int, int]:
         """The terms of the last applied entry and of the one before it."""
         position = self.applied_index - self._journal.first_index
-        last, before = self._journal[position], self._journal[position - 1] if position else None
-        return last[2], before[2] if before is not None else 0
+        last = self._journal[position]
+        return last.term, self._journal[position - 1].term if position else 0
 
     async def caught_up(self) -> None:
         """Until this member leads and has applied everything of earlier terms."""
         await self._caught_up.wait()
 
-    def append(self, parcel: bytes, answer: Callable[[Appended | Refused], None]) -> None:
-        """Takes a checked parcel; `answer` is called once, after commit and fsync, unless leadership is lost."""
-        self._appends.append(_Append(parcel, answer))
+    def append(self, head: Envelope, parcel: bytes, answer: Callable[[Appended | Refused], None]) -> None:
+        """Takes a checked parcel with envelope `head`; `answer` is called once it is committed and fsynced or refused.
+
+        It is not called if leadership is lost first.
+        """
+        self._appends.append(_Append(head, parcel, answer))
+        self._pending_bytes += len(parcel)
         self._wake.set()
 
     async def submit(self, kind: int, body: commands.Configure | commands.OpenProducer | commands.Trim) -> Result:
@@ -114,6 +124,8 @@ class Group:
             while not self._stopping or self._has_work():
                 if not self._has_work():
                     await self._wait_for_work()
+                if not self._journal.room(self._tick_bytes):
+                    await loop.run_in_executor(self._syncer, self._make_room)
                 self._hand_over()
                 self._member.doTick(0)
                 self._answer()
@@ -122,7 +134,8 @@ class Group:
                     await loop.run_in_executor(self._syncer, self._journal.sync)
                 if self._cut is not None:
                     await loop.run_in_executor(self._syncer, self._journal.cut, self._cut[0])
-                    self._cut[1].set_result(None)
+                    if not self._cut[1].done():
+                        self._cut[1].set_result(None)
                     self._cut = None
                 if not self._caught_up.is_set() and self._member.is_caught_up:
                     log.info("group_leads", term=self.term, applied_index=self.applied_index)
@@ -155,8 +168,28 @@ class Group:
             command, future = self._commands.popleft()
             self._waiting.add(future)
             self._member.append(command, partial(self._settle, future))
-        while self._appends:
-            self._append_command(self._take_appends())
+        left_bytes = self._tick_bytes
+        while self._appends and left_bytes >= len(self._appends[0].parcel):
+            taken = self._take_appends()
+            left_bytes -= sum(len(append.parcel) for append in taken)
+            if self.no_space:
+                self._refuse(taken)
+            else:
+                self._append_command(taken)
+
+    @property
+    def _tick_bytes(self) -> int:
+        """What one tick may add to the journal: less than a file, so that one spare is enough."""
+        return min(self._pending_bytes, TICK_BYTES_MAX) + COMMAND_OVERHEAD_BYTES
+
+    def _make_room(self) -> None:
+        """On the syncer's thread: the journal's next file, before it is needed. Without it nothing is appended."""
+        try:
+            self._journal.prepare_spare(self._tick_bytes)
+            self.no_space = False
+        except OSError as error:
+            log.warning("no_space_for_journal", error=str(error))
+            self.no_space = True
 
     def _take_appends(self) -> list[_Append]:
         taken = [self._appends.popleft()]
@@ -164,7 +197,13 @@ class Group:
         while self._appends and size_bytes + len(self._appends[0].parcel) <= COMMAND_BYTES_TARGET:
             taken.append(self._appends.popleft())
             size_bytes += len(taken[-1].parcel)
+        self._pending_bytes -= size_bytes
         return taken
+
+    def _refuse(self, taken: list[_Append]) -> None:
+        for head, _, answer in taken:
+            names = head.stream, head.incarnation, head.partition
+            answer(Refused(head.producer_id, head.epoch, *names, head.first_sequence, "STORAGE_FULL"))
 
     def _append_command(self, taken: list[_Append]) -> None:
         command = commands.encode_append(self._now_ms(), (append.parcel for append in taken))

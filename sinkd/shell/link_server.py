@@ -7,6 +7,7 @@ take what it asked for, reads wait for it (`pause_writing`); what it may have ou
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
+from typing import cast
 
 import structlog
 
@@ -71,8 +72,8 @@ class LinkConnection(asyncio.Protocol):
     # -- asyncio.Protocol ---------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are no asyncio.Transport by name, only by what they can.
+        self._transport = cast(asyncio.Transport, transport)
         self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -157,7 +158,7 @@ class LinkConnection(asyncio.Protocol):
         elif self._server.storage_full():
             refusal, self._server.refused_full = "STORAGE_FULL", self._server.refused_full + 1
         if refusal is None:
-            self._server.group.append(parcel, self._send)
+            self._server.group.append(head, parcel, self._send)
             return
         names = head.stream, head.incarnation, head.partition
         self._send(link.Refused(head.producer_id, head.epoch, *names, head.first_sequence, refusal))

@@ -112,7 +112,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
             return None
         index = self.raftLastApplied + 1
         entry = self._journal[index - self._journal.first_index]
-        return self._apply(command[1:], index, entry[2])
+        return self._apply(command[1:], index, entry.term)
 
     def _SyncObj__tryLogCompaction(self) -> None:
         """Ours is done by the flush loop, outside of the tick."""

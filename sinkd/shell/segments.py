@@ -26,6 +26,7 @@ from protocol.errors import DamagedFile, DataError, FrameError, LogError
 from protocol.limits import SEGMENTS_OPEN_MAX
 from protocol.records import HEADER_BYTES, BatchHeader, check_batch, place_batch, read_header
 from sinkd.core.blocks import Block
+from sinkd.core.retention import SegmentFacts
 from sinkd.shell.files import FileGone, make_folder, read_at, remove_temporary_files, unlink, write_at
 from sinkd.shell.segment_files import (
     SEGMENT_SUFFIX,
@@ -398,6 +399,10 @@ class PartitionLog:
     @property
     def segment_count(self) -> int:
         return len(self._segments)
+
+    def facts(self) -> list[SegmentFacts]:
+        """The segments as retention looks at them, in offset order; the last one is active."""
+        return [SegmentFacts(s.base_offset, s.next_offset, s.size_bytes, s.maximum_ms) for s in self._segments]
 
 
 def _checked_batches(data: bytes, offset: int, path: Path, position: int) -> bytes:

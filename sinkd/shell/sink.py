@@ -15,9 +15,10 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -51,15 +52,17 @@ class Sink:
         now_ms: Callable[[], int] = wall_clock_ms,
         journal_file_bytes: int = limits.JOURNAL_FILE_BYTES,
         segment_bytes: int = limits.SEGMENT_BYTES,
+        embedded: bool = False,
     ) -> None:
+        """`embedded`: only this process's gateway is served, by `connect`; no port is opened."""
         self._configuration, self.node = configuration, configuration.sink(node)
-        self._now_ms = now_ms
+        self._now_ms, self._embedded = now_ms, embedded
         self._journal_file_bytes, self._segment_bytes = journal_file_bytes, segment_bytes
         self._writer = ThreadPoolExecutor(1, "log-write")
         self._tasks: list[asyncio.Task[None]] = []
         self._listener: asyncio.Server | None = None
         self._folder: DataFolder | None = None
-        self._checkpoint_index = 0
+        self.checkpoint_index = 0
         self.free_bytes = 0
         self.last_error = ""
         self.config_problems: tuple[str, ...] = ()
@@ -75,11 +78,9 @@ class Sink:
         await self._until_caught_up()
         await self._propose()
         self._watch(self._keep_house())
-        if self.node.link.port or not config.is_loopback(self.node.link):
-            host = (
-                (self.node.listen or self.node.link.host) if isinstance(self.node.listen, str) else self.node.link.host
-            )
-            self._listener = await loop.create_server(self.links.accept, host, self.node.link.port)
+        if not self._embedded:
+            bind = self.node.bind(self.node.link)
+            self._listener = await loop.create_server(self.links.accept, bind.host, bind.port)
         log.info("sink_ready", node=self.node.name, folder=self.node.data, streams=len(self.machine.state.streams))
 
     def _open(self) -> None:
@@ -99,16 +100,17 @@ class Sink:
         except BaseException:
             folder.close()
             raise
-        self._checkpoint_index = saved.index if saved is not None else 0
+        self.checkpoint_index = saved.index if saved is not None else 0
         self.free_bytes = folder.free_bytes()
-        self.group = Group(self.node.name, self.journal, self.machine, self.store, self._checkpoint_index, self._now_ms)
+        self.group = Group(self.node.name, self.journal, self.machine, self.store, self.checkpoint_index, self._now_ms)
         self.links = LinkServer(
-            names, folder.disk_id, self.group, self.machine, self.store, self.is_storage_full, self._fail
+            names, folder.disk_id.hex(), self.group, self.machine, self.store, self.is_storage_full, self._fail
         )
 
     async def _until_caught_up(self) -> None:
-        caught_up = asyncio.ensure_future(self.group.caught_up())
-        await asyncio.wait({caught_up, self.failed}, return_when=asyncio.FIRST_COMPLETED)
+        caught_up = asyncio.get_running_loop().create_task(self.group.caught_up())
+        waits: set[asyncio.Future[Any]] = {caught_up, self.failed}
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if self.failed.done():
             caught_up.cancel()
             raise self.failed.result()
@@ -121,16 +123,15 @@ class Sink:
             self._writer.shutdown()
             return
         await self.links.close()
-        self.group.stop()
-        house = self._tasks[1:]
-        for task in house:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        group, *house = self._tasks
+        await _end(house)
         try:
             if not self.failed.done():
                 await self._flush()
                 await self._write_checkpoint()
         finally:
+            self.group.stop()
+            await _end([], [group])
             await asyncio.get_running_loop().run_in_executor(self._writer, self._close)
             self._writer.shutdown()
 
@@ -146,8 +147,8 @@ class Sink:
         loop = asyncio.get_running_loop()
         return loop.create_task(loop.connect_accepted_socket(self.links.accept, sock))
 
-    def _watch(self, work: "asyncio._CoroutineLike[None]") -> None:
-        task = asyncio.ensure_future(work)
+    def _watch(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
         self._tasks.append(task)
         task.add_done_callback(self._ended)
 
@@ -183,7 +184,7 @@ class Sink:
 
     def is_storage_full(self) -> bool:
         """Whether appends are refused: the disk is below its reserve, or a journal file could not be made."""
-        return self.free_bytes < self.node.disk_reserve_bytes or not self.journal.room(limits.LINK_FRAME_BYTES_MAX)
+        return self.free_bytes < self.node.disk_reserve_bytes or self.group.no_space
 
     async def _keep_house(self) -> None:
         while True:
@@ -199,11 +200,6 @@ class Sink:
     def _look_at_disk(self) -> None:
         assert self._folder is not None
         self.free_bytes = self._folder.free_bytes()
-        if self.free_bytes >= self.node.disk_reserve_bytes:
-            try:
-                self.journal.prepare_spare()
-            except OSError as error:
-                log.warning("no_space_for_journal", error=str(error))
 
     async def _flush(self) -> None:
         work = self.store.hot_batches()
@@ -214,7 +210,7 @@ class Sink:
     async def _write_checkpoint(self) -> None:
         """State as of now, then everything that it knows of into segments, then the checkpoint, then the cut."""
         index = self.group.applied_index
-        if index <= self._checkpoint_index:
+        if index <= self.checkpoint_index:
             return
         term, previous_term = self.group.applied_terms
         saved = Checkpoint(index, term, previous_term, self.machine.snapshot())
@@ -222,7 +218,7 @@ class Sink:
         assert self._folder is not None
         await asyncio.get_running_loop().run_in_executor(self._writer, checkpoints.write, self._folder.path, saved)
         await self.group.cut(index - 1)
-        self._checkpoint_index = index
+        self.checkpoint_index = index
         log.info("checkpoint_written", index=index, state_bytes=len(saved.state))
 
     async def _retain(self) -> None:
@@ -230,8 +226,8 @@ class Sink:
         if not self.group.leads:
             return
         for partition in self.store.partitions:
-            request = trims(partition.stream, partition.number, partition.start_offset, partition.log.segments(),
-                            self._now_ms())  # fmt: skip
+            place = partition.stream, partition.number, partition.start_offset
+            request = trims(*place, partition.log.facts(), self._now_ms())
             if request is None:
                 continue
             result = await self.group.submit(commands.TRIM, request)
@@ -248,6 +244,22 @@ class Sink:
             return None
         host, port = self._listener.sockets[0].getsockname()[:2]
         return str(host), int(port)
+
+    def varz(self) -> dict[str, object]:
+        """What `/varz` says of this sink."""
+        return {
+            "node": self.node.name,
+            "leads": self.group.leads,
+            "term": self.group.term,
+            "applied_index": self.group.applied_index,
+            "checkpoint_index": self.checkpoint_index,
+            "journal_bytes": self.journal.size_bytes,
+            "free_bytes": self.free_bytes,
+            "storage_full": self.is_storage_full(),
+            "revision": self.machine.state.revision,
+            "configuration_problems": list(self.config_problems),
+            "last_error": self.last_error,
+        }
 
     def health(self) -> str | None:
         """What is wrong, or None."""
@@ -276,3 +288,10 @@ def _definition(stream: config.Stream) -> commands.StreamDefinition:
         retention_age_ms=stream.retention_age_ms,
         retention_bytes=stream.retention_bytes,
     )
+
+
+async def _end(cancelled: list[asyncio.Task[None]], awaited: Sequence[asyncio.Task[None]] = ()) -> None:
+    """Cancels the ones and waits for all; how they failed has been reported by then."""
+    for task in cancelled:
+        task.cancel()
+    await asyncio.gather(*cancelled, *awaited, return_exceptions=True)

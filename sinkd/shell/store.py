@@ -136,8 +136,9 @@ class Store:
             raise DamagedFile(str(partition.log.folder), 0, what)
         start = COMMAND_TYPE_BYTES + placement.position
         times = header.max_timestamp_ms, header.base_timestamp_ms
-        place = self._journal.locate(index), start, header.size_bytes
-        partition.hot.append(HotBatch(base_offset, next_offset, *times, term, *place))
+        position = self._journal.locate(index)
+        hot = HotBatch(base_offset, next_offset, *times, term, position, start, header.size_bytes)
+        partition.hot.append(hot)
         self.hot_bytes += header.size_bytes
         if self.hot_bytes >= FLUSH_BYTES:
             self.wants_flush.set()
@@ -215,7 +216,8 @@ class Store:
     def _read(self, partition: Partition, hot: list[HotBatch], offset: int, bytes_max: int) -> bytes:
         if not hot or offset < hot[0].base_offset:
             return partition.log.read(offset, bytes_max)
-        parts, size_bytes = [], 0
+        parts: list[bytes] = []
+        size_bytes = 0
         for batch in hot:
             if parts and size_bytes + batch.size_bytes > bytes_max:
                 break

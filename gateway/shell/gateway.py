@@ -1,0 +1,271 @@
+"""A gateway: clients on one side, the zone's sink on the other, and the data plane between them.
+
+    client socket ─► Plane.receive ─► live subscribers
+                         │ capture
+                         ▼
+                      Outbox ─► SinkLink ─► sink ─► Outbox.appended ─► PubAck ─► Plane.publish ─► client socket
+
+This module wires the rooms together; it decides nothing but when a connection waits for room in the outbox.
+"""
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Callable
+
+import structlog
+
+from gateway.core import reports
+from gateway.core.identity import Responses, UserEntry
+from gateway.core.outbox import Outbox
+from gateway.core.plane import Plane, PlaneOptions
+from gateway.core.session import Session
+from gateway.shell.history import HistoryService
+from gateway.shell.link import Dial, SinkLink
+from gateway.shell.server import ClientServer
+from protocol import config, link
+from protocol.limits import OUTBOX_DRAIN_MS_MAX
+from protocol.streams import StreamState
+
+LINGER_S = 0.001
+TICK_S = 0.1
+log = structlog.get_logger()
+
+
+def monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Gateway:
+    """`await start()`, `await stop()`. `dial` reaches the sink; None where the zone keeps no log."""
+
+    def __init__(
+        self,
+        configuration: config.Config,
+        node: str,
+        dial: Dial | None,
+        version: str,
+        *,
+        wall_ms: Callable[[], int] = wall_clock_ms,
+    ) -> None:
+        self.node = configuration.gateway(node)
+        self.zone, mesh = self.node.zone, configuration.mesh.name
+        self._wall_ms = wall_ms
+        self.plane = Plane(_options(configuration, self.node, version), self, random.randrange)
+        bind = self.node.bind(self.node.client)
+        self.server = ClientServer(
+            self.plane,
+            host=bind.host,
+            port=bind.port,
+            now_ms=monotonic_ms,
+            write_deadline_ms=configuration.limits.write_deadline_ms,
+        )
+        self.outbox = Outbox(self.zone, self._answer)
+        self.link: SinkLink | None = None
+        if dial is not None:
+            self.outbox.set_streams(_provisional(configuration.effective_streams()))
+            hello = link.Hello(mesh, self.zone, node)
+            opening = link.Open(node, 0, secrets.token_bytes(16))
+            self.link = SinkLink(dial, hello, opening, self.outbox, monotonic_ms, self._sink_spoke)
+        self._histories = {user.user: user.history for user in configuration.users if user.user}
+        self.history = HistoryService(
+            self.plane,
+            self.link,
+            self.zone,
+            self.server.flush,
+            self._may_read,
+            configuration.limits.max_pending_bytes,
+        )
+        self._waiting: dict[Session, str] = {}
+        self._outbox_scheduled = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._started_ms = monotonic_ms()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> tuple[str, int]:
+        """Begins to serve; where clients connect. OSError: the address cannot be had."""
+        loop = asyncio.get_running_loop()
+        if self.link is not None:
+            self._tasks.append(loop.create_task(self.link.run()))
+        self._tasks.append(loop.create_task(self._tick()))
+        return await self.server.start()
+
+    async def linked(self) -> None:
+        """Until the link to the sink is open for the first time."""
+        if self.link is not None:
+            await self.link.opened.wait()
+
+    async def stop(self) -> None:
+        """Takes no more from clients, sends what the outbox holds while the sink takes it, and closes."""
+        self.server.stop_reading()
+        deadline = monotonic_ms() + OUTBOX_DRAIN_MS_MAX
+        while self.link is not None and self.link.is_up and not self.outbox.is_empty and monotonic_ms() < deadline:
+            self._flush_outbox()
+            await asyncio.sleep(LINGER_S)
+        if not self.outbox.is_empty:
+            log.warning("outbox_abandoned", bytes=self.outbox.size_bytes)
+        await self.history.close()
+        await self.server.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def health(self) -> str | None:
+        """What is wrong, or None."""
+        if self.link is not None and not self.link.is_up:
+            return f"no sink of zone {self.zone} is reachable: {self.link.last_error}"
+        return None
+
+    def varz(self) -> dict[str, object]:
+        return reports.varz(self.plane, **self._times())
+
+    def connz(self) -> dict[str, object]:
+        times = self._times()
+        return reports.connz(self.plane, now_ms=times["now_ms"], wall_ms=times["wall_ms"])
+
+    def subsz(self) -> dict[str, object]:
+        return reports.subsz(self.plane, wall_ms=self._wall_ms())
+
+    def _times(self) -> dict[str, int]:
+        return {"started_ms": self._started_ms, "now_ms": monotonic_ms(), "wall_ms": self._wall_ms()}
+
+    @property
+    def publishers_waiting(self) -> int:
+        """Connections that are not read from until the outbox has room."""
+        return len(self._waiting)
+
+    # -- what the plane asks for (gateway.core.plane.Hooks) -----------------------------------------------------------
+
+    def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
+        """An event for the log, if a stream takes it; whether the log will answer it."""
+        if self.link is None:
+            return False
+        answers, has_room = self.outbox.publish(subject, reply, header_block, payload, monotonic_ms(), self._wall_ms())
+        if not has_room and session not in self._waiting:
+            self._pause(session, subject)
+        if not self._outbox_scheduled:
+            self._outbox_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush_outbox)
+        return answers
+
+    def service(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> None:
+        """`$LOG` is served here; the other system subjects have nobody behind them yet."""
+        if subject.startswith("$LOG."):
+            self.history.request(session, subject, reply, payload)
+        elif reply:
+            self.plane.no_responders(session, reply, subject)
+
+    def session_closed(self, session: Session) -> None:
+        self._waiting.pop(session, None)
+        self.history.session_closed(session)
+
+    # -- the outbox ---------------------------------------------------------------------------------------------------
+
+    def _flush_outbox(self) -> None:
+        self._outbox_scheduled = False
+        lingers = self.outbox.flush(monotonic_ms())
+        if self.link is not None:
+            self.link.send_outbox()
+        if lingers and not self._outbox_scheduled:
+            self._outbox_scheduled = True
+            asyncio.get_running_loop().call_later(LINGER_S, self._flush_outbox)
+
+    def _sink_spoke(self) -> None:
+        """Answers have made room and sent PubAcks."""
+        if not self._outbox_scheduled:
+            self._outbox_scheduled = True
+            asyncio.get_running_loop().call_soon(self._flush_outbox)
+        self._resume_waiting()
+        self.server.flush()
+
+    def _answer(self, reply: str, answer: bytes) -> None:
+        self.plane.publish(reply, "", b"", answer)
+
+    def _pause(self, session: Session, subject: str) -> None:
+        plan = self.outbox.routes.plan(subject, b"")
+        if plan is not None:
+            self._waiting[session] = plan[0].name
+            self.plane.pause(session)
+            log.debug("publisher_paused", connection=session.id, stream=plan[0].name)
+
+    def _resume_waiting(self) -> None:
+        for session, stream in list(self._waiting.items()):
+            if self.outbox.stream_has_room(stream):
+                del self._waiting[session]
+                self.plane.resume(session)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.outbox.tick(monotonic_ms())
+            self._flush_outbox()
+            self._resume_waiting()
+            self.server.flush()
+
+    def _may_read(self, session: Session, stream: str) -> bool:
+        allowed = self._histories.get(session.user or "")
+        return allowed is None or stream in allowed
+
+
+def _options(configuration: config.Config, node: config.Gateway, version: str) -> PlaneOptions:
+    limits = configuration.limits
+    return PlaneOptions(
+        server_id=f"M{secrets.token_hex(16).upper()}",
+        server_name=node.name,
+        server_version=version,
+        host=node.client.host,
+        port=node.client.port,
+        max_payload_bytes=limits.max_payload_bytes,
+        max_control_line_bytes=limits.max_control_line_bytes,
+        max_connections=limits.max_connections,
+        max_subscriptions=limits.max_subscriptions,
+        max_pending_bytes=limits.max_pending_bytes,
+        ping_interval_ms=limits.ping_interval_ms,
+        ping_max=limits.ping_max,
+        auth_timeout_ms=limits.auth_timeout_ms,
+        users=tuple(_user(user) for user in configuration.users),
+    )
+
+
+def _user(user: config.User) -> UserEntry:
+    responses = user.allow_responses
+    return UserEntry(
+        user=user.user or "",
+        password=user.password,
+        token=user.token,
+        publish_allow=user.publish_allow,
+        publish_deny=user.publish_deny or (),
+        subscribe_allow=user.subscribe_allow,
+        subscribe_deny=user.subscribe_deny or (),
+        responses=Responses(responses.max, responses.expires_ms) if responses is not None else None,
+    )
+
+
+def _provisional(streams: tuple[config.Stream, ...]) -> list[StreamState]:
+    """What the file says, to route by until the sink has told what is committed; nothing is sent before that."""
+    return [
+        StreamState(
+            name=stream.name,
+            incarnation=b"?" + stream.name.encode(),
+            revision=0,
+            subjects=tuple(stream.subjects),
+            partitions=stream.partitions,
+            key=stream.key,
+            ack=stream.ack,
+            reply=stream.reply,
+            dedup_window_ms=stream.dedup_window_ms,
+            dedup_ids_max=stream.dedup_ids_max,
+            outbox_bytes=stream.outbox_bytes,
+            outbox_overflow=stream.outbox_overflow,
+            outbox_stall_ms=stream.outbox_stall_ms,
+            retention_age_ms=stream.retention_age_ms,
+            retention_bytes=stream.retention_bytes,
+        )
+        for stream in streams
+    ]

@@ -1,0 +1,243 @@
+"""Serves `$LOG` to clients: pulls batches from the sink and shows their events, no faster than the reader takes them.
+
+A request is a task. The next chunk is pulled while less than a quarter of the connection's pending limit is queued, so
+a slow reader waits and is never cut for what it asked for; a reader that has gone, or has dropped its inbox, ends its
+task. Answers go only to a subscription of the connection that asked.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import msgspec
+import structlog
+
+from gateway.core.history import FetchProgress
+from gateway.core.plane import Plane
+from gateway.core.session import Session
+from gateway.shell.link import SinkLink
+from protocol import history, link
+from protocol.errors import FrameError, LogError
+from protocol.history import FetchRequest, MetadataRequest, OffsetsRequest, read_request, stream_and_zone
+from protocol.limits import FETCH_CHUNK_BYTES, FETCH_PENDING_PART, FETCH_SCAN_BYTES_MAX, FETCHES_PER_CONNECTION_MAX
+from protocol.records import split_batches
+
+PACE_S = 0.005
+log = structlog.get_logger()
+
+
+class HistoryService:
+    """One per gateway. `sink` is None where this zone keeps no log."""
+
+    def __init__(
+        self,
+        plane: Plane,
+        sink: SinkLink | None,
+        zone: str,
+        flush: Callable[[], None],
+        may_read: Callable[[Session, str], bool],
+        pending_bytes_max: int,
+    ) -> None:
+        """`may_read(session, stream)` is whether the user may read that log at all."""
+        self._plane, self._sink, self._zone, self._flush, self._may_read = plane, sink, zone, flush, may_read
+        self._queued_bytes_max = pending_bytes_max // FETCH_PENDING_PART
+        self._tasks: dict[int, set[asyncio.Task[None]]] = {}
+        self.requests = {"FETCH": 0, "OFFSETS": 0, "METADATA": 0, "other": 0}
+        self.records_shown = 0
+
+    def request(self, session: Session, subject: str, reply: str, body: bytes) -> None:
+        """Takes what a client has published on `$LOG.>`. Without a reply subject there is nobody to answer."""
+        if not reply:
+            log.debug("log_request_without_reply", subject=subject, connection=session.id)
+            return
+        verb = subject.split(".")[1]
+        counted = verb if verb in self.requests else "other"  # a label that clients can choose would have no bound
+        self.requests[counted] += 1
+        answer: Coroutine[Any, Any, None]
+        if verb == "FETCH":
+            answer = self._guard(self._fetch(session, subject, reply, body), session, reply, self._fail_stream)
+        else:
+            answer = self._guard(self._facts(session, subject, reply, body), session, reply, self._fail_json)
+        tasks = self._tasks.setdefault(session.id, set())
+        if len(tasks) >= FETCHES_PER_CONNECTION_MAX:
+            answer.close()
+            message = f"{len(tasks)} requests of this connection are under way; wait for one of them"
+            fail = self._fail_stream if verb == "FETCH" else self._fail_json
+            fail(session, reply, LogError("THROTTLING_QUOTA_EXCEEDED", message))
+            return
+        task = asyncio.get_running_loop().create_task(answer)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    def session_closed(self, session: Session) -> None:
+        for task in self._tasks.pop(session.id, ()):
+            task.cancel()
+
+    async def close(self) -> None:
+        tasks = [task for tasks in self._tasks.values() for task in tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    async def _guard(
+        self,
+        work: Coroutine[Any, Any, None],
+        session: Session,
+        reply: str,
+        fail: Callable[[Session, str, LogError], None],
+    ) -> None:
+        try:
+            await work
+        except LogError as error:
+            fail(session, reply, error)
+        except FrameError as error:
+            log.error("log_batch_unreadable", error=str(error))
+            fail(session, reply, LogError("CORRUPT_MESSAGE", str(error)))
+        self._flush()
+
+    def _fail_stream(self, session: Session, reply: str, error: LogError) -> None:
+        self._plane.deliver(session, reply, reply, "", history.error_headers(error), b"")
+
+    def _fail_json(self, session: Session, reply: str, error: LogError) -> None:
+        self._plane.deliver(session, reply, reply, "", b"", history.error_json(error))
+
+    def _log_of(self, session: Session, name: str) -> tuple[str, SinkLink]:
+        """(stream, link) of the log `name`, if there is one here and this user may read it."""
+        stream, zone = stream_and_zone(name, self._zone)
+        if self._sink is None:
+            raise LogError("NO_LOG", f"zone {self._zone} runs as delivery-fabric: it keeps no log")
+        if zone != self._zone:
+            raise LogError("UNKNOWN_STREAM", f"no log of zone {zone!r} is kept here; this zone is {self._zone!r}")
+        if not self._may_read(session, stream):
+            raise LogError("AUTHORIZATION_FAILED", f"this user may not read the history of {stream}")
+        return stream, self._sink
+
+    # -- $LOG.FETCH ---------------------------------------------------------------------------------------------------
+
+    async def _fetch(self, session: Session, subject: str, reply: str, body: bytes) -> None:
+        tokens = subject.split(".")
+        if len(tokens) != 4 or not tokens[3].isdecimal():
+            raise LogError("UNKNOWN_REQUEST", f"{subject}: expected $LOG.FETCH.<stream>.<partition>")
+        stream, sink = self._log_of(session, tokens[2])
+        partition, request = int(tokens[3]), read_request(FetchRequest, body)
+        offset = request.offset
+        if offset is None:
+            offset = await self._offset_at(sink, stream, partition, request.timestamp or 0)
+        progress = FetchProgress((stream, self._zone, partition), request, offset, session.may_subscribe)
+        ends = await self._show(session, sink, reply, (stream, partition), request, progress)
+        if ends is not None:
+            end = history.end_of_batch(progress.next_offset, ends.high_watermark, ends.start_offset)
+            self._plane.deliver(session, reply, reply, "", end, b"")
+
+    async def _offset_at(self, sink: SinkLink, stream: str, partition: int, timestamp_ms: int) -> int:
+        """The first offset at or after the time, or the high watermark where there is none yet."""
+        for at in ("timestamp", "latest"):
+            answer = await sink.offsets(stream, (partition,), at, timestamp_ms)
+            if answer.offsets[0][1] >= 0:
+                return answer.offsets[0][1]
+        raise LogError("OFFSET_OUT_OF_RANGE", f"{stream} partition {partition} has no offsets")
+
+    async def _show(
+        self,
+        session: Session,
+        sink: SinkLink,
+        reply: str,
+        log_name: tuple[str, int],
+        request: FetchRequest,
+        progress: FetchProgress,
+    ) -> link.Fetched | None:
+        """Shows events until the fetch is over; the ends of the log then, or None if the reader has gone."""
+        wait_ms = request.max_wait_ms
+        while True:
+            chunk_bytes = min(FETCH_CHUNK_BYTES, request.max_bytes)
+            frame = await sink.fetch(*log_name, progress.next_offset, chunk_bytes, 0 if progress.is_done else wait_ms)
+            assert isinstance(frame.message, link.Fetched)
+            for batch in split_batches(frame.tail):
+                for shown in progress.take(batch):
+                    self.records_shown += self._plane.deliver(
+                        session, reply, reply, "", shown.header_block, shown.payload
+                    )
+                self._flush()
+                if progress.is_done or not await self._paced(session, reply):
+                    break
+            if session.closing is not None or not self._plane.has_interest(session, reply):
+                return None
+            at_end = progress.next_offset >= frame.message.high_watermark
+            if progress.is_done or progress.scanned_bytes >= FETCH_SCAN_BYTES_MAX or (at_end and not frame.tail):
+                return frame.message
+            wait_ms = 0 if progress.records else wait_ms
+
+    async def _paced(self, session: Session, reply: str) -> bool:
+        """Lets others go first, and the reader take what is queued for it; False if it has gone meanwhile."""
+        await asyncio.sleep(0)
+        while session.pending_bytes > self._queued_bytes_max:
+            if session.closing is not None or not self._plane.has_interest(session, reply):
+                return False
+            await asyncio.sleep(PACE_S)
+        return True
+
+    # -- $LOG.METADATA, $LOG.OFFSETS ----------------------------------------------------------------------------------
+
+    async def _facts(self, session: Session, subject: str, reply: str, body: bytes) -> None:
+        tokens = subject.split(".")
+        if tokens[1] == "METADATA" and len(tokens) <= 3:
+            read_request(MetadataRequest, body)
+            answer = await self._metadata(session, tokens[2] if len(tokens) == 3 else "")
+        elif tokens[1] == "OFFSETS" and len(tokens) == 3:
+            answer = await self._offsets(session, tokens[2], read_request(OffsetsRequest, body))
+        else:
+            known = "$LOG.METADATA[.<stream>], $LOG.OFFSETS.<stream>, $LOG.FETCH.<stream>.<partition>"
+            raise LogError("UNKNOWN_REQUEST", f"{subject}: there are {known}")
+        self._plane.deliver(session, reply, reply, "", b"", msgspec.json.encode(answer))
+
+    async def _metadata(self, session: Session, name: str) -> dict[str, Any]:
+        if name:
+            stream, sink = self._log_of(session, name)
+        elif self._sink is None:
+            return {"zone": self._zone, "streams": []}
+        else:
+            stream, sink = "", self._sink
+        described = await sink.describe(stream)
+        rows = [
+            _stream_row(state, self._zone, described, partitions)
+            for state, partitions in described.streams
+            if self._may_read(session, state.name)
+        ]
+        return {"zone": self._zone, "streams": rows}
+
+    async def _offsets(self, session: Session, name: str, request: OffsetsRequest) -> dict[str, Any]:
+        stream, sink = self._log_of(session, name)
+        partitions = request.partitions
+        if partitions is None:
+            described = await sink.describe(stream)
+            partitions = tuple(range(described.streams[0][0].partitions))
+        answer = await sink.offsets(stream, partitions, request.at, request.timestamp or 0)
+        rows = [dict(zip(("partition", "offset", "timestamp"), row, strict=True)) for row in answer.offsets]
+        return {"stream": stream, "zone": self._zone, "offsets": rows}
+
+
+def _stream_row(
+    state: Any, zone: str, described: link.Described, partitions: tuple[link.PartitionDescription, ...]
+) -> dict[str, Any]:
+    return {
+        "stream": state.name,
+        "zone": zone,
+        "subjects": state.subjects,
+        "key": state.key,
+        "ack": state.ack,
+        "reply": state.reply,
+        "retired": state.retired,
+        "partitions": [
+            {
+                "partition": row.partition,
+                "leader": described.leader,
+                "leader_epoch": described.term,
+                "log_start_offset": row.start_offset,
+                "high_watermark": row.high_watermark,
+                "size_bytes": row.size_bytes,
+            }
+            for row in partitions
+        ],
+    }

@@ -1,0 +1,63 @@
+"""What a configuration may say and this version cannot do yet: refused by name when a node starts, never ignored.
+
+`mesh check` accepts such a file, since it is right; a node that ignored a part of it would promise what nobody keeps.
+"""
+
+from collections.abc import Iterator
+
+from protocol.config import Config
+
+
+def not_available(configuration: Config) -> list[str]:
+    """One line for each thing that `configuration` asks for in vain: where, what, and what to write instead."""
+    return [*_of_mesh(configuration), *_of_nodes(configuration), *_of_streams(configuration), *_of_users(configuration)]
+
+
+def _of_mesh(configuration: Config) -> Iterator[str]:
+    mesh = configuration.mesh
+    if mesh.contracts != "off":
+        yield f"mesh.contracts: {mesh.contracts!r} is not available in this version; write 'off'"
+    if mesh.buffer_bytes:
+        yield "mesh.buffer: the ephemeral ring is not available in this version; write '0'"
+    if configuration.tls_clients is not None:
+        yield "tls.clients: TLS for clients is not available in this version; leave the table out"
+    if configuration.tls_nodes is not None:
+        yield "tls.nodes: TLS between nodes is not available in this version; leave it out and set mesh.insecure = true"
+    if len(configuration.zones) > 1:
+        names = ", ".join(configuration.zones)
+        yield f"zones: links between zones are not available in this version; leave one of {names}"
+
+
+def _of_nodes(configuration: Config) -> Iterator[str]:
+    for zone in configuration.zones.values():
+        if len(zone.gateways) > 1:
+            yield f"zones.{zone.name}.gateways: links between gateways are not available in this version; leave one"
+        if len(zone.sinks) > 1:
+            yield f"zones.{zone.name}.sinks: groups of several sinks are not available in this version; leave one"
+        if zone.groups > 1:
+            yield f"zones.{zone.name}.groups: several groups are not available in this version; write 1"
+        for gateway in zone.gateways.values():
+            where = f"zones.{zone.name}.gateways.{gateway.name}"
+            if gateway.workers > 1:
+                yield f"{where}.workers: several workers are not available in this version; write 1"
+            if gateway.spool:
+                yield f"{where}.spool: the spool is not available in this version; leave it out"
+        for sink in zone.sinks.values():
+            if sink.fsync != "always":
+                where = f"zones.{zone.name}.sinks.{sink.name}"
+                yield f"{where}.fsync: {sink.fsync!r} is not available in this version; write 'always'"
+
+
+def _of_streams(configuration: Config) -> Iterator[str]:
+    for stream in configuration.effective_streams():
+        if stream.ack == "geo":
+            yield f"streams.{stream.name}.ack: 'geo' is not available in this version; write 'quorum'"
+
+
+def _of_users(configuration: Config) -> Iterator[str]:
+    for user in configuration.users:
+        name = user.user or user.nkey or "(token)"
+        if user.nkey is not None:
+            yield f"users {name}: nkeys are not available in this version; use a password or a token"
+        if user.role is not None:
+            yield f"users {name}: roles are not available in this version; write permissions"

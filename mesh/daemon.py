@@ -1,0 +1,249 @@
+"""Runs a gateway, a sink, or one of each in one process (`mesh up`), until a signal or a failure ends them.
+
+SIGINT and SIGTERM drain: no more is taken from clients, what was taken goes into the log, files are closed in order. A
+second signal ends the process at once; what was acknowledged is safe all the same.
+"""
+
+import asyncio
+import json
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import structlog
+import uvloop
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+
+from gateway.shell.gateway import Gateway
+from gateway.shell.link import Dial
+from gateway.shell.monitor import Monitor
+from mesh import logs
+from mesh.availability import not_available
+from mesh.metrics import GatewayMetrics, SinkMetrics
+from mesh.settings import UpOptions, program_version
+from protocol import config
+from protocol.errors import ConfigError, DataError
+from sinkd.shell.sink import Sink
+
+VERSION = program_version()
+log = structlog.get_logger()
+
+
+class Node:
+    """What runs in this process: a gateway, a sink, or both, and their monitor."""
+
+    def __init__(self, gateway: Gateway | None, sink: Sink | None, monitor: config.Address | None) -> None:
+        self.gateway, self.sink = gateway, sink
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self._registry = registry
+        self.monitor: Monitor | None = None
+        if monitor is not None:
+            self.monitor = Monitor(monitor.host, monitor.port, self.varz, self.health, registry, self._pages())
+        self.clients: tuple[str, int] | None = None
+        self.monitored: tuple[str, int] | None = None
+
+    async def start(self) -> None:
+        if self.sink is not None:
+            await self.sink.start()
+            self._registry.register(SinkMetrics(self.sink))
+        if self.gateway is not None:
+            self.clients = await self.gateway.start()
+            self._registry.register(GatewayMetrics(self.gateway))
+            if self.sink is not None:
+                await self.gateway.linked()
+        if self.monitor is not None:
+            self.monitored = await self.monitor.start()
+
+    async def stop(self) -> None:
+        """Gateway first, so that what it holds still reaches the sink."""
+        for part in (self.gateway, self.sink, self.monitor):
+            if part is not None:
+                await part.stop()
+
+    def health(self) -> str | None:
+        parts = (self.sink, self.gateway)
+        return next((problem for part in parts if part is not None and (problem := part.health())), None)
+
+    def varz(self) -> dict[str, object]:
+        values: dict[str, object] = {"version": VERSION}
+        if self.gateway is not None:
+            values |= self.gateway.varz()
+        if self.sink is not None:
+            values["sink"] = self.sink.varz()
+        return values
+
+    def _pages(self) -> dict[str, Callable[[], dict[str, object]]]:
+        if self.gateway is None:
+            return {}
+        return {"/connz": self.gateway.connz, "/subsz": self.gateway.subsz}
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+def run_up(options: UpOptions) -> int:
+    """`mesh up`. ConfigError, DataError, OSError: it could not start."""
+    logs.configure(options.log_level, options.log_format)
+    configuration = config.embedded(
+        client=config.Address.parse(options.client),
+        monitor=config.Address.parse(options.monitor),
+        data=options.data,
+        mode=options.mode,
+        streams=options.streams,
+        disk_reserve_bytes=options.disk_reserve_bytes,
+    )
+    return _run(lambda: _embedded(configuration), lambda node: _print_up(options, configuration, node))
+
+
+def run_gateway(file: str, node: str) -> int:
+    """`gateway --config FILE --node NODE`."""
+    configuration = _load(file)
+    gateway = configuration.gateway(node)
+
+    def make() -> Node:
+        dial = _dial_sink(configuration, gateway.zone)
+        return Node(Gateway(configuration, node, dial, VERSION), None, gateway.monitor)
+
+    return _run(make, lambda running: _print_node("gateway", node, client=running.clients, monitor=running.monitored))
+
+
+def run_sinkd(file: str, node: str) -> int:
+    """`sinkd --config FILE --node NODE`."""
+    configuration = _load(file)
+    sink = configuration.sink(node)
+    return _run(
+        lambda: Node(None, Sink(configuration, node), sink.monitor),
+        lambda running: _print_node(
+            "sinkd", node, link=running.sink.listening if running.sink else None, monitor=running.monitored
+        ),
+    )
+
+
+def _load(file: str) -> config.Config:
+    configuration = config.parse(Path(file).read_text("utf-8", "surrogateescape"), file)
+    problems = [f"{file}: {problem}" for problem in not_available(configuration)]
+    if problems:
+        raise ConfigError(problems)
+    return configuration
+
+
+def _embedded(configuration: config.Config) -> Node:
+    gateway = configuration.gateway("gw1")
+    if configuration.mesh.mode == "delivery-fabric":
+        return Node(Gateway(configuration, "gw1", None, VERSION), None, gateway.monitor)
+    sink = Sink(configuration, "sink1", embedded=True)
+
+    async def dial(factory: Callable[[], asyncio.Protocol]) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
+        """The same link as between machines, over a pair of connected sockets."""
+        ours, theirs = socket.socketpair()
+        await sink.connect(theirs)
+        return await asyncio.get_running_loop().create_connection(factory, sock=ours)
+
+    return Node(Gateway(configuration, "gw1", dial, VERSION), sink, gateway.monitor)
+
+
+def _dial_sink(configuration: config.Config, zone: str) -> Dial | None:
+    """How to reach the sink of `zone`, or of the zone that keeps its events."""
+    if configuration.mode_of(zone) == "delivery-fabric":
+        return None
+    keeper = configuration.zones[configuration.zones[zone].kept_by or zone]
+    address = next(iter(keeper.sinks.values())).link
+
+    async def dial(factory: Callable[[], asyncio.Protocol]) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
+        return await asyncio.get_running_loop().create_connection(factory, address.host, address.port)
+
+    return dial
+
+
+# -- running ----------------------------------------------------------------------------------------------------------
+
+
+def _run(make: Callable[[], Node], started: Callable[[Node], None]) -> int:
+    return uvloop.run(_serve(make, started))
+
+
+async def _serve(make: Callable[[], Node], started: Callable[[Node], None]) -> int:
+    """Exit status: 0 after a signal, 1 when the sink has failed."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, _on_signal, loop, number, stopping)
+    node = make()
+    try:
+        await node.start()
+        started(node)
+        return await _until_over(node, stopping)
+    finally:
+        await node.stop()
+
+
+def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, stopping: asyncio.Event) -> None:
+    log.info("stopping", signal=number.name)
+    stopping.set()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.remove_signal_handler(each)  # the next one ends the process at once
+
+
+async def _until_over(node: Node, stopping: asyncio.Event) -> int:
+    waits: list[Awaitable[object]] = [asyncio.ensure_future(stopping.wait())]
+    if node.sink is not None:
+        waits.append(node.sink.failed)
+    await asyncio.wait([asyncio.ensure_future(wait) for wait in waits], return_when=asyncio.FIRST_COMPLETED)
+    if node.sink is not None and node.sink.failed.done():
+        raise _as_data_error(node.sink.failed.result())
+    return 0
+
+
+def _as_data_error(error: BaseException) -> BaseException:
+    return error if isinstance(error, (DataError, OSError)) else DataError(f"the sink has failed: {error!r}")
+
+
+# -- what is printed --------------------------------------------------------------------------------------------------
+
+
+def _print_up(options: UpOptions, configuration: config.Config, node: Node) -> None:
+    assert node.clients is not None
+    client = "nats://" + _shown(node.clients)
+    monitor = "http://" + _shown(node.monitored) if node.monitored is not None else None
+    data = options.data if node.sink is not None else None
+    if options.json:
+        print(json.dumps({"client": client, "monitor": monitor, "data": data}), flush=True)
+        return
+    rows = [("client", client), ("monitor", monitor), ("data", data)]
+    kept = "what clients publish is kept" if data else "nothing is kept (delivery-fabric)"
+    print(f"Event Mesh {VERSION} is up: {kept}.\n")
+    for name, value in rows:
+        if value is not None:
+            print(f"  {name:<9}{value}")
+    for stream in configuration.effective_streams() if data else ():
+        print(f"  {'stream':<9}{stream.name} ({', '.join(stream.subjects)})")
+    server = "" if node.clients[1] == 4222 else f" --server {client}"
+    subject, replay = _example(configuration)
+    print("\nTry next, in another terminal:\n")
+    print(f"  mesh sub{server} '>'")
+    print(f"  mesh pub{server} {subject} 'hello'")
+    print(f"  mesh replay{server} {replay}" if data else f"  curl {monitor}/varz")
+    print("\nCtrl-C stops it.", flush=True)
+
+
+def _example(configuration: config.Config) -> tuple[str, str]:
+    """A subject to publish to and the stream that keeps it."""
+    streams = configuration.effective_streams()
+    stream = streams[0].name if streams else ""
+    pattern = streams[0].subjects[0] if streams and streams[0].subjects != (">",) else "greetings.>"
+    tokens = [token if token not in ("*", ">") else "new" for token in pattern.split(".")]
+    return ".".join(tokens), stream
+
+
+def _print_node(kind: str, node: str, **addresses: tuple[str, int] | None) -> None:
+    shown = ", ".join(f"{name} {_shown(address)}" for name, address in addresses.items() if address is not None)
+    print(f"{kind} {node} is up: {shown}", flush=True)
+    sys.stdout.flush()
+
+
+def _shown(address: tuple[str, int]) -> str:
+    return str(config.Address(host=address[0], port=address[1]))

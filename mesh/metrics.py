@@ -1,0 +1,93 @@
+"""Prometheus metrics of a gateway and a sink, read from their state when they are scraped.
+
+Names: `mesh_<what>_<unit>`, counters end in `_total`; docs/metrics.md is checked against this module by a test.
+"""
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from gateway.shell.gateway import Gateway
+from sinkd.shell.sink import Sink
+
+
+class GatewayMetrics(Collector):
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def collect(self) -> Iterator[Metric]:
+        gateway = self._gateway
+        stats, events, outbox = gateway.plane.stats, gateway.outbox.counters, gateway.outbox
+        yield _gauge("mesh_gateway_connections", "Client connections now", stats.connections)
+        yield _counter("mesh_gateway_connections", "Client connections since the start", stats.total_connections)
+        yield _gauge("mesh_gateway_subscriptions", "Subscriptions now", stats.subscriptions)
+        yield _counter("mesh_gateway_messages_in", "Messages from clients", stats.in_msgs)
+        yield _counter("mesh_gateway_messages_out", "Messages to clients", stats.out_msgs)
+        yield _counter("mesh_gateway_bytes_in", "Payload bytes from clients", stats.in_bytes)
+        yield _counter("mesh_gateway_bytes_out", "Payload bytes to clients", stats.out_bytes)
+        yield _counter("mesh_gateway_slow_consumers", "Connections cut for not reading", stats.slow_consumers)
+        yield _counter("mesh_gateway_events_captured", "Events taken into the outbox", events.captured)
+        yield _counter("mesh_gateway_events_appended", "Events committed and fsynced by a sink", events.appended)
+        yield _counter("mesh_gateway_events_duplicate", "Events that the log knew by their id", events.duplicates)
+        refused = CounterMetricFamily("mesh_gateway_events_refused", "Events not taken, by error code", labels=["code"])
+        for code, count in sorted(events.refused.items()):
+            refused.add_metric([str(code)], count)
+        yield refused
+        yield _counter("mesh_gateway_batches_sent", "Record batches sent", events.batches_sent)
+        yield _counter("mesh_gateway_batches_sent_again", "Record batches sent again", events.batches_sent_again)
+        yield _gauge("mesh_gateway_outbox_bytes", "Bytes of events on their way to the log", outbox.size_bytes)
+        yield _gauge("mesh_gateway_publishers_paused", "Connections waiting for room", gateway.publishers_waiting)
+        if gateway.link is not None:
+            yield _gauge("mesh_gateway_sink_link_up", "1 while the link to the sink is open", gateway.link.is_up)
+            yield _counter("mesh_gateway_sink_link_connects", "Connections made to the sink", gateway.link.connects)
+        requests = CounterMetricFamily("mesh_gateway_log_requests", "$LOG requests, by verb", labels=["verb"])
+        for verb, count in sorted(gateway.history.requests.items()):
+            requests.add_metric([verb], count)
+        yield requests
+        yield _counter("mesh_gateway_log_records_shown", "Records shown to readers", gateway.history.records_shown)
+
+
+class SinkMetrics(Collector):
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def collect(self) -> Iterator[Metric]:
+        sink, group, journal = self._sink, self._sink.group, self._sink.journal
+        yield _gauge("mesh_sink_raft_leads", "1 while this sink leads its group", group.leads)
+        yield _gauge("mesh_sink_raft_term", "Raft term", group.term)
+        yield _gauge("mesh_sink_raft_applied_index", "Index of the last applied entry", group.applied_index)
+        yield _gauge("mesh_sink_checkpoint_index", "Index that the last checkpoint stands for", sink.checkpoint_index)
+        yield _counter(
+            "mesh_sink_commands_committed", "Raft commands applied since the start", group.commands_committed
+        )
+        yield _counter("mesh_sink_journal_syncs", "Journal fdatasyncs since the start", group.syncs)
+        yield _gauge("mesh_sink_journal_bytes", "Bytes of journal files", journal.size_bytes)
+        yield _gauge("mesh_sink_hot_bytes", "Committed bytes that are not in segments yet", sink.store.hot_bytes)
+        yield _gauge("mesh_sink_disk_free_bytes", "Free bytes on the data folder's disk", sink.free_bytes)
+        yield _gauge("mesh_sink_storage_full", "1 while appends are refused for lack of space", sink.is_storage_full())
+        yield _counter("mesh_sink_appends", "Batches received from gateways", sink.links.appends)
+        yield _counter("mesh_sink_appends_refused_full", "Batches refused for lack of space", sink.links.refused_full)
+        yield _counter("mesh_sink_fetches", "Reads served", sink.links.fetches)
+        yield _gauge("mesh_sink_links", "Links to gateways now", len(sink.links.connections))
+        yield from self._logs()
+
+    def _logs(self) -> Iterator[Metric]:
+        labels = ["stream", "partition"]
+        start = GaugeMetricFamily("mesh_log_start_offset", "First offset of a log", labels=labels)
+        end = GaugeMetricFamily("mesh_log_high_watermark", "Offset behind the last committed event", labels=labels)
+        size = GaugeMetricFamily("mesh_log_bytes", "Bytes of a log", labels=labels)
+        for partition in self._sink.store.partitions:
+            names = [partition.stream.name, str(partition.number)]
+            start.add_metric(names, partition.start_offset)
+            end.add_metric(names, partition.high_watermark)
+            size.add_metric(names, partition.size_bytes)
+        yield from (start, end, size)
+
+
+def _gauge(name: str, help_text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, help_text, value=float(value))
+
+
+def _counter(name: str, help_text: str, value: float) -> CounterMetricFamily:
+    return CounterMetricFamily(name, help_text, value=float(value))
