@@ -26,6 +26,7 @@ RESPONSES_TRACKED_MAX: Final = 4_096  # reply subjects that one connection may s
 FIRST_PING_MS: Final = 2_000  # after CONNECT, as in nats-server
 STALL_MS: Final = 10  # a publisher waits this long per read for a subscriber that falls behind
 CLIENT_TICK_MS: Final = 100  # how exact the timers of client connections are
+CLOSE_LINGER_MS: Final = 500  # how long a closed client may take to read our last words
 SERVER_STOP_GRACE_MS: Final = 5_000  # for sending what waits, when a gateway stops
 PASSWORD_THREADS: Final = 2  # bcrypt lets go of the interpreter; two do not starve the loop
 CLIENT_BACKLOG: Final = 1_024  # connections that wait to be accepted

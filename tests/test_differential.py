@@ -1,10 +1,12 @@
 """Byte for byte: the same script over a raw socket to the real nats-server and to our client port.
 
-What is made equal before comparing: INFO (other ids), the order in which several subscriptions get one message, and
-'Invalid Publish Subject', which nats-server says twice when a read ends between a line and its payload.
+What is made equal before comparing: INFO (other ids), the order in which several subscriptions get one message, which
+of them gets the 503, and 'Invalid Publish Subject', which nats-server says twice when a read ends between a line and
+its payload.
 
-Known differences, left out of the scripts, each towards safety or canonical form: control characters inside subjects,
-sizes with leading zeros, replies under nats-server's internal prefixes, MSG verbs from clients.
+Known differences, left out of the scripts: control characters inside subjects (refused here), sizes with leading zeros
+(rewritten here), CONNECT behind SUB (whether nats-server forgets the subscription depends on its caches), replies under
+nats-server's internal prefixes, MSG verbs from clients.
 """
 
 import re
@@ -123,7 +125,7 @@ malformed = st.sampled_from(
     ]
 )
 line = st.one_of(
-    publish_line(), publish_line(), subscribe_line(), subscribe_line(), unsubscribe_line(), connect_line(),
+    publish_line(), publish_line(), subscribe_line(), subscribe_line(), unsubscribe_line(),
     st.sampled_from([b"PING\r\n", b"ping\n", b"PONG\r\n", b"+OK\r\n"]),
 )  # fmt: skip
 
@@ -134,7 +136,10 @@ def scripts(draw: st.DrawFn) -> tuple[bytes, ...]:
     lines = draw(st.lists(line, min_size=1, max_size=12))
     if draw(st.integers(0, 3)) == 0:
         lines.insert(draw(st.integers(0, len(lines))), draw(malformed))
-    text = draw(st.sampled_from([CONNECT, VERBOSE, PEDANTIC, BARE, SILENT, b""])) + b"".join(lines)
+    connects = draw(st.sampled_from([CONNECT, VERBOSE, PEDANTIC, BARE, SILENT, b""])) + draw(
+        st.just(b"") | connect_line()
+    )
+    text = connects + b"".join(lines)
     cuts = sorted(draw(st.sets(st.integers(1, len(text)), max_size=4)))
     if draw(st.integers(0, 4)) == 0 and cuts:
         text = text[: cuts[-1]]
@@ -182,7 +187,9 @@ def _read_to_end(connection: socket.socket, received: bytearray) -> None:
 
 def normalised(answer: bytes) -> list[bytes]:
     """The frames of `answer`: those of one message in alphabetical order, INFO without what differs."""
-    frames = list(_frames(re.sub(rb"INFO \{.*?\} \r\n", b"INFO\r\n", answer)))
+    answer = re.sub(rb"INFO \{.*?\} \r\n", b"INFO\r\n", answer)
+    answer = re.sub(rb"(HMSG \S+) \S+ (\d+ \d+\r\nNATS/1.0 503)", rb"\1 sid \2", answer)
+    frames = list(_frames(answer))
     ordered: list[bytes] = []
     run: list[bytes] = []
     for frame in frames:

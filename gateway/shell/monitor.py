@@ -18,6 +18,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+STOP_GRACE_S = 1.0  # for requests under way
 Page = Callable[[], Mapping[str, Any]]
 
 
@@ -47,11 +48,11 @@ class Monitor:
         application.router.add_get("/metrics", self._metrics)
         for path, page in self._pages.items():
             application.router.add_get(path, _json_page(page))
-        runner = web.AppRunner(application, access_log=None, handle_signals=False)
+        runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=STOP_GRACE_S)
         await runner.setup()
         self._runner = runner
         try:
-            await web.TCPSite(runner, self._host, self._port, shutdown_timeout=1.0).start()
+            await web.TCPSite(runner, self._host, self._port).start()
         except OSError:
             await self.stop()
             raise

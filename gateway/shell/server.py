@@ -5,6 +5,9 @@ one write per receiver however many messages of the batch were for it. Whoever q
 of the log, replay) calls `flush` too. A connection is not read while it is paused, while its password is verified,
 while it stalls for a subscriber that falls behind, or while the server stops.
 
+A connection that is given up is closed for writing first, and what the client still sends is read and dropped for a
+moment: a socket that is closed with unread input is reset, and then the client never sees our last words.
+
 The write deadline: a socket that takes not one byte for that long, while something waits, is given up.
 """
 
@@ -22,6 +25,7 @@ from gateway.core.session import Closed, Session
 from protocol.limits import (
     CLIENT_BACKLOG,
     CLIENT_TICK_MS,
+    CLOSE_LINGER_MS,
     PASSWORD_BYTES_MAX,
     PASSWORD_THREADS,
     SERVER_STOP_GRACE_MS,
@@ -160,6 +164,7 @@ class _Connection(asyncio.Protocol):
         self._plane = server.plane
         self._reads = True
         self._stall: asyncio.TimerHandle | None = None
+        self._linger: asyncio.TimerHandle | None = None  # it is finished with, but for the client's reading of it
         self._taken_bytes = 0  # by the transport, since the start
         self._sent_bytes = 0  # of these, by the socket, when it was last looked at
         self._progress_ms = 0
@@ -185,8 +190,9 @@ class _Connection(asyncio.Protocol):
             self._begin_stall()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
+        for timer in (self._stall, self._linger):
+            if timer is not None:
+                timer.cancel()
         self._log_closed(error)
         self._server.closed(self)
         self.gone.set()
@@ -201,10 +207,10 @@ class _Connection(asyncio.Protocol):
             self._send(out)
         if session.closing is None:
             self.look_at_reading()
-        elif session.flushes:
-            self.transport.close()
-        else:
+        elif not session.flushes:
             self.transport.abort()
+        elif self._linger is None and not self.transport.is_closing():
+            self._finish()
 
     def look_at_reading(self) -> None:
         """Read, unless something speaks against it; go on with what came before the pause."""
@@ -244,7 +250,7 @@ class _Connection(asyncio.Protocol):
     # -- parts --------------------------------------------------------------------------------------------------------
 
     def _send(self, out: bytearray) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._linger is not None:
             return
         if self.session.unsent_bytes == 0:
             self._sent_bytes, self._progress_ms = self._taken_bytes, self._server.now_ms()
@@ -253,6 +259,17 @@ class _Connection(asyncio.Protocol):
         self.session.unsent_bytes = self.unsent_bytes()
         if self.session.unsent_bytes:
             self._server.blocked(self)
+
+    def _finish(self) -> None:
+        if not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self._linger = asyncio.get_running_loop().call_later(CLOSE_LINGER_MS / 1_000, self.transport.close)
+        self.transport.resume_reading()
+        try:
+            self.transport.write_eof()
+        except OSError:
+            self.transport.close()  # the client was faster
 
     def _begin_stall(self) -> None:
         stall_ms, self.session.stall_ms = self.session.stall_ms, 0
