@@ -57,7 +57,7 @@ class Group:
         self._caught_up = asyncio.Event()
         self._syncer = ThreadPoolExecutor(1, "journal-sync")
         self._cut: tuple[int, asyncio.Future[None]] | None = None
-        self._stopping = False
+        self._stopping = self._has_ended = False
         self._pending_bytes = 0
         self.no_space = False
         self.commands_committed = 0
@@ -98,7 +98,9 @@ class Group:
         self._wake.set()
 
     async def submit(self, kind: int, body: commands.Configure | commands.OpenProducer | commands.Trim) -> Result:
-        """The result of a command once it is committed, fsynced and applied. UnknownOutcome: see there."""
+        """The result of a command once it is committed, fsynced and applied. UnknownOutcome, DataError: it may be."""
+        if self._has_ended:
+            raise DataError("this sink has stopped")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._commands.append((commands.encode(kind, self._now_ms(), body), future))
         self._wake.set()
@@ -141,6 +143,7 @@ class Group:
                     log.info("group_leads", term=self.term, applied_index=self.applied_index)
                     self._caught_up.set()
         finally:
+            self._has_ended = True
             self._syncer.shutdown()
             self._give_up()
 
