@@ -10,13 +10,13 @@ from pysyncobj.journal import MemoryJournal
 
 from protocol import envelope
 from protocol.envelope import Envelope
-from protocol.errors import DataError, FrameError
+from protocol.errors import FrameError
 from protocol.link import Appended, Refused
 from protocol.records import Event, encode_batch
 from sinkd.core import commands
 from sinkd.core.commands import Configure, OpenProducer, StreamDefinition
 from sinkd.core.machine import Configured, Machine
-from sinkd.shell.group import Group
+from sinkd.shell.group import Group, UnknownOutcome
 from sinkd.shell.journal import Journal
 
 NOW_MS = 1_000_000
@@ -134,7 +134,7 @@ async def test_a_command_that_cannot_be_applied_ends_the_group(tmp_path, monkeyp
         submitted = asyncio.create_task(running.group.submit(commands.OPEN, OpenProducer("gw2", 0, b"n")))
         with pytest.raises(FrameError, match="poison"):
             await asyncio.wait_for(running.task, 5)
-        with pytest.raises(DataError, match="stopped"):
+        with pytest.raises(UnknownOutcome, match="stopped"):
             await asyncio.wait_for(submitted, 5)
         assert not answer.done()
 
@@ -142,7 +142,7 @@ async def test_a_command_that_cannot_be_applied_ends_the_group(tmp_path, monkeyp
 async def test_what_is_submitted_to_a_stopped_group_fails(tmp_path):
     async with Running(tmp_path) as running:
         pass
-    with pytest.raises(DataError, match="stopped"):
+    with pytest.raises(UnknownOutcome, match="stopped"):
         await asyncio.wait_for(running.group.submit(commands.OPEN, OpenProducer("gw1", 0, b"n")), 5)
 
 

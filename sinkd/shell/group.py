@@ -16,7 +16,6 @@ from typing import NamedTuple
 import structlog
 
 from protocol.envelope import Envelope
-from protocol.errors import DataError
 from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from protocol.link import Appended, Refused
 from sinkd.core import commands
@@ -32,7 +31,7 @@ log = structlog.get_logger()
 
 
 class UnknownOutcome(Exception):
-    """Leadership was lost before the command was seen to commit: it may or may not be in the log."""
+    """Leadership was lost, or this sink stopped, before the command was seen to commit: it may be in the log or not."""
 
 
 class _Append(NamedTuple):
@@ -98,9 +97,9 @@ class Group:
         self._wake.set()
 
     async def submit(self, kind: int, body: commands.Configure | commands.OpenProducer | commands.Trim) -> Result:
-        """The result of a command once it is committed, fsynced and applied. UnknownOutcome, DataError: it may be."""
+        """The result of a command once it is committed, fsynced and applied. UnknownOutcome: see there."""
         if self._has_ended:
-            raise DataError("this sink has stopped")
+            raise UnknownOutcome("this sink has stopped")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._commands.append((commands.encode(kind, self._now_ms(), body), future))
         self._wake.set()
@@ -249,4 +248,4 @@ class Group:
         pending = [future for _, future in self._commands]
         for future in [*pending, *self._waiting]:
             if not future.done():
-                future.set_exception(DataError("this sink has stopped"))
+                future.set_exception(UnknownOutcome("this sink has stopped"))
