@@ -18,10 +18,10 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 
 from gateway.shell.gateway import Gateway
 from gateway.shell.link import Dial
-from gateway.shell.monitor import Monitor
 from mesh import logs
 from mesh.availability import not_available
 from mesh.metrics import GatewayMetrics, SinkMetrics
+from mesh.monitor import Monitor
 from mesh.settings import UpOptions, program_version
 from protocol import config
 from protocol.errors import ConfigError, DataError

@@ -12,7 +12,7 @@ from support.gateway import make_plane
 
 from gateway.core import reports
 from gateway.core.identity import UserEntry
-from gateway.shell.monitor import Monitor
+from mesh.monitor import Monitor
 
 HOUR_MS = 3_600_000
 

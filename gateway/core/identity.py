@@ -47,6 +47,7 @@ class UserEntry:
     subscribe_allow: tuple[str, ...] | None = None
     subscribe_deny: tuple[str, ...] = ()
     responses: Responses | None = None
+    history: tuple[str, ...] | None = None
 
 
 # -- permissions ------------------------------------------------------------------------------------------------------

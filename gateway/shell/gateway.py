@@ -72,13 +72,12 @@ class Gateway:
             hello = link.Hello(mesh, self.zone, node)
             opening = link.Open(node, 0, secrets.token_bytes(16))
             self.link = SinkLink(dial, hello, opening, self.outbox, monotonic_ms, self._sink_spoke)
-        self._histories = {user.user: user.history for user in configuration.users if user.user}
         self.history = HistoryService(
             self.plane,
             self.link,
             self.zone,
             self.server.flush,
-            self._may_read,
+            _may_read,
             configuration.limits.max_pending_bytes,
         )
         self._waiting: dict[Session, str] = {}
@@ -208,9 +207,10 @@ class Gateway:
             self._resume_waiting()
             self.server.flush()
 
-    def _may_read(self, session: Session, stream: str) -> bool:
-        allowed = self._histories.get(session.user or "")
-        return allowed is None or stream in allowed
+
+def _may_read(session: Session, stream: str) -> bool:
+    allowed = session.entry.history if session.entry is not None else None
+    return allowed is None or stream in allowed
 
 
 def _options(configuration: config.Config, node: config.Gateway, version: str) -> PlaneOptions:
@@ -244,6 +244,7 @@ def _user(user: config.User) -> UserEntry:
         subscribe_allow=user.subscribe_allow,
         subscribe_deny=user.subscribe_deny or (),
         responses=Responses(responses.max, responses.expires_ms) if responses is not None else None,
+        history=user.history,
     )
 
 
