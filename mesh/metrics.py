@@ -30,6 +30,7 @@ class GatewayMetrics(Collector):
         yield _counter("mesh_gateway_events_captured", "Events taken into the outbox", events.captured)
         yield _counter("mesh_gateway_events_appended", "Events committed and fsynced by a sink", events.appended)
         yield _counter("mesh_gateway_events_duplicate", "Events that the log knew by their id", events.duplicates)
+        yield _counter("mesh_gateway_events_given_up", "Events for which a gap is written instead", events.given_up)
         refused = CounterMetricFamily("mesh_gateway_events_refused", "Events not taken, by error code", labels=["code"])
         for code, count in sorted(events.refused.items()):
             refused.add_metric([str(code)], count)

@@ -13,6 +13,9 @@ A publisher's own headers of these names come back as `Original-<name>`, and its
 so that nothing can be forged. The answer ends with `204 EOB` (Log-Next-Offset, Log-High-Watermark, Log-Start-Offset) or
 with an error: `NATS/1.0 <status> <NAME>` and `Log-Error: <what is wrong and what would be right>`.
 
+Where events are known to be missing, a status message `206 Gap` stands among the others, with Log-Gap-From, Log-Gap-To
+(offsets, inclusive), Log-Gap-Reason and Log-Gap-Events; the reader goes on behind it.
+
 `<stream>` is the own zone's log, `<stream>@<zone>` another's. Times are integer milliseconds since 1970.
 """
 
@@ -150,6 +153,14 @@ def end_of_batch(next_offset: int, high_watermark: int, start_offset: int) -> by
     return (
         f"NATS/1.0 204 EOB\r\nLog-Next-Offset: {next_offset}\r\nLog-High-Watermark: {high_watermark}\r\n"
         f"Log-Start-Offset: {start_offset}\r\n\r\n"
+    ).encode()
+
+
+def gap_headers(from_offset: int, to_offset: int, reason: str, events: int) -> bytes:
+    """The header block that tells a reader of missing events, at offsets `from_offset` to `to_offset` inclusive."""
+    return (
+        f"NATS/1.0 206 Gap\r\nLog-Gap-From: {from_offset}\r\nLog-Gap-To: {to_offset}\r\n"
+        f"Log-Gap-Reason: {reason}\r\nLog-Gap-Events: {events}\r\n\r\n"
     ).encode()
 
 

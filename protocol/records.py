@@ -9,7 +9,7 @@ base offset (known when the batch is committed) and the partition leader epoch (
     12      i32   partitionLeaderEpoch                  0 until committed
     16      i8    magic                                 2
     17      u32   CRC-32C of everything from byte 21 on
-    21      i16   attributes                            0: uncompressed, create time
+    21      i16   attributes                            0: uncompressed, create time; 0x20: a control batch
     23      i32   lastOffsetDelta                       records - 1
     27      i64   baseTimestamp, ms                     the *smallest* of the batch
     35      i64   maxTimestamp, ms
@@ -37,6 +37,7 @@ from protocol.errors import FrameError
 
 HEADER_BYTES = 61
 MAGIC = 2
+CONTROL = 0x20  # the attribute of a batch that holds no events
 SUBJECT_HEADER = b"nats-subject"
 RAW_BLOCK_HEADER = b"nats-header-block"
 STATUS_LINE = b"NATS/1.0\r\n"
@@ -97,15 +98,27 @@ def record_bytes_max(event: Event) -> int:
 def encode_batch(events: Sequence[Event]) -> bytes:
     """The record batch of `events`, in order, at base offset 0. At least one event."""
     base_timestamp_ms = min(event.timestamp_ms for event in events)
-    body = bytearray(HEADER_BYTES)
+    max_timestamp_ms = max(event.timestamp_ms for event in events)
+    records = []
     for delta, event in enumerate(events):
-        record = _encode_record(event, delta, event.timestamp_ms - base_timestamp_ms)
+        places = delta, event.timestamp_ms - base_timestamp_ms
+        records.append(_encode_record(*places, event.key, event.payload, _record_headers(event)))
+    return _seal(records, 0, base_timestamp_ms, max_timestamp_ms)
+
+
+def encode_control(key: bytes, value: bytes, timestamp_ms: int) -> bytes:
+    """A control batch of one record: it takes an offset and holds no event, and Kafka consumers pass over it."""
+    return _seal([_encode_record(0, 0, key, value, [])], CONTROL, timestamp_ms, timestamp_ms)
+
+
+def _seal(records: Sequence[bytearray], attributes: int, base_timestamp_ms: int, max_timestamp_ms: int) -> bytes:
+    body = bytearray(HEADER_BYTES)
+    for record in records:
         _put_varint(body, len(record))
         body += record
-    max_timestamp_ms = max(event.timestamp_ms for event in events)
     _HEADER.pack_into(
-        body, 0, 0, len(body) - _LENGTH_FROM, 0, MAGIC, 0, 0, len(events) - 1,
-        base_timestamp_ms, max_timestamp_ms, -1, -1, -1, len(events),
+        body, 0, 0, len(body) - _LENGTH_FROM, 0, MAGIC, 0, attributes, len(records) - 1,
+        base_timestamp_ms, max_timestamp_ms, -1, -1, -1, len(records),
     )  # fmt: skip
     struct.pack_into(">I", body, 17, fastcrc.crc32.iscsi(bytes(memoryview(body)[_CRC_FROM:])))
     return bytes(body)
@@ -119,13 +132,14 @@ def place_batch(batch: bytes | bytearray | memoryview, base_offset: int, leader_
     return bytes(placed)
 
 
-def _encode_record(event: Event, offset_delta: int, timestamp_delta_ms: int) -> bytearray:
+def _encode_record(
+    offset_delta: int, timestamp_delta_ms: int, key: bytes, value: bytes, headers: Sequence[tuple[bytes, bytes]]
+) -> bytearray:
     record = bytearray(1)  # attributes: none are defined for a record
     _put_varint(record, timestamp_delta_ms)
     _put_varint(record, offset_delta)
-    _put_bytes(record, event.key)
-    _put_bytes(record, event.payload)
-    headers = _record_headers(event)
+    _put_bytes(record, key)
+    _put_bytes(record, value)
     _put_varint(record, len(headers))
     for name, value in headers:
         _put_bytes(record, name)
@@ -219,9 +233,32 @@ def split_batches(data: bytes | memoryview) -> Iterator[memoryview]:
 def read_records(batch: bytes | memoryview) -> Iterator[Record]:
     """The records of one checked batch, in offset order."""
     header = read_header(batch)
-    if header.attributes & 0x3F:
-        raise FrameError(f"record batch: attributes {header.attributes:#x}; ours are plain (0)")
-    data = bytes(batch)
+    if header.attributes:
+        raise FrameError(f"record batch: attributes {header.attributes:#x}; those of events are 0")
+    for offset, timestamp_ms, key, value, headers in _read_raw(bytes(batch), header):
+        if not headers or headers[0][0] != SUBJECT_HEADER:
+            raise FrameError(f"record batch: a record without its {SUBJECT_HEADER.decode()} header")
+        yield Record(offset, timestamp_ms, key, headers[0][1], _header_block(headers[1:]), value)
+
+
+def read_control(batch: bytes | memoryview) -> tuple[int, int, bytes, bytes]:
+    """(offset, time in ms, key, value) of a control batch."""
+    header = read_header(batch)
+    if header.attributes != CONTROL:
+        raise FrameError(f"record batch: attributes {header.attributes:#x}; those of a control batch are {CONTROL:#x}")
+    offset, timestamp_ms, key, value, _ = next(_read_raw(bytes(batch), header))
+    return offset, timestamp_ms, key, value
+
+
+class _Raw(NamedTuple):
+    offset: int
+    timestamp_ms: int
+    key: bytes
+    value: bytes
+    headers: list[tuple[bytes, bytes]]
+
+
+def _read_raw(data: bytes, header: BatchHeader) -> Iterator[_Raw]:
     position = HEADER_BYTES
     try:
         for _ in range(header.record_count):
@@ -232,7 +269,7 @@ def read_records(batch: bytes | memoryview) -> Iterator[Record]:
         raise FrameError("record batch: it ends within a record") from error
 
 
-def _read_record(data: bytes, position: int, header: BatchHeader) -> Record:
+def _read_record(data: bytes, position: int, header: BatchHeader) -> _Raw:
     timestamp_delta_ms, position = _get_varint(data, position + 1)
     offset_delta, position = _get_varint(data, position)
     key, position = _get_bytes(data, position)
@@ -243,16 +280,8 @@ def _read_record(data: bytes, position: int, header: BatchHeader) -> Record:
         name, position = _get_bytes(data, position)
         value, position = _get_bytes(data, position)
         headers.append((name, value))
-    if not headers or headers[0][0] != SUBJECT_HEADER:
-        raise FrameError(f"record batch: a record without its {SUBJECT_HEADER.decode()} header")
-    return Record(
-        header.base_offset + offset_delta,
-        header.base_timestamp_ms + timestamp_delta_ms,
-        key,
-        headers[0][1],
-        _header_block(headers[1:]),
-        payload,
-    )
+    offset, timestamp_ms = header.base_offset + offset_delta, header.base_timestamp_ms + timestamp_delta_ms
+    return _Raw(offset, timestamp_ms, key, payload, headers)
 
 
 def _header_block(headers: Sequence[tuple[bytes, bytes]]) -> bytes:

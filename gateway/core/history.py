@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from protocol import history, subjects
+from protocol.gaps import read_gap
 from protocol.history import FetchRequest
-from protocol.records import Record, read_records
+from protocol.records import CONTROL, Record, read_header, read_records
 
 
 class Shown(NamedTuple):
@@ -37,6 +38,9 @@ class FetchProgress:
     def take(self, batch: bytes | memoryview) -> Iterator[Shown]:
         """What of `batch` is shown; `next_offset` moves behind everything that was looked at."""
         self.scanned_bytes += len(batch)
+        if read_header(batch).attributes == CONTROL:
+            yield from self._take_gap(batch)
+            return
         for record in read_records(batch):
             if record.offset < self.next_offset:
                 continue
@@ -54,6 +58,13 @@ class FetchProgress:
                 yield shown
             self.next_offset = record.offset + 1
         self._ends_at(self.next_offset)
+
+    def _take_gap(self, batch: bytes | memoryview) -> Iterator[Shown]:
+        offset, gap = read_gap(batch)
+        if offset >= self.next_offset and not self._ends_at(offset):
+            self.next_offset = offset + 1
+            yield Shown(history.gap_headers(offset, offset, gap.reason, gap.events), b"")
+            self._ends_at(self.next_offset)
 
     def _ends_at(self, offset: int) -> bool:
         end_offset = self._request.end_offset

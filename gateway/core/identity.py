@@ -37,7 +37,7 @@ class Responses:
 
 @dataclass(frozen=True)
 class UserEntry:
-    """One user as configured: `user` with `password`, or `token` alone. None for an allow list: everything."""
+    """One user as configured: `user` with `password`, or `token` alone. None for an allow list or `history`: all."""
 
     user: str = ""
     password: str | None = None

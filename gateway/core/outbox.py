@@ -12,6 +12,9 @@ sent is answered, the events go back to `pending` and are batched anew from the 
 
 Events whose stream is gone (retired, or made again under another incarnation) are routed anew, as if just taken.
 
+When a stream's part of the outbox is full, its publishers wait; those who have waited for too long go on, and what
+there is still no room for is counted in a gap record, which takes its place in the log.
+
 A deduplication id that is on its way already is not sent twice: the second publish waits for the first one's answer.
 """
 
@@ -19,9 +22,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+import msgspec
+
 from gateway.core.routes import StreamRoutes
 from protocol import envelope, link, publish, subjects
 from protocol.envelope import Envelope
+from protocol.gaps import Gap, encode_gap
 from protocol.limits import (
     BATCH_BYTES_MAX,
     BATCH_BYTES_TARGET,
@@ -40,14 +46,28 @@ Answer = Callable[[str, bytes], None]
 
 
 class _Entry:
-    """One event in the outbox; `replies` are those who wait for its outcome, as (reply subject, is a duplicate)."""
+    """One event in the outbox; `replies` are those who wait for its outcome, as (reply subject, is a duplicate).
 
-    __slots__ = ("event", "headers", "replies", "size_bytes", "taken_ms")
+    Or, with `gap`, the events that were given up at this place.
+    """
 
-    def __init__(self, event: Event, headers: PublishHeaders, taken_ms: int) -> None:
-        self.event, self.headers, self.taken_ms = event, headers, taken_ms
+    __slots__ = ("event", "gap", "headers", "replies", "size_bytes", "taken_ms")
+
+    def __init__(self, event: Event, headers: PublishHeaders, taken_ms: int, gap: Gap | None = None) -> None:
+        self.event, self.headers, self.taken_ms, self.gap = event, headers, taken_ms, gap
         self.size_bytes = record_bytes_max(event)
         self.replies: list[tuple[str, bool]] = []
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether it needs a batch of its own."""
+        headers = self.headers
+        return self.gap is not None or headers.expect_last_sequence is not None or headers.expect_last_id is not None
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences of its producer it spends."""
+        return 1 if self.gap is None else self.gap.events
 
 
 class _Batch(NamedTuple):
@@ -60,7 +80,8 @@ class Counters:
     """What has become of events since the start; `refused` by error code."""
 
     def __init__(self) -> None:
-        self.captured = self.appended = self.duplicates = self.batches_sent = self.batches_sent_again = 0
+        self.captured = self.appended = self.duplicates = self.given_up = 0
+        self.batches_sent = self.batches_sent_again = 0
         self.refused: dict[int, int] = {}
 
     def refuse(self, refusal: Refusal) -> None:
@@ -106,13 +127,15 @@ class _Partition:
         """The next batch: up to its target size, a conditional event alone."""
         entries = [self._pop()]
         size_bytes = entries[0].size_bytes
-        while self.pending and not _is_conditional(entries[0]) and not _is_conditional(self.pending[0]):
+        while self.pending and not entries[0].stands_alone and not self.pending[0].stands_alone:
             if size_bytes + self.pending[0].size_bytes > BATCH_BYTES_TARGET:
                 break
             entries.append(self._pop())
             size_bytes += entries[-1].size_bytes
-        batch = _Batch(self.next_sequence, entries, encode_batch([entry.event for entry in entries]))
-        self.next_sequence += len(entries)
+        gap = entries[0].gap
+        data = encode_batch([entry.event for entry in entries]) if gap is None else encode_gap(gap)
+        batch = _Batch(self.next_sequence, entries, data)
+        self.next_sequence += sum(entry.sequences for entry in entries)
         self.in_flight.append(batch)
         return batch
 
@@ -139,7 +162,7 @@ class _Partition:
             incarnation=self.stream.incarnation,
             partition=self.number,
             first_sequence=batch.first_sequence,
-            sequence_count=len(batch.entries),
+            sequence_count=sum(entry.sequences for entry in batch.entries),
             revision=self.stream.revision,
             ids=tuple((i, e.headers.msg_id) for i, e in enumerate(batch.entries) if e.headers.msg_id is not None),
             expect_last_sequence=first.expect_last_sequence,
@@ -166,11 +189,22 @@ class Outbox:
     # -- from clients -------------------------------------------------------------------------------------------------
 
     def publish(
-        self, subject: str, reply: str, header_block: bytes, payload: bytes, now_ms: int, timestamp_ms: int
+        self,
+        subject: str,
+        reply: str,
+        header_block: bytes,
+        payload: bytes,
+        now_ms: int,
+        timestamp_ms: int,
+        *,
+        gives_up: bool = False,
     ) -> tuple[bool, bool]:
         """Takes an event if a stream wants it: (whether the log answers `reply`, whether the stream has room left).
 
-        `timestamp_ms` is the wall clock's, for the record; `now_ms`, here and everywhere else, a clock that never jumps.
+        With `gives_up` an event that nobody waits for becomes part of a gap when there is no room: its connection has
+        waited for as long as the stream's `outbox.stall` says.
+
+        `timestamp_ms` is the wall clock's, for the record; `now_ms`, here and elsewhere, a clock that never jumps.
         """
         plan = self.routes.plan(subject, header_block)
         if plan is None:
@@ -185,8 +219,22 @@ class Outbox:
             self.counters.refuse(refusal)
             self._tell(wanted, publish.error_answer(stream.name, refusal))
             return bool(wanted), True
-        self._take(self._partition(stream, number), entry, wanted)
+        partition = self._partition(stream, number)
+        if gives_up and not wanted and not self.has_room(stream):
+            self._give_up(partition, now_ms, timestamp_ms)
+            return False, True
+        self._take(partition, entry, wanted)
         return bool(wanted), self.has_room(stream)
+
+    def _give_up(self, partition: _Partition, now_ms: int, timestamp_ms: int) -> None:
+        """Counts an event that is not taken, in the gap where it would have stood."""
+        self.counters.given_up += 1
+        last = partition.pending[-1] if partition.pending else None
+        if last is not None and last.gap is not None:
+            last.gap = msgspec.structs.replace(last.gap, events=last.gap.events + 1, to_ms=timestamp_ms)
+            return
+        gap = Gap("outbox_overflow", 1, timestamp_ms, timestamp_ms)
+        self._put(partition, _Entry(Event(b"", b"", timestamp_ms, b"", b""), PublishHeaders(), now_ms, gap))
 
     def _refusal(self, stream: StreamState, entry: _Entry, wanted: str, now_ms: int) -> Refusal | None:
         headers = entry.headers
@@ -196,7 +244,7 @@ class Outbox:
             return publish.WRONG_STREAM
         if entry.size_bytes > BATCH_BYTES_MAX:
             return publish.TOO_LARGE
-        if _is_conditional(entry) and stream.partitions > 1:
+        if entry.stands_alone and stream.partitions > 1:
             return publish.several_partitions("Nats-Expected-Last-*", stream.name, stream.partitions)
         if wanted and not self.has_room(stream):
             return publish.OUTBOX_FULL
@@ -322,6 +370,11 @@ class Outbox:
             return
         entries, partition.pending, partition.pending_bytes = list(partition.pending), deque(), 0
         for entry in entries:
+            if entry.gap is not None:
+                self._forget(partition, entry)
+                if present is not None and partition.number < present.partitions:
+                    self._put(self._partition(present, partition.number), entry)
+                continue
             plan = self.routes.plan(subjects.decode(entry.event.subject), entry.event.header_block)
             if plan is None:
                 self._refuse(partition, [entry], publish.RETIRED)
@@ -339,7 +392,7 @@ class Outbox:
         if found is None:
             return
         partition, batch = found
-        self.counters.appended += len(batch.entries)
+        self.counters.appended += sum(entry.gap is None for entry in batch.entries)
         for index, entry in enumerate(batch.entries):
             self._acknowledge(partition, entry, message.base_offset + index)
         partition.in_flight.popleft()
@@ -425,10 +478,6 @@ class Outbox:
     def _tell(self, reply: str, answer: bytes) -> None:
         if reply:
             self._answer(reply, answer)
-
-
-def _is_conditional(entry: _Entry) -> bool:
-    return entry.headers.expect_last_sequence is not None or entry.headers.expect_last_id is not None
 
 
 def _remove(entries: list[_Entry], gone: list[_Entry]) -> None:

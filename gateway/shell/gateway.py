@@ -80,7 +80,8 @@ class Gateway:
             _may_read,
             configuration.limits.max_pending_bytes,
         )
-        self._waiting: dict[Session, str] = {}
+        self._waiting: dict[Session, tuple[StreamState, int]] = {}  # what for, since when
+        self._given_up: dict[Session, StreamState] = {}
         self._outbox_scheduled = False
         self._tasks: list[asyncio.Task[None]] = []
         self._started_ms = monotonic_ms()
@@ -145,7 +146,8 @@ class Gateway:
         """An event for the log, if a stream takes it; whether the log will answer it."""
         if self.link is None:
             return False
-        answers, has_room = self.outbox.publish(subject, reply, header_block, payload, monotonic_ms(), self._wall_ms())
+        times, gives_up = (monotonic_ms(), self._wall_ms()), session in self._given_up
+        answers, has_room = self.outbox.publish(subject, reply, header_block, payload, *times, gives_up=gives_up)
         if not has_room and session not in self._waiting:
             self._pause(session, subject)
         if not self._outbox_scheduled:
@@ -162,6 +164,7 @@ class Gateway:
 
     def session_closed(self, session: Session) -> None:
         self._waiting.pop(session, None)
+        self._given_up.pop(session, None)
         self.history.session_closed(session)
 
     # -- the outbox ---------------------------------------------------------------------------------------------------
@@ -189,15 +192,23 @@ class Gateway:
     def _pause(self, session: Session, subject: str) -> None:
         plan = self.outbox.routes.plan(subject, b"")
         if plan is not None:
-            self._waiting[session] = plan[0].name
+            self._waiting[session] = plan[0], monotonic_ms()
             self.plane.pause(session)
             log.debug("publisher_paused", connection=session.id, stream=plan[0].name)
 
     def _resume_waiting(self) -> None:
-        for session, stream in list(self._waiting.items()):
-            if self.outbox.stream_has_room(stream):
+        """Lets publishers go on when there is room, or, where the stream says so, when they have waited too long."""
+        for session, (stream, since_ms) in list(self._waiting.items()):
+            stalled = stream.outbox_overflow == "gap" and monotonic_ms() - since_ms >= stream.outbox_stall_ms
+            if stalled:
+                log.warning("publisher_gives_up", connection=session.id, stream=stream.name)
+                self._given_up[session] = stream
+            if stalled or self.outbox.has_room(stream):
                 del self._waiting[session]
                 self.plane.resume(session)
+        for session, stream in list(self._given_up.items()):
+            if self.outbox.has_room(stream):
+                del self._given_up[session]
 
     async def _tick(self) -> None:
         while True:

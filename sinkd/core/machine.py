@@ -19,7 +19,7 @@ from protocol.envelope import Envelope, Parcel
 from protocol.errors import FrameError
 from protocol.limits import PRODUCER_RESULTS_KEPT
 from protocol.link import Appended, Opened, Refused
-from protocol.records import BatchHeader, read_header
+from protocol.records import CONTROL, BatchHeader, read_header
 from protocol.streams import StreamState
 from sinkd.core import commands
 from sinkd.core.commands import BODY_POSITION, Configure, OpenProducer, StreamDefinition, Trim
@@ -240,8 +240,9 @@ def _remember_ids(
     base_offset = partition.end_offset - header.record_count
     for index, message_id in envelope.ids:
         partition.remember(message_id, base_offset + index, now_ms)
-    last_index, last_id = envelope.ids[-1] if envelope.ids else (-1, b"")
-    partition.last_id = last_id if last_index == header.record_count - 1 else b""
+    if header.attributes != CONTROL:  # a gap record is no message
+        last_index, last_id = envelope.ids[-1] if envelope.ids else (-1, b"")
+        partition.last_id = last_id if last_index == header.record_count - 1 else b""
     partition.forget(now_ms, state.dedup_window_ms, state.dedup_ids_max)
 
 

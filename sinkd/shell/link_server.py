@@ -13,9 +13,10 @@ import structlog
 
 from protocol import envelope, link
 from protocol.errors import DamagedFile, FrameError, LogError
+from protocol.gaps import read_gap
 from protocol.limits import FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, LINK_REQUESTS_MAX
 from protocol.link import Message
-from protocol.records import check_batch
+from protocol.records import CONTROL, check_batch
 from protocol.streams import StreamState
 from sinkd.core import commands
 from sinkd.core.commands import OpenProducer
@@ -251,7 +252,11 @@ def _checked(parcel: bytes) -> envelope.Envelope:
     head, batch, _ = parcels[0]
     header = check_batch(batch)
     indexes = [index for index, _ in head.ids]
-    if header.attributes or not 1 <= header.record_count <= head.sequence_count or head.first_sequence < 1:
+    if header.attributes == CONTROL:
+        read_gap(batch)
+    elif header.attributes:
+        raise FrameError(f"append: a batch with attributes {header.attributes:#x}")
+    if not 1 <= header.record_count <= head.sequence_count or head.first_sequence < 1:
         raise FrameError(f"append: {header.record_count} records for {head.sequence_count} sequences")
     if indexes != sorted(set(indexes)) or any(not 0 <= index < header.record_count for index in indexes):
         raise FrameError("append: ids of records that the batch does not hold, or not in order")

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from protocol.errors import DamagedFile, FrameError, LogError
 from protocol.limits import FLUSH_BYTES
-from protocol.records import check_batch, place_batch, read_records, split_batches
+from protocol.records import CONTROL, check_batch, place_batch, read_header, read_records, split_batches
 from protocol.streams import StreamState
 from sinkd.core.machine import Machine, Placement
 from sinkd.core.state import PartitionState
@@ -233,6 +233,8 @@ class Store:
 
     def _find_time(self, partition: Partition, hot: list[HotBatch], timestamp_ms: int) -> tuple[int, int] | None:
         for batch in self._batches_from_time(partition, hot, timestamp_ms):
+            if read_header(batch).attributes == CONTROL:
+                continue
             for record in read_records(batch):
                 if record.timestamp_ms >= timestamp_ms and record.offset >= partition.start_offset:
                     return record.offset, record.timestamp_ms
