@@ -12,7 +12,7 @@ Source: `protocol.history`.
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
@@ -166,7 +166,7 @@ class LogReader:
 
     async def read(
         self, partition: Partition, offset: int, end_offset: int, *, filter: str | None = None
-    ) -> AsyncIterator[list[Record]]:
+    ) -> AsyncGenerator[list[Record], None]:
         """The records from `offset` to `end_offset` (exclusive), in order, a fetch at a time and one read ahead.
 
         LogError, NoAnswer; the latter too when the log does not reach `end_offset`.

@@ -44,11 +44,14 @@ _NOBODY: Final = {
 
 
 class PublishError(MeshError):
-    """Event `number` (from 0) is not known to be in the log; `later` events behind it are in the log."""
+    """Event `number` (from 0) was not acknowledged; all before it are in the log, and `later` of those behind it.
 
-    def __init__(self, number: int, message: str, later: int = 0) -> None:
+    `in_doubt`: whether it and others behind it are in the log is not known. Otherwise they are not.
+    """
+
+    def __init__(self, number: int, message: str, later: int = 0, *, in_doubt: bool = False) -> None:
         super().__init__(message)
-        self.number, self.later = number, later
+        self.number, self.later, self.in_doubt = number, later, in_doubt
 
 
 class PubAck(NamedTuple):
@@ -261,7 +264,7 @@ class Publisher:
         later = self._next - first - len(self._events)
         passing = all((event.refusal or {}).get("code") in _PASSING for event in self._events.values())
         if later or not passing:
-            raise PublishError(first, reason, later)
+            raise PublishError(first, reason, later, in_doubt=self._is_in_doubt())
         self._check_patience(reason)
         await asyncio.sleep(CLIENT_RETRY_PAUSE_MS / 1000)
         await self._send_all_again()
@@ -269,15 +272,18 @@ class Publisher:
     def _check_patience(self, reason: str) -> None:
         waited_s = asyncio.get_running_loop().time() - self._progress_at
         if waited_s >= self._give_up_s:
-            number, event = next(iter(self._events.items()), (self._next, None))
-            doubt = "" if event is None or event.refusal else "; it may be in the log"
-            raise PublishError(number, f"{reason} for {waited_s:.0f} s{doubt}", 0)
+            number = next(iter(self._events), self._next)
+            raise PublishError(number, f"{reason} for {waited_s:.0f} s", in_doubt=self._is_in_doubt())
+
+    def _is_in_doubt(self) -> bool:
+        """An error answer says that its attempt is not in the log; of an earlier attempt it says nothing."""
+        return any(event.refusal is None or event.attempts > 1 for event in self._events.values())
 
     def _raise_denial(self) -> None:
         assert self._connection is not None
         error = str(self._connection.last_error or "")
         if PERMISSIONS_VIOLATION in error and self._events:
-            raise PublishError(next(iter(self._events)), error.removeprefix("nats: "))
+            raise PublishError(next(iter(self._events)), error.removeprefix("nats: "), in_doubt=len(self._events) > 1)
 
 
 def _read_answer(message: Msg) -> dict[str, Any] | None:
@@ -300,4 +306,4 @@ def _refusal_text(event: _Event) -> str:
     text = f"refused: {refusal.get('description', 'without a reason')}"
     if "err_code" in refusal:
         text += f" ({refusal['code']}, {refusal['err_code']})"
-    return text if event.attempts == 1 else f"{text}; an earlier attempt may be in the log"
+    return text

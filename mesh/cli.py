@@ -1,0 +1,496 @@
+"""The `mesh` command line: options are read here, commands are in `mesh.commands` and `mesh.daemon`.
+
+Global options may stand before or after the subcommand; the later one counts, then the environment (names of the `nats`
+command), then the default. What a person did wrong ends with one line on stderr; a traceback is a bug of ours.
+
+Exit status: 0, 1 (it failed), 2 (the command line is wrong), 130 (Ctrl-C), 141 (nobody reads the output any more).
+"""
+
+import asyncio
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+import click
+from click.shell_completion import get_completion_class
+
+from mesh.commands.failure import Failure
+from mesh.settings import (
+    DEFAULT_SERVER,
+    DEFAULT_TIMEOUT_MS,
+    ClientSettings,
+    UpOptions,
+    data_plane,
+    program_version,
+    python_version,
+)
+from protocol import subjects
+from protocol.config_units import format_duration, parse_duration, parse_size
+from protocol.errors import MeshError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+EXIT_BROKEN_PIPE: Final = 141  # 128 + SIGPIPE
+_STDIN_BYTES_MAX: Final = 64 * 1024 * 1024  # no server takes a larger event
+
+
+class _Parsed(click.ParamType[Any]):
+    """An option read by a function that raises ValueError with what would be right."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name, self._parse = name, parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+# -- global options ---------------------------------------------------------------------------------------------------
+
+_GLOBAL: Final[tuple[tuple[tuple[str, ...], str, dict[str, Any]], ...]] = (
+    (
+        ("--server", "-s"),
+        "NATS_URL",
+        {"metavar": "URL", "help": f"Gateway, or several with commas. [{DEFAULT_SERVER}]"},
+    ),
+    (("--user",), "NATS_USER", {"metavar": "NAME", "help": "User; without --password, a token."}),
+    (("--password",), "NATS_PASSWORD", {"metavar": "TEXT", "help": "Password."}),
+    (("--token",), "NATS_TOKEN", {"metavar": "TEXT", "help": "Token."}),
+    (("--creds",), "NATS_CREDS", {"metavar": "FILE", "help": "User credentials (JWT and seed)."}),
+    (("--nkey",), "NATS_NKEY", {"metavar": "FILE", "help": "NKey seed."}),
+    (("--tlscert",), "NATS_CERT", {"metavar": "FILE", "help": "Certificate, PEM."}),
+    (("--tlskey",), "NATS_KEY", {"metavar": "FILE", "help": "Key of the certificate, PEM."}),
+    (("--tlsca",), "NATS_CA", {"metavar": "FILE", "help": "Authorities that the server is checked against, PEM."}),
+    (("--tlsfirst",), "", {"is_flag": True, "help": "TLS before the server says anything."}),
+    (
+        ("--timeout",),
+        "NATS_TIMEOUT",
+        {
+            "type": _Parsed("duration", parse_duration),
+            "metavar": "TIME",
+            "help": f"To connect, and for an answer. [{format_duration(DEFAULT_TIMEOUT_MS)}]",
+        },
+    ),
+    (("--json",), "", {"is_flag": True, "help": "Output for machines."}),
+)
+
+
+def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:
+    """Keeps a global option that was given; one behind the subcommand comes later and wins."""
+    if value and option.name is not None:
+        context.ensure_object(dict)[option.name] = value
+
+
+def _global_options(*, on_group: bool) -> Callable[[Command], Command]:
+    """On the group they read the environment and stand in its help, on a subcommand they are accepted."""
+
+    def decorate(command: Command) -> Command:
+        for names, variable, settings in reversed(_GLOBAL):
+            extra = {"envvar": variable or None, "show_envvar": bool(variable)} if on_group else {"hidden": True}
+            command = click.option(*names, expose_value=False, callback=_remember, default=None, **(settings | extra))(
+                command
+            )
+        return command
+
+    return decorate
+
+
+def _given(context: click.Context) -> dict[str, Any]:
+    given: dict[str, Any] = context.ensure_object(dict)
+    return given
+
+
+def _wants_json(context: click.Context) -> bool:
+    return bool(_given(context).get("json"))
+
+
+def _settings(context: click.Context) -> ClientSettings:
+    given = {name: value for name, value in _given(context).items() if name != "json"}
+    renamed = {"tlscert": "tls_cert", "tlskey": "tls_key", "tlsca": "tls_ca", "tlsfirst": "tls_first"}
+    fields = {renamed.get(name, name): value for name, value in given.items()}
+    if "timeout" in fields:
+        fields["timeout_ms"] = fields.pop("timeout")
+    if bool(fields.get("tls_cert")) != bool(fields.get("tls_key")):
+        raise click.UsageError("--tlscert and --tlskey belong together: give both or none")
+    return ClientSettings(**fields)
+
+
+def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Runs it; what a person can do something about becomes a Failure."""
+    from nats import errors
+
+    try:
+        asyncio.run(coroutine)
+    except BrokenPipeError:
+        raise
+    except MeshError as error:
+        raise Failure(str(error)) from error
+    except errors.Error as error:
+        raise Failure(str(error).removeprefix("nats: ")) from error
+    except OSError as error:
+        raise Failure(_os_error(error)) from error
+
+
+def _os_error(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+
+
+# -- the commands -----------------------------------------------------------------------------------------------------
+
+
+def _version_text() -> str:
+    return f"mesh {program_version()}, {python_version()}, data plane: {data_plane()}"
+
+
+def _print_version(context: click.Context, option: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(_version_text())
+        context.exit()
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]}, epilog="Global options may stand behind COMMAND too."
+)
+@_global_options(on_group=True)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show it.")
+def cli() -> None:
+    """Event Mesh: NATS clients in, a durable log, history out by offset and time."""
+
+
+@cli.command()
+@_global_options(on_group=False)
+@click.pass_context
+def version(context: click.Context) -> None:
+    """Show version, Python and data plane."""
+    if _wants_json(context):
+        fields = {"version": program_version(), "python": python_version(), "data_plane": data_plane()}
+        _print_json(fields)
+    else:
+        click.echo(_version_text())
+
+
+def _print_json(fields: dict[str, Any]) -> None:
+    click.echo(json.dumps(fields))
+
+
+# -- daemons ----------------------------------------------------------------------------------------------------------
+
+
+def _log_options(command: Command) -> Command:
+    level = click.option(
+        "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+    )
+    form = click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+    return level(form(command))
+
+
+def _node_options(command: Command) -> Command:
+    config = click.option("--config", required=True, metavar="FILE", help="The mesh's TOML file.")
+    node = click.option("--node", required=True, metavar="NAME", help="Which node of it this is.")
+    return config(node(_log_options(command)))
+
+
+def _stream(text: str) -> tuple[str, tuple[str, ...]]:
+    name, equals, patterns = text.partition("=")
+    listed = tuple(pattern.strip() for pattern in patterns.split(","))
+    if not (name and equals and all(listed)):
+        raise ValueError(f"must be NAME=SUBJECTS such as 'orders=orders.>,returns.*', got {text!r}")
+    return name, listed
+
+
+@cli.command()
+@_global_options(on_group=False)
+@click.option("--client", default="127.0.0.1:4222", show_default=True, metavar="HOST:PORT", help="For NATS clients.")
+@click.option("--monitor", default="127.0.0.1:8222", show_default=True, metavar="HOST:PORT", help="For monitoring.")
+@click.option("--data", default="mesh-data", show_default=True, metavar="DIR", help="Where the log is kept.")
+@click.option(
+    "--mode",
+    type=click.Choice(["event-sinks", "delivery-fabric"]),
+    default="event-sinks",
+    show_default=True,
+    help="Keep everything, or nothing.",
+)
+@click.option(
+    "--stream",
+    "streams",
+    multiple=True,
+    type=_Parsed("stream", _stream),
+    metavar="NAME=SUBJECTS",
+    help="A stream beside the catch-all; several subjects with commas. May be repeated.",
+)
+@click.option(
+    "--disk-reserve",
+    type=_Parsed("size", parse_size),
+    metavar="SIZE",
+    help="Free space below which nothing more is kept. [1GiB]",
+)
+@_log_options
+@click.pass_context
+def up(context: click.Context, /, streams: tuple[tuple[str, tuple[str, ...]], ...], **given: Any) -> None:
+    """Run a gateway and a sink in this process, without configuration."""
+    from mesh.daemon import run_up
+
+    names = [name for name, _ in streams]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise click.UsageError(f"--stream {twice} is given twice: list its subjects with commas")
+    options = UpOptions(
+        client=given["client"],
+        monitor=given["monitor"],
+        data=given["data"],
+        mode=given["mode"],
+        streams=dict(streams),
+        disk_reserve_bytes=given["disk_reserve"],
+        log_level=given["log_level"],
+        log_format=given["log_format"],
+        json=_wants_json(context),
+    )
+    context.exit(_daemon(lambda: run_up(options)))
+
+
+@cli.command()
+@_global_options(on_group=False)
+@_node_options
+@click.pass_context
+def gateway(context: click.Context, config: str, node: str, log_level: str, log_format: str) -> None:
+    """Run one gateway of a configured mesh."""
+    from mesh import daemon, logs
+
+    logs.configure(log_level, log_format)
+    context.exit(_daemon(lambda: daemon.run_gateway(config, node)))
+
+
+@cli.command()
+@_global_options(on_group=False)
+@_node_options
+@click.pass_context
+def sinkd(context: click.Context, config: str, node: str, log_level: str, log_format: str) -> None:
+    """Run one sink of a configured mesh."""
+    from mesh import daemon, logs
+
+    logs.configure(log_level, log_format)
+    context.exit(_daemon(lambda: daemon.run_sinkd(config, node)))
+
+
+def _daemon(run: Callable[[], int]) -> int:
+    try:
+        return run()
+    except BrokenPipeError:
+        raise
+    except (MeshError, ValueError) as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        raise Failure(_os_error(error)) from error
+
+
+# -- events -----------------------------------------------------------------------------------------------------------
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not (colon and name.strip()):
+        raise ValueError(f"must be 'Name: value', got {text!r}")
+    return name.strip(), value.strip()
+
+
+def _publishable(subject: str) -> str:
+    if not subjects.is_valid_subject(subject):
+        raise ValueError(f"{subject!r} is not a subject to publish to: words with dots between, no wildcards or blanks")
+    return subject
+
+
+def _pattern(subject: str) -> str:
+    if not subjects.is_valid_pattern(subject):
+        raise ValueError(f"{subject!r} is not a subject pattern, like orders.> or orders.*.paid")
+    return subject
+
+
+@cli.command()
+@_global_options(on_group=False)
+@click.argument("subject", type=_Parsed("subject", _publishable))
+@click.argument("body", required=False)
+@click.option("--lines", metavar="FILE", help="Publish each line of FILE (- for stdin) as an event.")
+@click.option(
+    "-H", "--header", "headers", multiple=True, type=_Parsed("header", _header), metavar="'NAME: VALUE'",
+    help="May be repeated.",
+)  # fmt: skip
+@click.option("--count", type=click.IntRange(min=1), default=1, metavar="N", help="Publish the same N times.")
+@click.option("--ack/--no-ack", default=True, help="Wait until the log has it (default), or do not ask.")
+@click.pass_context
+def pub(
+    context: click.Context,
+    subject: str,
+    body: str | None,
+    lines: str | None,
+    headers: tuple[tuple[str, str], ...],
+    count: int,
+    ack: bool,
+) -> None:
+    """Publish an event. Without BODY, or with -, stdin is the body.
+
+    It is acknowledged once it is safely in the log, and sent again until it is; it will be there once.
+    """
+    from mesh.commands import publish
+
+    if lines is not None and (body is not None or count > 1):
+        raise click.UsageError("--lines takes the events from a file: BODY and --count have no place beside it")
+    if any(name.lower() == "nats-msg-id" for name, _ in headers) and (lines is not None or count > 1):
+        raise click.UsageError("one Nats-Msg-Id for several events: only the first would be kept")
+    options = publish.PublishOptions(
+        subject=subject,
+        body=b"" if lines is not None else _body(body),
+        lines=lines,
+        headers=headers,
+        count=count,
+        acknowledged=ack,
+        json=_wants_json(context),
+    )
+    _run(publish.run(_settings(context), options))
+
+
+def _body(given: str | None) -> bytes:
+    if given is not None and given != "-":
+        return os.fsencode(given)
+    stdin = sys.stdin.buffer
+    if given is None and stdin.isatty():
+        raise click.UsageError("no BODY: give one ('' for an empty event), or - to type it and end with Ctrl-D")
+    body = stdin.read(_STDIN_BYTES_MAX + 1)
+    if len(body) > _STDIN_BYTES_MAX:
+        raise Failure(f"stdin: more than {_STDIN_BYTES_MAX} bytes are not one event (--lines -?)")
+    return body
+
+
+@cli.command()
+@_global_options(on_group=False)
+@click.argument("subject", type=_Parsed("subject", _pattern))
+@click.option("--queue", default="", metavar="NAME", help="Share the events with others of this queue group.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N events.")
+@click.option("--raw", is_flag=True, help="Payloads alone, a line feed behind each.")
+@click.pass_context
+def sub(context: click.Context, subject: str, queue: str, count: int | None, raw: bool) -> None:
+    """Show live events as they come, until Ctrl-C."""
+    from mesh.commands import subscribe
+
+    if any(character.isspace() for character in queue):
+        raise click.UsageError(f"--queue {queue!r}: a name without blanks is needed")
+    _run(subscribe.run(_settings(context), subject, queue, count, _form(context, raw)))
+
+
+def _form(context: click.Context, raw: bool) -> Any:
+    if raw and _wants_json(context):
+        raise click.UsageError("--raw and --json exclude each other")
+    return "raw" if raw else "json" if _wants_json(context) else "human"
+
+
+def _position(text: str) -> Any:
+    from mesh.positions import parse_position
+
+    return parse_position(text, time.time_ns() // 1_000_000)
+
+
+@cli.command()
+@_global_options(on_group=False)
+@click.argument("stream")
+@click.option(
+    "--from", "start", type=_Parsed("place", _position), default="earliest", show_default=True, metavar="PLACE"
+)
+@click.option("--until", type=_Parsed("place", _position), default="latest", show_default=True, metavar="PLACE")
+@click.option("--partition", type=click.IntRange(min=0), metavar="N", help="Only this one.")
+@click.option("--filter", type=_Parsed("subject", _pattern), metavar="SUBJECT", help="Only events on this subject.")
+@click.option("--follow", is_flag=True, help="Go on with new events, until Ctrl-C.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N events.")
+@click.option("--raw", is_flag=True, help="Payloads alone, a line feed behind each.")
+@click.pass_context
+def replay(context: click.Context, /, stream: str, until: Any, follow: bool, raw: bool, **given: Any) -> None:
+    """Show what STREAM (or STREAM@ZONE) holds, in the order of the log.
+
+    PLACE is earliest, latest, an offset, a time like 2026-11-25T01:00:00Z, 10m (ago), or @MILLISECONDS since 1970.
+    --from is included, --until is not. Partitions are shown one after the other, with --follow as events come.
+    """
+    from mesh.commands import replay as replaying
+
+    if follow and context.get_parameter_source("until") != click.core.ParameterSource.DEFAULT:
+        raise click.UsageError("--follow goes on for ever: --until has no place beside it")
+    options = replaying.ReplayOptions(stream=stream, until=until, follow=follow, form=_form(context, raw), **given)
+    _run(replaying.run(_settings(context), options))
+
+
+@cli.command()
+@_global_options(on_group=False)
+@click.argument("stream", required=False)
+@click.pass_context
+def streams(context: click.Context, stream: str | None) -> None:
+    """Show which streams there are, and what they hold."""
+    from mesh.commands import streams as showing
+
+    _run(showing.run(_settings(context), stream, _wants_json(context)))
+
+
+# -- without a server -------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@_global_options(on_group=False)
+@click.argument("file")
+@click.pass_context
+def check(context: click.Context, file: str) -> None:
+    """Check a configuration, and say all that is wrong with it."""
+    from mesh.commands import check as checking
+
+    context.exit(checking.run(file, _wants_json(context)))
+
+
+@cli.command()
+@_global_options(on_group=False)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete `mesh` commands.
+
+    bash: eval "$(mesh completion bash)", zsh: eval "$(mesh completion zsh)", fish: mesh completion fish | source
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None, shell
+    click.echo(kind(cli, {}, "mesh", "_MESH_COMPLETE").source())
+
+
+# -- entry points -----------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """The console script `mesh`."""
+    sys.exit(_main(cli, "mesh"))
+
+
+def gateway_main() -> None:
+    """The console script `gateway`: `mesh gateway`."""
+    sys.exit(_main(gateway, "gateway"))
+
+
+def sinkd_main() -> None:
+    """The console script `sinkd`: `mesh sinkd`."""
+    sys.exit(_main(sinkd, "sinkd"))
+
+
+def _main(command: click.Command, name: str) -> int:
+    """Exit status of `command` with the arguments of this process."""
+    try:
+        status = command.main(prog_name=name, standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more when it ends; there is nobody to flush to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE

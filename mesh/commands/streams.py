@@ -1,0 +1,49 @@
+"""`mesh streams`: what is kept, a row per partition."""
+
+import sys
+
+import click
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from mesh.connection import connect
+from mesh.log_reader import LogReader, StreamInfo
+from mesh.render import size
+from mesh.settings import ClientSettings
+
+_WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe
+
+
+async def run(settings: ClientSettings, stream: str | None, as_json: bool) -> None:
+    connection = await connect(settings)
+    try:
+        metadata = await LogReader(connection).metadata(stream)
+    finally:
+        await connection.close()
+    if as_json:
+        click.echo(msgspec.json.encode(metadata))
+    elif not metadata.streams:
+        click.echo(f"zone {metadata.zone} keeps no streams")
+    else:
+        terminal = sys.stdout.isatty()
+        Console(width=None if terminal else _WIDTH_WITHOUT_TERMINAL).print(_table(metadata.streams))
+
+
+def _table(streams: tuple[StreamInfo, ...]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("STREAM", "SUBJECTS"):
+        table.add_column(name, overflow="fold")
+    for name in ("PARTITION", "EARLIEST", "LATEST", "EVENTS", "SIZE"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("ACK", "REPLY"):
+        table.add_column(name, no_wrap=True)
+    for info in streams:
+        name = f"{info.stream}@{info.zone}" + (" (retired)" if info.retired else "")
+        first = (name, ", ".join(info.subjects)), (info.ack, info.reply)
+        for row in info.partitions:
+            left, right = first if row is info.partitions[0] else (("", ""), ("", ""))
+            events = row.high_watermark - row.log_start_offset
+            numbers = (row.partition, row.log_start_offset, row.high_watermark, events)
+            table.add_row(*left, *map(str, numbers), size(row.size_bytes), *right)
+    return table
