@@ -6,7 +6,8 @@ task. Answers go only to a subscription of the connection that asked.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -53,19 +54,14 @@ class HistoryService:
         verb = subject.split(".")[1]
         counted = verb if verb in self.requests else "other"  # a label that clients can choose would have no bound
         self.requests[counted] += 1
-        answer: Coroutine[Any, Any, None]
-        if verb == "FETCH":
-            answer = self._guard(self._fetch(session, subject, reply, body), session, reply, self._fail_stream)
-        else:
-            answer = self._guard(self._facts(session, subject, reply, body), session, reply, self._fail_json)
+        serve, fail = (self._fetch, self._fail_stream) if verb == "FETCH" else (self._facts, self._fail_json)
         tasks = self._tasks.setdefault(session.id, set())
         if len(tasks) >= FETCHES_PER_CONNECTION_MAX:
-            answer.close()
             message = f"{len(tasks)} requests of this connection are under way; wait for one of them"
-            fail = self._fail_stream if verb == "FETCH" else self._fail_json
             fail(session, reply, LogError("THROTTLING_QUOTA_EXCEEDED", message))
             return
-        task = asyncio.get_running_loop().create_task(answer)
+        work = partial(serve, session, subject, reply, body)
+        task = asyncio.get_running_loop().create_task(self._guard(work, partial(fail, session, reply)))
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
@@ -81,20 +77,14 @@ class HistoryService:
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
-    async def _guard(
-        self,
-        work: Coroutine[Any, Any, None],
-        session: Session,
-        reply: str,
-        fail: Callable[[Session, str, LogError], None],
-    ) -> None:
+    async def _guard(self, work: Callable[[], Awaitable[None]], fail: Callable[[LogError], None]) -> None:
         try:
-            await work
+            await work()
         except LogError as error:
-            fail(session, reply, error)
+            fail(error)
         except FrameError as error:
             log.error("log_batch_unreadable", error=str(error))
-            fail(session, reply, LogError("CORRUPT_MESSAGE", str(error)))
+            fail(LogError("CORRUPT_MESSAGE", str(error)))
         self._flush()
 
     def _fail_stream(self, session: Session, reply: str, error: LogError) -> None:

@@ -6,7 +6,8 @@ take what it asked for, reads wait for it (`pause_writing`); what it may have ou
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import cast
 
 import structlog
@@ -122,13 +123,13 @@ class LinkConnection(asyncio.Protocol):
         elif isinstance(message, link.Ping):
             self._send(link.Pong())
         elif isinstance(message, link.Open):
-            self._start(0, self._open(message))
+            self._start(0, partial(self._open, message))
         elif isinstance(message, link.Fetch):
-            self._start(message.request, self._fetch(message))
+            self._start(message.request, partial(self._fetch, message))
         elif isinstance(message, link.Offsets):
-            self._start(message.request, self._offsets(message))
+            self._start(message.request, partial(self._offsets, message))
         elif isinstance(message, link.Describe):
-            self._start(message.request, self._describe(message))
+            self._start(message.request, partial(self._describe, message))
         elif isinstance(message, link.Cancel):
             task = self._tasks.get(message.request)
             if task is not None:
@@ -216,18 +217,17 @@ class LinkConnection(asyncio.Protocol):
 
     # -- requests as tasks --------------------------------------------------------------------------------------------
 
-    def _start(self, request: int, work: Coroutine[None, None, None]) -> None:
+    def _start(self, request: int, serve: Callable[[], Awaitable[None]]) -> None:
         if len(self._tasks) >= LINK_REQUESTS_MAX or request in self._tasks:
-            work.close()
             raise FrameError(f"sink link: request {request} beside {len(self._tasks)} others")
-        task = asyncio.get_running_loop().create_task(self._guard(request, work))
+        task = asyncio.get_running_loop().create_task(self._guard(request, serve))
         self._tasks[request] = task
         task.add_done_callback(lambda _: self._tasks.pop(request, None))
 
-    async def _guard(self, request: int, work: Coroutine[None, None, None]) -> None:
+    async def _guard(self, request: int, serve: Callable[[], Awaitable[None]]) -> None:
         """Answers a request that fails by name; damage is answered, then ends the sink."""
         try:
-            await work
+            await serve()
         except LogError as error:
             self._send(link.Failed(request, error.name, str(error), dict(error.details)))
         except UnknownOutcome as error:

@@ -23,6 +23,7 @@ from typing import Any
 import structlog
 
 from protocol import config, limits
+from protocol.errors import DamagedFile
 from sinkd.core import commands
 from sinkd.core.machine import Configured, Machine, Trimmed
 from sinkd.core.retention import trims
@@ -95,6 +96,9 @@ class Sink:
                 file_bytes=self._journal_file_bytes,
                 checkpoint=(saved.index, saved.term, saved.previous_term) if saved is not None else None,
             )
+            if saved is None and not len(self.journal) and any(folder.log_folder.glob("*/*/*.segment")):
+                what = "there are segments, but neither journal nor checkpoint: they were taken away; bring them back"
+                raise DamagedFile(str(folder.log_folder), 0, what)
             self.store = Store(self.journal, folder.log_folder, self.machine, self._segment_bytes)
             self.journal.prepare_spare()
         except BaseException:
