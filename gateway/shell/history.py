@@ -139,10 +139,12 @@ class HistoryService:
         progress: FetchProgress,
     ) -> link.Fetched | None:
         """Shows events until the fetch is over; the ends of the log then, or None if the reader has gone."""
-        wait_ms = request.max_wait_ms
+        clock = asyncio.get_running_loop().time
+        deadline, chunk_bytes = clock() + request.max_wait_ms / 1000, min(FETCH_CHUNK_BYTES, request.max_bytes)
         while True:
-            chunk_bytes = min(FETCH_CHUNK_BYTES, request.max_bytes)
-            frame = await sink.fetch(*log_name, progress.next_offset, chunk_bytes, 0 if progress.is_done else wait_ms)
+            waits = not progress.is_done and not progress.records
+            wait_ms = max(0, int((deadline - clock()) * 1000)) if waits else 0
+            frame = await sink.fetch(*log_name, progress.next_offset, chunk_bytes, wait_ms)
             assert isinstance(frame.message, link.Fetched)
             for batch in split_batches(frame.tail):
                 for shown in progress.take(batch):
@@ -157,7 +159,6 @@ class HistoryService:
             at_end = progress.next_offset >= frame.message.high_watermark
             if progress.is_done or progress.scanned_bytes >= FETCH_SCAN_BYTES_MAX or (at_end and not frame.tail):
                 return frame.message
-            wait_ms = 0 if progress.records else wait_ms
 
     async def _paced(self, session: Session, reply: str) -> bool:
         """Lets others go first, and the reader take what is queued for it; False if it has gone meanwhile."""
