@@ -6,6 +6,7 @@ second signal ends the process at once; what was acknowledged is safe all the sa
 
 import asyncio
 import json
+import shutil
 import signal
 import socket
 import sys
@@ -223,11 +224,21 @@ def _print_up(options: UpOptions, configuration: config.Config, node: Node) -> N
         print(f"  {'stream':<9}{stream.name} ({', '.join(stream.subjects)})")
     server = "" if node.clients[1] == 4222 else f" --server {client}"
     subject, replay = _example(configuration)
+    program = _program()
     print("\nTry next, in another terminal:\n")
-    print(f"  mesh sub{server} '>'")
-    print(f"  mesh pub{server} {subject} 'hello'")
-    print(f"  mesh replay{server} {replay}" if data else f"  curl {monitor}/varz")
+    print(f"  {program} sub{server} '>'")
+    print(f"  {program} pub{server} {subject} 'hello'")
+    print(f"  {program} replay{server} {replay}" if data else f"  curl {monitor}/varz")
     print("\nCtrl-C stops it.", flush=True)
+
+
+def _program() -> str:
+    """How this `mesh` can be called from a shell: by its name where that finds it, else by its path."""
+    called = Path(sys.argv[0])
+    found = shutil.which("mesh")
+    if called.name != "mesh" or (found is not None and called.exists() and called.samefile(found)):
+        return "mesh"
+    return str(called)
 
 
 def _example(configuration: config.Config) -> tuple[str, str]:
