@@ -65,6 +65,7 @@ class Sink:
         self._folder: DataFolder | None = None
         self.checkpoint_index = 0
         self.free_bytes = 0
+        self._was_full = False
         self.last_error = ""
         self.config_problems: tuple[str, ...] = ()
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -78,6 +79,7 @@ class Sink:
         self._watch(self.group.run())
         await self._until_caught_up()
         await self._propose()
+        self._report_space()
         self._watch(self._keep_house())
         if not self._embedded:
             bind = self.node.bind(self.node.link)
@@ -196,6 +198,7 @@ class Sink:
                 await asyncio.wait_for(self.store.wants_flush.wait(), limits.FLUSH_INTERVAL_MS / 1000)
             self.store.wants_flush.clear()
             await asyncio.get_running_loop().run_in_executor(self._writer, self._look_at_disk)
+            self._report_space()
             await self._flush()
             await self._retain()
             if self.journal.file_count > 1:
@@ -204,6 +207,16 @@ class Sink:
     def _look_at_disk(self) -> None:
         assert self._folder is not None
         self.free_bytes = self._folder.free_bytes()
+
+    def _report_space(self) -> None:
+        if self.is_storage_full() == self._was_full:
+            return
+        self._was_full = not self._was_full
+        facts = {"free_bytes": self.free_bytes, "reserve_bytes": self.node.disk_reserve_bytes}
+        if self._was_full:
+            log.error("storage_full", consequence="appends are refused until there is space", **facts)
+        else:
+            log.info("storage_available", consequence="appends are taken again", **facts)
 
     async def _flush(self) -> None:
         work = self.store.hot_batches()
