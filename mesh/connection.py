@@ -9,12 +9,14 @@ Connecting fails at once and with one sentence; nats-py alone would try for two 
 
 import ssl
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from nats import errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nkeys import NkeysError
 
 from mesh.settings import ClientSettings
 from protocol import subjects
@@ -77,8 +79,8 @@ async def connect(
     connection is lost or found again, and when the server reports an error.
     """
     servers = [server.strip() for server in settings.server.split(",") if server.strip()]
-    watcher = _Watcher(len(servers), notice)
     connection = Connection()
+    watcher = _Watcher(connection, len(servers), notice)
     try:
         await connection.connect(
             servers=servers,
@@ -92,9 +94,10 @@ async def connect(
             reconnected_cb=watcher.on_found,
             **_credentials(settings),
         )
-    except (OSError, TimeoutError, ValueError, errors.Error) as error:
+    except (OSError, TimeoutError, ValueError, errors.Error, NkeysError) as error:
         watcher.silent = True
-        await connection.close()
+        if connection._flush_queue is not None:  # nats-py closes only what it has begun
+            await connection.close()
         raise ConnectError(_cannot_connect(settings, error)) from error
     watcher.connected = True
     return connection
@@ -103,9 +106,9 @@ async def connect(
 class _Watcher:
     """nats-py's callbacks. While it connects for the first time, the last server's failure ends the attempt."""
 
-    def __init__(self, servers: int, notice: Callable[[str], None]) -> None:
+    def __init__(self, connection: Connection, servers: int, notice: Callable[[str], None]) -> None:
         self.connected = self.silent = False
-        self._servers, self._notice, self._failures = servers, notice, 0
+        self._connection, self._servers, self._notice, self._failures = connection, servers, notice, 0
 
     async def on_error(self, error: Exception) -> None:
         if self.silent:
@@ -120,7 +123,7 @@ class _Watcher:
             self._notice(str(error).removeprefix("nats: "))
 
     async def on_lost(self) -> None:
-        if self.connected and not self.silent:
+        if self.connected and self._connection.is_reconnecting:
             self._notice("the connection was lost; connecting again")
 
     async def on_found(self) -> None:
@@ -128,7 +131,10 @@ class _Watcher:
 
 
 def _credentials(settings: ClientSettings) -> dict[str, Any]:
-    """What nats-py's connect() takes for `settings`. OSError for a file that cannot be read."""
+    """What nats-py's connect() takes for `settings`. OSError, ValueError: a file that is of no use."""
+    for file in (settings.creds, settings.nkey, settings.tls_ca, settings.tls_cert, settings.tls_key):
+        if file is not None:
+            _check_file(file, is_creds=file == settings.creds)
     options: dict[str, Any] = {"tls_handshake_first": settings.tls_first}
     if settings.user and settings.password is None and settings.token is None:
         options["token"] = settings.user  # as the `nats` command has it: a user alone is a token
@@ -144,6 +150,13 @@ def _credentials(settings: ClientSettings) -> dict[str, Any]:
             context.load_cert_chain(settings.tls_cert, settings.tls_key)
         options["tls"] = context
     return options
+
+
+def _check_file(file: str, *, is_creds: bool) -> None:
+    content = Path(file).read_bytes()
+    # nats-py would look for the JWT for ever.
+    if is_creds and not (b"BEGIN NATS USER JWT" in content and b"BEGIN USER NKEY SEED" in content):
+        raise ValueError(f"{file}: not a credentials file, which holds a NATS USER JWT and a USER NKEY SEED")
 
 
 def _cannot_connect(settings: ClientSettings, error: Exception) -> str:
@@ -166,7 +179,7 @@ def _reason(error: Exception) -> str:
         return f"TLS: {error.reason or error}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    return str(error).removeprefix("nats: ").strip("'") or type(error).__name__
+    return str(error).removeprefix("nats: ").strip("'") or f"{type(error).__name__} (--creds, --nkey)"
 
 
 def without_secrets(server: str) -> str:
