@@ -98,9 +98,9 @@ class Publisher:
         self._next = 0
         self._last_acked = -1
         self._changed = asyncio.Event()
-        self._ends: dict[tuple[str, int], int] = {}
+        self._last: dict[tuple[str, int], tuple[int, int]] = {}
         self._progress_at = 0.0
-        self.out_of_order = 0  # events that stand in the log before one that was given earlier
+        self.out_of_order = 0  # events that do not stand where they were given
 
     async def open(self) -> None:
         """ConnectError."""
@@ -204,10 +204,14 @@ class Publisher:
             bool(answer.get("duplicate")),
         )
         if offset is not None:
-            end = self._ends.get((ack.stream, partition), -1)
-            self.out_of_order += offset < end
-            self._ends[ack.stream, partition] = max(end, offset)
+            self._check_order((ack.stream, partition), number, offset)
         self._on_ack(ack)
+
+    def _check_order(self, log: tuple[str, int], number: int, offset: int) -> None:
+        """The event that was given last stands last, as far as answers have come."""
+        last_number, last_offset = self._last.get(log, (-1, -1))
+        self.out_of_order += offset != last_offset and (number > last_number) != (offset > last_offset)
+        self._last[log] = max((number, offset), (last_number, last_offset))
 
     def _forget(self, number: int) -> None:
         self._window_bytes -= len(self._events.pop(number).payload)
