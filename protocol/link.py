@@ -57,20 +57,47 @@ class Streams(Message, frozen=True):
 
 
 class Open(Message, frozen=True):
-    """Asks for the producer of this gateway worker; the same `nonce` gets the same epoch again."""
+    """Asks for the producer of this gateway worker; the same `nonce` gets the same epoch again.
+
+    A gateway opens every link with a new nonce. So a copy of a batch that is still on its way from an older link is
+    fenced, and `Opened` says for good what of the older links has arrived.
+    """
 
     node: str
     worker: int
     nonce: bytes
 
 
+class Answer(msgspec.Struct, array_like=True, frozen=True):
+    """How a batch ended: at `base_offset`, or refused for good (`reason`, `found`: see `Refused`).
+
+    `crc` is the batch's own: it tells the batch from another one that was sent under the same sequence.
+    """
+
+    first_sequence: int
+    crc: int
+    base_offset: int
+    reason: str = ""
+    found: str = ""
+
+
+class Reached(msgspec.Struct, array_like=True, frozen=True):
+    """How far a producer has come in one partition; `answers` are the latest ones, oldest first."""
+
+    stream: str
+    incarnation: bytes
+    partition: int
+    last_sequence: int
+    answers: tuple[Answer, ...]
+
+
 class Opened(Message, frozen=True):
-    """`last` holds (stream, incarnation, partition, last committed sequence) of this producer."""
+    """Everything of this producer that is not among `last` is not in the log, and never will be under its old epoch."""
 
     producer_id: int
     epoch: int
     nonce: bytes
-    last: tuple[tuple[str, bytes, int, int], ...]
+    last: tuple[Reached, ...]
 
 
 class Append(Message, frozen=True):

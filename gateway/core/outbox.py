@@ -5,12 +5,15 @@
                   └──────── refused, nothing spent ────────┘
 
 Per partition. A batch is formed when it can be sent: at once when nothing is in flight, else when it is big or old
-enough; at most eight are in flight. What is sent and not answered has an unknown outcome: after a lost link it is sent
-again, byte for byte under the same sequences, and the log answers a second time. A refusal that spends nothing (ids
-that the log knows, a newer configuration, a full disk) makes everything behind it `OUT_OF_ORDER`; when all that was
-sent is answered, the events go back to `pending` and are batched anew from the refused sequence on.
+enough; at most eight are in flight. A batch is sent once. Its outcome is unknown until it is answered, or until the
+next link is open: that one has a new nonce, so copies from older links are fenced, and the sink tells what has arrived.
+What has not goes back to `pending` and is batched anew.
 
-Events whose stream is gone (retired, or made again under another incarnation) are routed anew, as if just taken.
+A refusal that spends nothing (ids that the log knows, a newer configuration, a full disk) makes everything behind it
+`OUT_OF_ORDER`; when all that was sent is answered, the events go back too, from the refused sequence on.
+
+Events whose stream is gone (retired, or made again under another incarnation) are routed anew once the outcome of all
+that was sent to it is known; what is published meanwhile on its subjects waits behind them, so that order is kept.
 
 When a stream's part of the outbox is full, its publishers wait; those who have waited for too long go on, and what
 there is still no room for is counted in a gap record, which takes its place in the log.
@@ -24,7 +27,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from gateway.core.routes import StreamRoutes
+from gateway.core.routes import StreamRoutes, place
 from protocol import envelope, link, publish, subjects
 from protocol.envelope import Envelope
 from protocol.gaps import Gap, encode_gap
@@ -36,10 +39,11 @@ from protocol.limits import (
     NEVER_SENT_REFUSE_MS,
 )
 from protocol.publish import PublishHeaders, Refusal
-from protocol.records import Event, encode_batch, record_bytes_max
+from protocol.records import Event, encode_batch, read_header, record_bytes_max
 from protocol.streams import StreamState
 
 RETRY_PAUSE_MS = 200  # before a batch is tried again that was refused for a reason that time may mend
+REPLY_BYTES = 100  # of memory for one who waits, beside the reply subject itself
 
 Answer = Callable[[str, bytes], None]
 """answer(reply subject, JSON)"""
@@ -51,12 +55,23 @@ class _Entry:
     Or, with `gap`, the events that were given up at this place.
     """
 
-    __slots__ = ("event", "gap", "headers", "replies", "size_bytes", "taken_ms")
+    __slots__ = ("event", "gap", "headers", "replies", "replies_bytes", "size_bytes", "taken_ms")
 
     def __init__(self, event: Event, headers: PublishHeaders, taken_ms: int, gap: Gap | None = None) -> None:
         self.event, self.headers, self.taken_ms, self.gap = event, headers, taken_ms, gap
         self.size_bytes = record_bytes_max(event)
+        self.replies_bytes = 0
         self.replies: list[tuple[str, bool]] = []
+
+    @property
+    def held_bytes(self) -> int:
+        return self.size_bytes + self.replies_bytes
+
+    def wait(self, reply: str, *, duplicate: bool) -> int:
+        """`reply` is told the outcome too; returns what that costs in bytes."""
+        self.replies.append((reply, duplicate))
+        self.replies_bytes += REPLY_BYTES + len(reply)
+        return REPLY_BYTES + len(reply)
 
     @property
     def stands_alone(self) -> bool:
@@ -74,6 +89,7 @@ class _Batch(NamedTuple):
     first_sequence: int
     entries: list[_Entry]
     data: bytes
+    crc: int
 
 
 class Counters:
@@ -98,6 +114,7 @@ class _Partition:
         self.in_flight: deque[_Batch] = deque()
         self.awaited = 0  # answers that the link still owes us
         self.rewinding = False
+        self.is_gone = False  # its stream takes nothing any more
         self.next_sequence = next_sequence
         self.not_before_ms = 0
         self.ids: dict[bytes, _Entry] = {}
@@ -121,7 +138,8 @@ class _Partition:
 
     def is_held(self, now_ms: int) -> bool:
         """Whether only an answer, or the end of a pause, lets the next batch go."""
-        return self.rewinding or len(self.in_flight) >= BATCHES_IN_FLIGHT_MAX or now_ms < self.not_before_ms
+        full = len(self.in_flight) >= BATCHES_IN_FLIGHT_MAX
+        return self.rewinding or self.is_gone or full or now_ms < self.not_before_ms
 
     def form(self) -> _Batch:
         """The next batch: up to its target size, a conditional event alone."""
@@ -134,7 +152,7 @@ class _Partition:
             size_bytes += entries[-1].size_bytes
         gap = entries[0].gap
         data = encode_batch([entry.event for entry in entries]) if gap is None else encode_gap(gap)
-        batch = _Batch(self.next_sequence, entries, data)
+        batch = _Batch(self.next_sequence, entries, data, read_header(data).crc)
         self.next_sequence += sum(entry.sequences for entry in entries)
         self.in_flight.append(batch)
         return batch
@@ -144,14 +162,16 @@ class _Partition:
         self.pending_bytes -= entry.size_bytes
         return entry
 
-    def take_back(self) -> None:
-        """Everything in flight is known not to be in the log: back to pending, in order."""
+    def take_back(self) -> int:
+        """Everything in flight is known not to be in the log: back to pending, in order. The number of batches."""
+        count = len(self.in_flight)
         while self.in_flight:
             batch = self.in_flight.pop()
             self.next_sequence = batch.first_sequence
             self.pending.extendleft(reversed(batch.entries))
             self.pending_bytes += sum(entry.size_bytes for entry in batch.entries)
         self.rewinding = False
+        return count
 
     def parcel(self, batch: _Batch, producer_id: int, epoch: int) -> bytes:
         first = batch.entries[0].headers
@@ -178,8 +198,8 @@ class Outbox:
         self._zone, self._answer = zone, answer
         self._partitions: dict[tuple[bytes, int], _Partition] = {}
         self._stream_bytes: dict[bytes, int] = {}
+        self._leaving: list[_Partition] = []  # gone, and something of theirs is in flight
         self._producer: tuple[int, int] | None = None  # while the link is up
-        self._opened: tuple[int, int] | None = None  # the latest, also while it is down
         self._last_sequences: dict[tuple[bytes, int], int] = {}
         self._link_down_since_ms: int | None = None
         self.routes = StreamRoutes()
@@ -209,21 +229,23 @@ class Outbox:
         plan = self.routes.plan(subject, header_block)
         if plan is None:
             return False, True
-        stream, key, number = plan
+        stream = plan[0]
         headers = publish.read_publish_headers(header_block) if header_block else PublishHeaders()
         wanted = reply if headers.asks or stream.reply == "always" else ""
-        event = Event(subjects.encode(subject), key, timestamp_ms, header_block, payload)
-        entry = _Entry(event, headers, now_ms)
-        refusal = self._refusal(stream, entry, wanted, now_ms)
+        partition, key = self._destination(plan, subject, header_block)
+        entry = _Entry(Event(subjects.encode(subject), key, timestamp_ms, header_block, payload), headers, now_ms)
+        refusal = _unfit(stream, entry)
+        if refusal is None and self._follows(partition, entry, wanted, stream):
+            return bool(wanted), self.has_room(stream)
+        refusal = refusal or self._not_now(stream, wanted, now_ms)
         if refusal is not None:
             self.counters.refuse(refusal)
             self._tell(wanted, publish.error_answer(stream.name, refusal))
             return bool(wanted), True
-        partition = self._partition(stream, number)
         if gives_up and not wanted and not self.has_room(stream):
-            self._give_up(partition, now_ms, timestamp_ms)
+            self._give_up(self._partition(*plan[::2]), now_ms, timestamp_ms)
             return False, True
-        self._take(partition, entry, wanted)
+        self._take(partition, entry, wanted, stream)
         return bool(wanted), self.has_room(stream)
 
     def _give_up(self, partition: _Partition, now_ms: int, timestamp_ms: int) -> None:
@@ -236,41 +258,53 @@ class Outbox:
         gap = Gap("outbox_overflow", 1, timestamp_ms, timestamp_ms)
         self._put(partition, _Entry(Event(b"", b"", timestamp_ms, b"", b""), PublishHeaders(), now_ms, gap))
 
-    def _refusal(self, stream: StreamState, entry: _Entry, wanted: str, now_ms: int) -> Refusal | None:
-        headers = entry.headers
-        if headers.refusal is not None:
-            return headers.refusal
-        if headers.expect_stream is not None and headers.expect_stream != stream.name.encode():
-            return publish.WRONG_STREAM
-        if entry.size_bytes > BATCH_BYTES_MAX:
-            return publish.TOO_LARGE
-        if entry.stands_alone and stream.partitions > 1:
-            return publish.several_partitions("Nats-Expected-Last-*", stream.name, stream.partitions)
-        if wanted and not self.has_room(stream):
+    def _destination(
+        self, plan: tuple[StreamState, bytes, int], subject: str, header_block: bytes
+    ) -> tuple[_Partition, bytes]:
+        """Where an event waits, and its key: behind the ones before it, if their stream is leaving."""
+        for partition in self._leaving:
+            stream = partition.stream
+            if any(subjects.matches(pattern, subject) for pattern in stream.subjects):
+                key, number = place(stream, subject, header_block)
+                if number == partition.number:
+                    return partition, key
+        stream, key, number = plan
+        return self._partition(stream, number), key
+
+    def _not_now(self, stream: StreamState, wanted: str, now_ms: int) -> Refusal | None:
+        """Why an event that somebody waits for cannot be taken at the moment."""
+        if not wanted:
+            return None
+        if not self.has_room(stream):
             return publish.OUTBOX_FULL
         down = self._link_down_since_ms
-        if wanted and down is not None and now_ms - down >= NEVER_SENT_REFUSE_MS:
-            return publish.NO_LEADER
-        return None
+        return publish.NO_LEADER if down is not None and now_ms - down >= NEVER_SENT_REFUSE_MS else None
 
-    def _take(self, partition: _Partition, entry: _Entry, wanted: str) -> None:
-        stream, message_id = partition.stream, entry.headers.msg_id
-        on_its_way = partition.ids.get(message_id) if message_id is not None else None
-        if on_its_way is not None:
-            if wanted:
-                on_its_way.replies.append((wanted, True))
-            return
+    def _follows(self, partition: _Partition, entry: _Entry, wanted: str, stream: StreamState) -> bool:
+        """Whether an event of this id is on its way: then nothing is taken, and `wanted` gets that one's answer.
+
+        Where there is no room even to remember who waits, there will be silence: the outcome may be either.
+        """
+        message_id = entry.headers.msg_id
+        first = partition.ids.get(message_id) if message_id is not None else None
+        if first is None:
+            return False
+        if wanted and self.has_room(stream):
+            self._stream_bytes[partition.stream.incarnation] += first.wait(wanted, duplicate=True)
+        return True
+
+    def _take(self, partition: _Partition, entry: _Entry, wanted: str, stream: StreamState) -> None:
         self.counters.captured += 1
         if wanted and stream.ack == "logged" and not entry.headers.asks:
             self._tell(wanted, publish.logged_ack(stream.name, self._zone, partition.number))
         elif wanted:
-            entry.replies.append((wanted, False))
+            entry.wait(wanted, duplicate=False)
         self._put(partition, entry)
 
     def _put(self, partition: _Partition, entry: _Entry) -> None:
         incarnation = partition.stream.incarnation
         partition.add(entry)
-        self._stream_bytes[incarnation] = self._stream_bytes.get(incarnation, 0) + entry.size_bytes
+        self._stream_bytes[incarnation] = self._stream_bytes.get(incarnation, 0) + entry.held_bytes
 
     def _partition(self, stream: StreamState, number: int) -> _Partition:
         key = stream.incarnation, number
@@ -279,7 +313,8 @@ class Outbox:
         return self._partitions[key]
 
     def has_room(self, stream: StreamState) -> bool:
-        return self._stream_bytes.get(stream.incarnation, 0) < stream.outbox_bytes
+        incarnations = {stream.incarnation, *(partition.stream.incarnation for partition in self._leaving)}
+        return sum(self._stream_bytes.get(incarnation, 0) for incarnation in incarnations) < stream.outbox_bytes
 
     def stream_has_room(self, name: str) -> bool:
         """Whether a connection that waits for room in this stream may go on."""
@@ -315,27 +350,32 @@ class Outbox:
         self.frames.append(link.pack(link.Append(), partition.parcel(batch, *self._producer)))
 
     def link_up(self, opened: link.Opened) -> None:
-        """The sink leads and knows us: everything in flight is sent again, then new batches may follow."""
-        producer = opened.producer_id, opened.epoch
-        is_new, self._opened = self._opened != producer, producer
-        self._producer, self._link_down_since_ms = producer, None
-        self._last_sequences = {(incarnation, number): last for _, incarnation, number, last in opened.last}
+        """The sink leads and knows us, under an epoch that no older link has had."""
+        self._producer, self._link_down_since_ms = (opened.producer_id, opened.epoch), None
+        reached = {(one.incarnation, one.partition): one for one in opened.last}
+        self._last_sequences = {key: one.last_sequence for key, one in reached.items()}
         for key, partition in self._partitions.items():
-            if partition.rewinding:
-                partition.take_back()
-            if is_new:
-                self._renumber(partition, self._last_sequences.get(key, 0))
-            for batch in partition.in_flight:
-                self._send(partition, batch)
-                self.counters.batches_sent_again += 1
+            one = reached.get(key)
+            if one is not None:
+                self._settle(partition, one)
+            self.counters.batches_sent_again += partition.take_back()
+            partition.next_sequence = one.last_sequence + 1 if one is not None else 1
+        self._let_go()
 
-    def _renumber(self, partition: _Partition, last_sequence: int) -> None:
-        """Another epoch: what it says is committed is (at offsets that nobody can tell us), the rest goes again."""
-        while partition.in_flight and partition.in_flight[0].first_sequence <= last_sequence:
-            for entry in partition.in_flight.popleft().entries:
-                self._forget(partition, entry)
-        partition.take_back()
-        partition.next_sequence = last_sequence + 1
+    def _settle(self, partition: _Partition, reached: link.Reached) -> None:
+        """The outcome of what was in flight when an older link ended, as far as the sink has heard of it."""
+        answers = {(answer.first_sequence, answer.crc): answer for answer in reached.answers}
+        while partition.in_flight and partition.in_flight[0].first_sequence <= reached.last_sequence:
+            batch = partition.in_flight[0]
+            answer = answers.get((batch.first_sequence, batch.crc))
+            if answer is None:
+                # Another gateway has our name and went on under our sequences: nobody can say what became of ours.
+                for entry in partition.in_flight.popleft().entries:
+                    self._forget(partition, entry)
+            elif answer.reason:
+                self._refuse_for_good(partition, batch, answer.reason, answer.found)
+            else:
+                self._acknowledge_batch(partition, batch, answer.base_offset)
 
     def link_down(self, now_ms: int) -> None:
         """Nothing can be sent until `link_up`; answers that were on their way will not come."""
@@ -357,32 +397,53 @@ class Outbox:
 
     def set_streams(self, streams: Iterable[StreamState]) -> None:
         """The zone's committed streams have changed."""
-        self.routes = StreamRoutes(streams)
         current = {stream.incarnation: stream for stream in streams}
-        for (incarnation, _), partition in list(self._partitions.items()):
-            partition.stream = current.get(incarnation, partition.stream)
-            if not partition.in_flight:
-                self._route_again_if_gone(partition)
+        self.routes = StreamRoutes(current.values())
+        for partition in self._partitions.values():
+            partition.stream = current.get(partition.stream.incarnation, partition.stream)
+            present = self.routes.by_name.get(partition.stream.name)
+            partition.is_gone = present is None or present.incarnation != partition.stream.incarnation
+        self._let_go()
 
-    def _route_again_if_gone(self, partition: _Partition) -> None:
-        present = self.routes.by_name.get(partition.stream.name)
-        if present is not None and present.incarnation == partition.stream.incarnation:
-            return
+    def _let_go(self) -> None:
+        """Routes anew what waits for streams that are gone and owe us no answer."""
+        gone = [partition for partition in self._partitions.values() if partition.is_gone]
+        self._leaving = [partition for partition in gone if partition.in_flight]
+        for partition in gone:
+            if partition.pending and not partition.in_flight:
+                self._route_again(partition)
+
+    def _route_again(self, partition: _Partition) -> None:
         entries, partition.pending, partition.pending_bytes = list(partition.pending), deque(), 0
         for entry in entries:
             if entry.gap is not None:
+                self._move_gap(partition, entry)
+                continue
+            subject, header_block = subjects.decode(entry.event.subject), entry.event.header_block
+            plan = self.routes.plan(subject, header_block)
+            refusal = publish.RETIRED if plan is None else _unfit_elsewhere(partition.stream, plan[0], entry)
+            if refusal is not None:
+                self._refuse(partition, [entry], refusal)
+            elif plan is not None:
                 self._forget(partition, entry)
-                if present is not None and partition.number < present.partitions:
-                    self._put(self._partition(present, partition.number), entry)
-                continue
-            plan = self.routes.plan(subjects.decode(entry.event.subject), entry.event.header_block)
-            if plan is None:
-                self._refuse(partition, [entry], publish.RETIRED)
-                continue
-            self._forget(partition, entry)
-            stream, key, number = plan
-            entry.event = entry.event._replace(key=key)
-            self._put(self._partition(stream, number), entry)
+                target, key = self._destination(plan, subject, header_block)
+                entry.event = entry.event._replace(key=key)
+                self._join(target, entry)
+
+    def _move_gap(self, partition: _Partition, entry: _Entry) -> None:
+        self._forget(partition, entry)
+        present = self.routes.by_name.get(partition.stream.name)
+        if present is not None and partition.number < present.partitions:
+            self._put(self._partition(present, partition.number), entry)
+
+    def _join(self, target: _Partition, entry: _Entry) -> None:
+        """Puts the entry there, unless one of its id is there already: then its publishers wait for that one."""
+        first = target.ids.get(entry.headers.msg_id) if entry.headers.msg_id is not None else None
+        if first is None:
+            self._put(target, entry)
+            return
+        for reply, _ in entry.replies:
+            self._stream_bytes[target.stream.incarnation] += first.wait(reply, duplicate=True)
 
     # -- from the sink ------------------------------------------------------------------------------------------------
 
@@ -391,11 +452,8 @@ class Outbox:
         found = self._answered(message)
         if found is None:
             return
-        partition, batch = found
-        self.counters.appended += sum(entry.gap is None for entry in batch.entries)
-        for index, entry in enumerate(batch.entries):
-            self._acknowledge(partition, entry, message.base_offset + index)
-        partition.in_flight.popleft()
+        self._acknowledge_batch(*found, message.base_offset)
+        self._rewind_if_settled(found[0])
 
     def refused(self, message: link.Refused, now_ms: int) -> None:
         """The batch is not in the log."""
@@ -404,9 +462,7 @@ class Outbox:
             return
         partition, batch = found
         if message.reason in ("WRONG_LAST_SEQUENCE", "WRONG_LAST_ID"):
-            partition.in_flight.popleft()
-            wrong = publish.wrong_last_sequence if message.reason == "WRONG_LAST_SEQUENCE" else publish.wrong_last_id
-            self._refuse(partition, batch.entries, wrong(message.found))
+            self._refuse_for_good(partition, batch, message.reason, message.found)
         else:
             partition.rewinding = True
             if message.reason == "DUPLICATE_IDS":
@@ -418,8 +474,7 @@ class Outbox:
         self._rewind_if_settled(partition)
 
     def _answered(self, message: link.Appended | link.Refused) -> tuple[_Partition, _Batch] | None:
-        """The batch that `message` answers. Answers come in order, so it is the first in flight, or one behind a
-        refused one, which is then out of order itself."""
+        """The batch that `message` answers. That a disk is full is said at once, ahead of older batches' answers."""
         partition = self._partitions.get((message.incarnation, message.partition))
         if partition is None or self._producer != (message.producer_id, message.epoch):
             return None
@@ -431,8 +486,21 @@ class Outbox:
 
     def _rewind_if_settled(self, partition: _Partition) -> None:
         if partition.rewinding and partition.awaited == 0:
-            partition.take_back()
-            self._route_again_if_gone(partition)
+            self.counters.batches_sent_again += partition.take_back()
+        if partition.is_gone and not partition.in_flight:
+            self._let_go()
+
+    def _refuse_for_good(self, partition: _Partition, batch: _Batch, reason: str, found: str) -> None:
+        """An expectation has failed; the batch's sequence is spent."""
+        partition.in_flight.remove(batch)
+        wrong = publish.wrong_last_sequence if reason == "WRONG_LAST_SEQUENCE" else publish.wrong_last_id
+        self._refuse(partition, batch.entries, wrong(found))
+
+    def _acknowledge_batch(self, partition: _Partition, batch: _Batch, base_offset: int) -> None:
+        partition.in_flight.remove(batch)
+        self.counters.appended += sum(entry.gap is None for entry in batch.entries)
+        for index, entry in enumerate(batch.entries):
+            self._acknowledge(partition, entry, base_offset + index)
 
     def _acknowledge(self, partition: _Partition, entry: _Entry, offset: int, *, known: bool = False) -> None:
         stream = partition.stream
@@ -473,11 +541,32 @@ class Outbox:
 
     def _forget(self, partition: _Partition, entry: _Entry) -> None:
         partition.drop(entry)
-        self._stream_bytes[partition.stream.incarnation] -= entry.size_bytes
+        self._stream_bytes[partition.stream.incarnation] -= entry.held_bytes
 
     def _tell(self, reply: str, answer: bytes) -> None:
         if reply:
             self._answer(reply, answer)
+
+
+def _unfit(stream: StreamState, entry: _Entry) -> Refusal | None:
+    """Why `stream` can never take this event."""
+    headers = entry.headers
+    if headers.refusal is not None:
+        return headers.refusal
+    if headers.expect_stream is not None and headers.expect_stream != stream.name.encode():
+        return publish.WRONG_STREAM
+    if entry.size_bytes > BATCH_BYTES_MAX:
+        return publish.TOO_LARGE
+    if entry.stands_alone and stream.partitions > 1:
+        return publish.several_partitions("Nats-Expected-Last-*", stream.name, stream.partitions)
+    return None
+
+
+def _unfit_elsewhere(gone: StreamState, stream: StreamState, entry: _Entry) -> Refusal | None:
+    """Why an event that was taken for a stream that is gone cannot go to `stream`: expectations were about that one."""
+    if entry.stands_alone and gone.name != stream.name:
+        return publish.RETIRED
+    return _unfit(stream, entry)
 
 
 def _remove(entries: list[_Entry], gone: list[_Entry]) -> None:

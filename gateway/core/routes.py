@@ -31,19 +31,23 @@ class StreamRoutes:
             plan = self._make(subject)
         if plan is None or not header_block or not plan[0].key.startswith("header:"):
             return plan
-        stream, key = plan[0], _header(header_block, plan[0].key[len("header:") :]) or plan[1]
-        return stream, key, partition_of(key, stream.partitions)
+        return plan[0], *place(plan[0], subject, header_block)
 
     def _make(self, subject: str) -> tuple[StreamState, bytes, int] | None:
         if len(self._plans) >= ROUTE_PLANS_MAX:
             self._plans.clear()
         stream = next((stream for stream in self._named if stream.takes(subject)), self._catch_all)
-        plan = None
-        if stream is not None:
-            key = _subject_key(stream.key, subject)
-            plan = stream, key, partition_of(key, stream.partitions)
+        plan = None if stream is None else (stream, *place(stream, subject, b""))
         self._plans[subject] = plan
         return plan
+
+
+def place(stream: StreamState, subject: str, header_block: bytes) -> tuple[bytes, int]:
+    """(key, partition) of an event in `stream`."""
+    kind, _, name = stream.key.partition(":")
+    key = _header(header_block, name) if kind == "header" else b""
+    key = key or _subject_key(stream.key, subject)
+    return key, partition_of(key, stream.partitions)
 
 
 def _subject_key(rule: str, subject: str) -> bytes:

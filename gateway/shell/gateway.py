@@ -70,8 +70,14 @@ class Gateway:
         if dial is not None:
             self.outbox.set_streams(_provisional(configuration.effective_streams()))
             hello = link.Hello(mesh, self.zone, node)
-            opening = link.Open(node, 0, secrets.token_bytes(16))
-            self.link = SinkLink(dial, hello, opening, self.outbox, monotonic_ms, self._sink_spoke)
+            self.link = SinkLink(
+                dial,
+                hello,
+                lambda: link.Open(node, 0, secrets.token_bytes(16)),
+                self.outbox,
+                monotonic_ms,
+                self._sink_spoke,
+            )
         self.history = HistoryService(
             self.plane,
             self.link,

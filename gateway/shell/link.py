@@ -31,12 +31,15 @@ class SinkLink:
         self,
         dial: Dial,
         hello: link.Hello,
-        opening: link.Open,
+        opening: Callable[[], link.Open],
         outbox: Outbox,
         now_ms: Callable[[], int],
         changed: Callable[[], None],
     ) -> None:
-        """`changed` is called when the sink has said something that the outbox has taken in."""
+        """`opening` gives every link a nonce of its own.
+
+        `changed` is called when the sink has said something that the outbox has taken in.
+        """
         self._dial, self._hello, self._opening = dial, hello, opening
         self._outbox, self._now_ms, self._changed = outbox, now_ms, changed
         self._connection: _Connection | None = None
@@ -123,7 +126,7 @@ class SinkLink:
     def _welcomed(self, connection: "_Connection", message: link.Welcome) -> None:
         self.welcome = message
         if message.leads:
-            connection.send(self._opening)
+            connection.send(self._opening())
         else:
             connection.end(f"sink {message.node} does not lead")
 

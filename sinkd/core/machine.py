@@ -4,10 +4,10 @@ Deterministic: time comes with the command, chance (incarnations, nonces) too; t
 every member. It does no I/O: where a batch was committed is returned as a `Placement`, and the shell puts it there.
 
 A producer's batches come in sequence. `last + 1` is taken; what is at or below `last` was answered before and gets the
-same answer again; more is `OUT_OF_ORDER` and the gateway goes back. A conditional batch whose expectation fails is
-answered for good: its sequence is spent, or a retry could succeed where the first attempt failed. A batch with ids that
-the window knows is refused whole and its span is *not* spent: batches are immutable, so the gateway builds it again
-without those records.
+same answer again, if it is the same batch; more is `OUT_OF_ORDER` and the gateway goes back. A conditional batch whose
+expectation fails is answered for good: its sequence is spent, or a retry could succeed where the first attempt failed.
+A batch with ids that the window knows is refused whole and its span is *not* spent: batches are immutable, so the
+gateway builds it again without those records.
 """
 
 from typing import NamedTuple, TypeAlias
@@ -18,12 +18,12 @@ from protocol import envelope as envelopes
 from protocol.envelope import Envelope, Parcel
 from protocol.errors import FrameError
 from protocol.limits import PRODUCER_RESULTS_KEPT
-from protocol.link import Appended, Opened, Refused
+from protocol.link import Answer, Appended, Opened, Reached, Refused
 from protocol.records import CONTROL, BatchHeader, read_header
 from protocol.streams import StreamState
 from sinkd.core import commands
 from sinkd.core.commands import BODY_POSITION, Configure, OpenProducer, StreamDefinition, Trim
-from sinkd.core.state import STATE_VERSION, Answer, PartitionState, Producer, Progress, State, Stream
+from sinkd.core.state import STATE_VERSION, PartitionState, Producer, Progress, State, Stream
 
 
 class Placement(NamedTuple):
@@ -102,7 +102,7 @@ class Machine:
             return _refused(envelope, "UNKNOWN_STREAM")
         progress = producer.progress.setdefault((envelope.incarnation, envelope.partition), Progress(answers=[]))
         if envelope.first_sequence <= progress.last_sequence:
-            return Taken(_repeated(envelope, progress))
+            return Taken(_repeated(parcel, progress))
         if envelope.first_sequence != progress.last_sequence + 1:
             return _refused(envelope, "OUT_OF_ORDER", str(progress.last_sequence + 1))
         if envelope.revision < stream.state.revision or stream.state.retired:
@@ -120,15 +120,15 @@ class Machine:
         )
         if known:
             return Taken(_refusal(envelope, "DUPLICATE_IDS", known=known))
+        header = read_header(parcel.batch)
         failed = _failed_expectation(envelope, partition)
         if failed is not None:
-            _spend(progress, envelope, Answer(envelope.first_sequence, -1, *failed))
+            _spend(progress, envelope, Answer(envelope.first_sequence, header.crc, -1, *failed))
             return _refused(envelope, *failed)
-        header = read_header(parcel.batch)
         base_offset = partition.end_offset
         partition.end_offset += header.record_count
         _remember_ids(envelope, header, partition, stream.state, now_ms)
-        _spend(progress, envelope, Answer(envelope.first_sequence, base_offset))
+        _spend(progress, envelope, Answer(envelope.first_sequence, header.crc, base_offset))
         placement = Placement(
             stream.state, envelope.partition, base_offset, header, BODY_POSITION + parcel.batch_position
         )
@@ -146,7 +146,7 @@ class Machine:
             producer.epoch += 1
         names = {stream.state.incarnation: name for name, stream in self.state.streams.items()}
         last = tuple(
-            (names[incarnation], incarnation, partition, progress.last_sequence)
+            Reached(names[incarnation], incarnation, partition, progress.last_sequence, tuple(progress.answers))
             for (incarnation, partition), progress in producer.progress.items()
         )
         return Opened(producer.producer_id, producer.epoch, producer.nonce, last)
@@ -252,13 +252,14 @@ def _spend(progress: Progress, envelope: Envelope, answer: Answer) -> None:
     del progress.answers[:-PRODUCER_RESULTS_KEPT]
 
 
-def _repeated(envelope: Envelope, progress: Progress) -> Appended | Refused:
+def _repeated(parcel: Parcel, progress: Progress) -> Appended | Refused:
+    envelope, crc = parcel.envelope, read_header(parcel.batch).crc
     for answer in progress.answers:
-        if answer.first_sequence == envelope.first_sequence:
+        if (answer.first_sequence, answer.crc) == (envelope.first_sequence, crc):
             if answer.reason:
                 return _refusal(envelope, answer.reason, answer.found)
             return _appended(envelope, answer.base_offset)
-    # More batches in flight than any gateway of ours has: its answer is forgotten, and guessing one would be a lie.
+    # Another batch under these sequences, or an answer that is long forgotten: guessing one would be a lie.
     return _refusal(envelope, "OUT_OF_ORDER", str(progress.last_sequence + 1))
 
 

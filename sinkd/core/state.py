@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from protocol.link import Answer
 from protocol.streams import StreamState
 
 STATE_VERSION = 1
@@ -39,15 +40,6 @@ class PartitionState(msgspec.Struct, array_like=True):
             stale.append(message_id)
         for message_id in stale:
             del self.ids[message_id]
-
-
-class Answer(msgspec.Struct, array_like=True, frozen=True):
-    """How a span of sequences ended: at `base_offset`, or refused for good (`reason`, `found`)."""
-
-    first_sequence: int
-    base_offset: int
-    reason: str = ""
-    found: str = ""
 
 
 class Progress(msgspec.Struct, array_like=True):
