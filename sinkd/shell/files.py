@@ -4,13 +4,16 @@ A file name is durable only when its folder was fsynced; every function here tha
 that before it returns.
 """
 
+import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 TEMPORARY_SUFFIX = ".tmp"
+NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT})  # of a write: nothing is lost, it may be tried again
 
 
 class FileGone(OSError):

@@ -27,7 +27,7 @@ from protocol.limits import SEGMENTS_OPEN_MAX
 from protocol.records import HEADER_BYTES, BatchHeader, check_batch, place_batch, read_header
 from sinkd.core.blocks import Block
 from sinkd.core.retention import SegmentFacts
-from sinkd.shell.files import FileGone, make_folder, read_at, remove_temporary_files, unlink, write_at
+from sinkd.shell.files import NO_SPACE, FileGone, make_folder, read_at, remove_temporary_files, unlink, write_at
 from sinkd.shell.segment_files import (
     SEGMENT_SUFFIX,
     OpenSegment,
@@ -120,7 +120,8 @@ class PartitionLog:
     def append(self, batch: bytes, base_offset: int, leader_epoch: int) -> None:
         """Writes `batch` at `append_end`, which `base_offset` must be; readers see it after the next `sync`.
 
-        ValueError: not at the end. DataError: not a whole batch with a right CRC; nothing is written. OSError: final.
+        ValueError: not at the end. DataError: not a whole batch with a right CRC; nothing is written. OSError: final,
+        but for one of NO_SPACE: the log is as it was, and the same batch may be tried again.
         """
         self._check_usable()
         if base_offset != self.append_end:
@@ -134,8 +135,8 @@ class PartitionLog:
             ) from error
         try:
             self._append(placed, header)
-        except OSError:
-            self._failed = True
+        except OSError as error:
+            self._failed = self._failed or error.errno not in NO_SPACE
             raise
 
     def _append(self, batch: bytes, header: BatchHeader) -> None:

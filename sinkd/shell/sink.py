@@ -7,7 +7,8 @@
 
 Housekeeping, once a second or when four megabytes wait: hot batches go into segments, the disk is looked at, a spare
 journal file is prepared, retention is proposed; and when a journal file's worth has been written since the last
-checkpoint, the next one is written and the journal is cut.
+checkpoint, the next one is written and the journal is cut. Where there is no space for that, it waits for space: the
+journal holds everything meanwhile, and nothing new is taken.
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from sinkd.core.machine import Configured, Machine, Trimmed
 from sinkd.core.retention import trims
 from sinkd.shell import checkpoint as checkpoints
 from sinkd.shell.checkpoint import Checkpoint
+from sinkd.shell.files import NO_SPACE
 from sinkd.shell.folder import DataFolder
 from sinkd.shell.group import Group
 from sinkd.shell.journal import Journal
@@ -65,7 +67,7 @@ class Sink:
         self._folder: DataFolder | None = None
         self.checkpoint_index = 0
         self.free_bytes = 0
-        self._was_full = False
+        self._was_full = self._no_space = False
         self.last_error = ""
         self.config_problems: tuple[str, ...] = ()
         self.failed: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
@@ -102,13 +104,14 @@ class Sink:
                 what = "there are segments, but neither journal nor checkpoint: they were taken away; bring them back"
                 raise DamagedFile(str(folder.log_folder), 0, what)
             self.store = Store(self.journal, folder.log_folder, self.machine, self._segment_bytes)
-            self.journal.prepare_spare()
+            has_spare = self._make_spare()
         except BaseException:
             folder.close()
             raise
         self.checkpoint_index = saved.index if saved is not None else 0
         self.free_bytes = folder.free_bytes()
         self.group = Group(self.node.name, self.journal, self.machine, self.store, self.checkpoint_index, self._now_ms)
+        self.group.no_space = not has_spare
         self.links = LinkServer(
             names, folder.disk_id.hex(), self.group, self.machine, self.store, self.is_storage_full, self._fail
         )
@@ -133,8 +136,7 @@ class Sink:
         await _end(house)
         try:
             if not self.failed.done():
-                await self._flush()
-                await self._write_checkpoint()
+                await self._save()
         finally:
             self.group.stop()
             await _end([], [group])
@@ -189,8 +191,8 @@ class Sink:
     # -- housekeeping -------------------------------------------------------------------------------------------------
 
     def is_storage_full(self) -> bool:
-        """Whether appends are refused: the disk is below its reserve, or a journal file could not be made."""
-        return self.free_bytes < self.node.disk_reserve_bytes or self.group.no_space
+        """Whether appends are refused: the disk is below its reserve, or lacked space for something."""
+        return self.free_bytes < self.node.disk_reserve_bytes or self.group.no_space or self._no_space
 
     async def _keep_house(self) -> None:
         while True:
@@ -199,14 +201,40 @@ class Sink:
             self.store.wants_flush.clear()
             await asyncio.get_running_loop().run_in_executor(self._writer, self._look_at_disk)
             self._report_space()
-            await self._flush()
-            await self._retain()
-            if self.journal.file_count > 1:
-                await self._write_checkpoint()
+            await self._retain()  # first, for it may free what the others need
+            await self._save(checkpoint=self.journal.file_count > 1)
 
     def _look_at_disk(self) -> None:
+        """On the writer's thread."""
         assert self._folder is not None
         self.free_bytes = self._folder.free_bytes()
+        if self.free_bytes >= self._journal_file_bytes:
+            self.group.no_space = not self._make_spare()
+
+    def _make_spare(self) -> bool:
+        """The journal's next file, ahead of need; whether there was space for it."""
+        try:
+            self.journal.prepare_spare()
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            return False
+        return True
+
+    async def _save(self, *, checkpoint: bool = True) -> None:
+        """Hot batches into segments, then a checkpoint. Lack of space is no failure: the journal has it all."""
+        try:
+            await self._flush()
+            if checkpoint:
+                await self._write_checkpoint()
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            if not self._no_space:
+                log.warning("no_space_for_segments", error=str(error))
+            self._no_space = True
+        else:
+            self._no_space = False
 
     def _report_space(self) -> None:
         if self.is_storage_full() == self._was_full:
