@@ -45,7 +45,7 @@ class Peer:
         self.stream = (await self.get(link.Streams)).message.streams[0]
         self.send(link.Open("gw1", 0, nonce))
         self.opened = (await self.get(link.Opened)).message
-        self.sequence = max((last for *_, last in self.opened.last), default=0) + 1
+        self.sequence = max((reached.last_sequence for reached in self.opened.last), default=0) + 1
         return self
 
     async def append(self, *payloads, timestamp_ms=5_000):
