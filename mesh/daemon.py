@@ -106,7 +106,7 @@ def run_gateway(file: str, node: str) -> int:
     gateway = configuration.gateway(node)
 
     def make() -> Node:
-        dial = _dial_sink(configuration, gateway.zone)
+        dial = _dial_sink(configuration, gateway)
         return Node(Gateway(configuration, node, dial, VERSION), None, gateway.monitor)
 
     return _run(make, lambda running: _print_node("gateway", node, client=running.clients, monitor=running.monitored))
@@ -147,11 +147,11 @@ def _embedded(configuration: config.Config) -> Node:
     return Node(Gateway(configuration, "gw1", dial, VERSION), sink, gateway.monitor)
 
 
-def _dial_sink(configuration: config.Config, zone: str) -> Dial | None:
-    """How to reach the sink of `zone`, or of the zone that keeps its events."""
-    if configuration.mode_of(zone) == "delivery-fabric":
+def _dial_sink(configuration: config.Config, gateway: config.Gateway) -> Dial | None:
+    """How to reach the sink of the gateway's zone, or of the zone that keeps its events."""
+    if configuration.mode_of(gateway.name) == "delivery-fabric":
         return None
-    keeper = configuration.zones[configuration.zones[zone].kept_by or zone]
+    keeper = configuration.zones[configuration.zones[gateway.zone].kept_by or gateway.zone]
     address = next(iter(keeper.sinks.values())).link
 
     async def dial(factory: Callable[[], asyncio.Protocol]) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
