@@ -8,7 +8,7 @@ made and can later be read straight from the journal. The other bodies are one m
 
 import struct
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -61,6 +61,9 @@ class Trim(msgspec.Struct, array_like=True, frozen=True):
     to_offset: int
 
 
+Body = TypeVar("Body", Configure, OpenProducer, Trim)
+
+
 class Command(NamedTuple):
     kind: int
     time_ms: int
@@ -84,3 +87,11 @@ def decode(data: bytes) -> Command:
     if version != COMMAND_VERSION:
         raise FrameError(f"raft command: version {version}, ours is {COMMAND_VERSION}")
     return Command(kind, time_ms, memoryview(data)[BODY_POSITION:])
+
+
+def read_body(command: Command, body: type[Body]) -> Body:
+    """The body of a command that is not an append. FrameError as for `decode`."""
+    try:
+        return msgspec.msgpack.decode(command.body, type=body)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"raft command: {body.__name__}: {error}") from error

@@ -63,12 +63,10 @@ class Machine:
     """Holds a `State` and changes it, one command at a time."""
 
     def __init__(self, snapshot: bytes | None = None) -> None:
-        """From nothing, or from `snapshot()` of another. FrameError: a snapshot of another version."""
+        """From nothing, or from `snapshot()` of another. FrameError: no snapshot, or one of another version."""
         self.state = State()
         if snapshot is not None:
-            self.state = msgspec.msgpack.decode(snapshot, type=State)
-            if self.state.version != STATE_VERSION:
-                raise FrameError(f"state of version {self.state.version}, ours is {STATE_VERSION}")
+            self.state = _restored(snapshot)
 
     def snapshot(self) -> bytes:
         return msgspec.msgpack.encode(self.state)
@@ -80,11 +78,11 @@ class Machine:
         if command.kind == commands.APPEND:
             return [self._append(parcel) for parcel in envelopes.unpack(command.body)]
         if command.kind == commands.OPEN:
-            return self._open(msgspec.msgpack.decode(command.body, type=OpenProducer))
+            return self._open(commands.read_body(command, OpenProducer))
         if command.kind == commands.CONFIGURE:
-            return self._configure(msgspec.msgpack.decode(command.body, type=Configure))
+            return self._configure(commands.read_body(command, Configure))
         if command.kind == commands.TRIM:
-            return self._trim(msgspec.msgpack.decode(command.body, type=Trim))
+            return self._trim(commands.read_body(command, Trim))
         raise FrameError(f"raft command of unknown kind {command.kind}")
 
     def stream_states(self) -> tuple[StreamState, ...]:
@@ -211,6 +209,16 @@ class Machine:
         partition = stream.partitions[request.partition]
         partition.start_offset = max(partition.start_offset, min(request.to_offset, partition.end_offset))
         return Trimmed(stream.state, request.partition, partition.start_offset)
+
+
+def _restored(snapshot: bytes) -> State:
+    try:
+        state = msgspec.msgpack.decode(snapshot, type=State)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"state: {error}") from error
+    if state.version != STATE_VERSION:
+        raise FrameError(f"state of version {state.version}, ours is {STATE_VERSION}")
+    return state
 
 
 def _addresses(envelope: Envelope, state: StreamState) -> bool:
