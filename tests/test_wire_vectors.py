@@ -1,0 +1,94 @@
+"""Golden vectors of what travels: record batch, envelope, sink link, Raft command. Both directions meet them.
+
+In `fields`, byte strings stand as base64 and structures inside others as arrays, as on the wire.
+"""
+
+import json
+import struct
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from protocol import envelope, link
+from protocol.gaps import Gap, encode_gap, read_gap
+from protocol.records import Event, check_batch, encode_batch, place_batch, read_records
+from sinkd.core import commands
+
+VECTORS = Path(__file__).parent / "data" / "vectors"
+
+
+def vectors(file: str) -> list[object]:
+    rows = json.loads((VECTORS / file).read_text())
+    return [pytest.param(row, bytes.fromhex(row["hex"]), id=row.get("what") or row["name"]) for row in rows]
+
+
+def build(structure: type, fields: dict[str, object]) -> msgspec.Struct:
+    assert list(fields) == list(structure.__struct_fields__)
+    return msgspec.convert(list(fields.values()), structure)
+
+
+@pytest.mark.parametrize(("row", "data"), vectors("record_batch.json"))
+def test_record_batch(row, data):
+    if "gap" in row:
+        batch = encode_gap(Gap(**row["gap"]))
+        assert read_gap(data) == (row["base_offset"], Gap(**row["gap"]))
+    else:
+        events = [
+            Event(one["subject"].encode(), one["key"].encode(), one["timestamp_ms"], one["header_block"].encode(),
+                  one["payload"].encode())
+            for one in row["events"]
+        ]  # fmt: skip
+        batch = encode_batch(events)
+        assert [record[1:] for record in read_records(data)] == [
+            (event.timestamp_ms, event.key, event.subject, event.header_block, event.payload) for event in events
+        ]
+        assert [record.offset for record in read_records(data)] == [
+            row["base_offset"] + delta for delta in range(len(events))
+        ]
+    assert place_batch(batch, row["base_offset"], row["leader_epoch"]) == data
+    check_batch(data)
+
+
+@pytest.mark.parametrize(("row", "data"), vectors("envelope.json"))
+def test_envelope(row, data):
+    head, batch = build(envelope.Envelope, row["fields"]), bytes.fromhex(row["batch"])
+    assert envelope.pack(head, batch) == data
+    assert list(envelope.unpack(data)) == [(head, batch, len(data) - len(batch))]
+    head_bytes, batch_bytes = struct.unpack_from("<II", data)
+    assert (8 + head_bytes + batch_bytes, batch_bytes) == (len(data), len(batch))
+    assert msgspec.msgpack.decode(data[8 : 8 + head_bytes])[0] == envelope.ENVELOPE_VERSION
+
+
+@pytest.mark.parametrize(("row", "data"), vectors("link.json"))
+def test_link(row, data):
+    structure, tail = link.KINDS[row["kind"]], bytes.fromhex(row["tail"])
+    assert structure.__name__ == row["name"]
+    message = build(structure, row["fields"])
+    assert link.pack(message, tail) == data
+    assert list(link.FrameReader().feed(data)) == [(message, tail)]
+    size, version, kind, head_bytes = struct.unpack_from("<IBBI", data)
+    assert (size, version, kind) == (len(data) - 4, 1, row["kind"])
+    assert len(data) == 10 + head_bytes + len(tail)
+
+
+def test_every_kind_of_link_frame_has_a_vector():
+    assert {row["kind"] for row in json.loads((VECTORS / "link.json").read_text())} == set(link.KINDS)
+
+
+@pytest.mark.parametrize(("row", "data"), vectors("command.json"))
+def test_command(row, data):
+    command = commands.decode(data)
+    assert (command.kind, command.time_ms) == (row["kind"], row["time_ms"])
+    assert struct.unpack_from("<BBQ", data) == (1, row["kind"], row["time_ms"])
+    if "parcels" in row:
+        parcels = [bytes.fromhex(parcel) for parcel in row["parcels"]]
+        assert commands.encode_append(row["time_ms"], parcels) == data
+        for parcel in envelope.unpack(command.body):
+            at = commands.BODY_POSITION + parcel.batch_position
+            assert data[at : at + len(parcel.batch)] == parcel.batch
+    else:
+        structure = getattr(commands, row["name"])
+        body = build(structure, row["fields"])
+        assert commands.encode(row["kind"], row["time_ms"], body) == data
+        assert msgspec.msgpack.decode(command.body, type=structure) == body
