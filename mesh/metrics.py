@@ -20,7 +20,7 @@ class GatewayMetrics(Collector):
         gateway = self._gateway
         stats, events, outbox = gateway.plane.stats, gateway.outbox.counters, gateway.outbox
         yield _gauge("mesh_gateway_connections", "Client connections now", stats.connections)
-        yield _counter("mesh_gateway_connections", "Client connections since the start", stats.total_connections)
+        yield _counter("mesh_gateway_connections_accepted", "Client connections accepted", stats.total_connections)
         yield _gauge("mesh_gateway_subscriptions", "Subscriptions now", stats.subscriptions)
         yield _counter("mesh_gateway_messages_in", "Messages from clients", stats.in_msgs)
         yield _counter("mesh_gateway_messages_out", "Messages to clients", stats.out_msgs)

@@ -39,7 +39,7 @@ class PublishHeaders(NamedTuple):
 OUTBOX_FULL = Refusal(429, 10167, "too many requests")
 TOO_LARGE = Refusal(400, 10054, "message size exceeds maximum allowed")
 WRONG_STREAM = Refusal(400, 10060, "expected stream does not match")
-NO_LEADER = Refusal(503, 10077, "no sink leads this stream: never sent, not in the log")
+NO_LEADER = Refusal(503, 10077, "no sink leads this stream: not in the log")
 RETIRED = Refusal(503, 10077, "the stream was taken out of the configuration: not in the log")
 STORAGE_FULL = Refusal(503, 10077, "storage full: the sink's disk is below its reserve")
 

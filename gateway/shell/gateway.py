@@ -156,9 +156,7 @@ class Gateway:
         answers, has_room = self.outbox.publish(subject, reply, header_block, payload, *times, gives_up=gives_up)
         if not has_room and session not in self._waiting:
             self._pause(session, subject)
-        if not self._outbox_scheduled:
-            self._outbox_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush_outbox)
+        self._flush_outbox_soon()
         return answers
 
     def service(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> None:
@@ -180,15 +178,18 @@ class Gateway:
         lingers = self.outbox.flush(monotonic_ms())
         if self.link is not None:
             self.link.send_outbox()
-        if lingers and not self._outbox_scheduled:
+        if lingers:
+            self._flush_outbox_soon(LINGER_S)
+
+    def _flush_outbox_soon(self, delay_s: float = 0) -> None:
+        """Once per turn of the event loop, however many events it brings."""
+        if not self._outbox_scheduled:
             self._outbox_scheduled = True
-            asyncio.get_running_loop().call_later(LINGER_S, self._flush_outbox)
+            asyncio.get_running_loop().call_later(delay_s, self._flush_outbox)
 
     def _sink_spoke(self) -> None:
         """Answers have made room and sent PubAcks."""
-        if not self._outbox_scheduled:
-            self._outbox_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush_outbox)
+        self._flush_outbox_soon()
         self._resume_waiting()
         self.server.flush()
 

@@ -16,7 +16,7 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ class Sink:
         self._now_ms, self._embedded = now_ms, embedded
         self._journal_file_bytes, self._segment_bytes = journal_file_bytes, segment_bytes
         self._writer = ThreadPoolExecutor(1, "log-write")
-        self._tasks: list[asyncio.Task[None]] = []
+        self._running: asyncio.Task[None] | None = None  # the group
+        self._keeping_house: asyncio.Task[None] | None = None
         self._listener: asyncio.Server | None = None
         self._folder: DataFolder | None = None
         self.checkpoint_index = 0
@@ -78,11 +79,11 @@ class Sink:
         """DataError, OSError: the data folder cannot be used as it is; nothing was changed in it."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._writer, self._open)
-        self._watch(self.group.run())
+        self._running = self._watch(self.group.run())
         await self._until_caught_up()
         await self._propose()
         self._report_space()
-        self._watch(self._keep_house())
+        self._keeping_house = self._watch(self._keep_house())
         if not self._embedded:
             bind = self.node.bind(self.node.link)
             self._listener = await loop.create_server(self.links.accept, bind.host, bind.port)
@@ -128,18 +129,19 @@ class Sink:
         """Finishes what was taken in, makes it durable in segments and a checkpoint, and closes everything."""
         if self._listener is not None:
             self._listener.close()
-        if self._folder is None or not hasattr(self, "links"):
+        if self._running is None:  # it never opened; what it had is closed
             self._writer.shutdown()
             return
         await self.links.close()
-        group, *house = self._tasks
-        await _end(house)
+        if self._keeping_house is not None:
+            self._keeping_house.cancel()
+            await asyncio.wait({self._keeping_house})
         try:
             if not self.failed.done():
                 await self._save()
         finally:
             self.group.stop()
-            await _end([], [group])
+            await asyncio.wait({self._running})
             await asyncio.get_running_loop().run_in_executor(self._writer, self._close)
             self._writer.shutdown()
 
@@ -155,10 +157,10 @@ class Sink:
         loop = asyncio.get_running_loop()
         return loop.create_task(loop.connect_accepted_socket(self.links.accept, sock))
 
-    def _watch(self, work: Coroutine[None, None, None]) -> None:
+    def _watch(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
-        self._tasks.append(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -333,10 +335,3 @@ def _definition(stream: config.Stream) -> commands.StreamDefinition:
         retention_age_ms=stream.retention_age_ms,
         retention_bytes=stream.retention_bytes,
     )
-
-
-async def _end(cancelled: list[asyncio.Task[None]], awaited: Sequence[asyncio.Task[None]] = ()) -> None:
-    """Cancels the ones and waits for all; how they failed has been reported by then."""
-    for task in cancelled:
-        task.cancel()
-    await asyncio.gather(*cancelled, *awaited, return_exceptions=True)
