@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from protocol.errors import FrameError
+from protocol.errors import UNREADABLE, FrameError
 
 ENVELOPE_VERSION = 1
 _SIZES = struct.Struct("<II")
@@ -78,7 +78,7 @@ def unpack(data: bytes | memoryview, position: int = 0) -> Iterator[Parcel]:
             raise FrameError(f"append envelope: {len(view) - head} bytes of {head_bytes + batch_bytes}")
         try:
             envelope = _decoder.decode(view[head:batch])
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise FrameError(f"append envelope: {error}") from error
         if envelope.version != ENVELOPE_VERSION:
             raise FrameError(f"append envelope: version {envelope.version}, ours is {ENVELOPE_VERSION}")

@@ -11,6 +11,11 @@
 Every message says what is wrong, where, and what would be right.
 """
 
+import msgspec
+
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be: strings that are no UTF-8, nesting without end."""
+
 
 class MeshError(Exception):
     """Root of what the mesh raises on purpose; anything else is a bug."""

@@ -9,7 +9,7 @@ import struct
 
 import msgspec
 
-from protocol.errors import FrameError
+from protocol.errors import UNREADABLE, FrameError
 from protocol.records import encode_control, read_control
 
 _KEY = struct.pack(">hh", 0, 100)
@@ -39,5 +39,5 @@ def read_gap(batch: bytes | memoryview) -> tuple[int, Gap]:
         raise FrameError(f"control record: key {key.hex()}, that of a gap is {_KEY.hex()}")
     try:
         return offset, msgspec.json.decode(value, type=Gap)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise FrameError(f"gap record: {error}") from error

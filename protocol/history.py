@@ -26,7 +26,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from protocol import subjects
-from protocol.errors import LogError
+from protocol.errors import UNREADABLE, LogError
 from protocol.limits import FETCH_BYTES_DEFAULT, FETCH_BYTES_MAX, FETCH_RECORDS_DEFAULT, FETCH_WAIT_MS_MAX
 from protocol.records import STATUS_LINE, Record
 
@@ -64,7 +64,7 @@ def read_request(kind: type[Request], body: bytes) -> Request:
     """The request in `body` (JSON; empty is `{}`). LogError INVALID_REQUEST says which field is wrong and how."""
     try:
         request = msgspec.json.decode(body or b"{}", type=kind)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise LogError("INVALID_REQUEST", _what_is_wrong(kind, body, error)) from error
     if isinstance(request, FetchRequest):
         _check_fetch(request)
@@ -77,12 +77,12 @@ def read_request(kind: type[Request], body: bytes) -> Request:
     return request
 
 
-def _what_is_wrong(kind: type[Any], body: bytes, error: msgspec.MsgspecError) -> str:
+def _what_is_wrong(kind: type[Any], body: bytes, error: Exception) -> str:
     fields = kind.__struct_fields__
     known = ", ".join(fields) or "none"
     try:
         given = msgspec.json.decode(body or b"{}")
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return f"the request is not JSON: {error}; an object with fields among {known} is expected"
     for name in given if isinstance(given, dict) else ():
         if name not in fields:

@@ -18,7 +18,7 @@ from typing import ClassVar, NamedTuple, TypeVar
 
 import msgspec
 
-from protocol.errors import FrameError
+from protocol.errors import UNREADABLE, FrameError
 from protocol.limits import LINK_FRAME_BYTES_MAX
 from protocol.streams import StreamState
 
@@ -306,6 +306,6 @@ class FrameReader:
             raise FrameError(f"sink link: kind {kind} with a head of {head_bytes} bytes")
         try:
             message = decoder.decode(bytes(self._buffer[head : head + head_bytes]))
-        except msgspec.MsgspecError as error:
+        except UNREADABLE as error:
             raise FrameError(f"sink link: {KINDS[kind].__name__}: {error}") from error
         return Frame(message, bytes(self._buffer[head + head_bytes : end]))

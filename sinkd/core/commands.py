@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
-from protocol.errors import FrameError
+from protocol.errors import UNREADABLE, FrameError
 
 COMMAND_VERSION = 1
 CONFIGURE, OPEN, APPEND, TRIM = 1, 2, 3, 4
@@ -93,5 +93,5 @@ def read_body(command: Command, body: type[Body]) -> Body:
     """The body of a command that is not an append. FrameError as for `decode`."""
     try:
         return msgspec.msgpack.decode(command.body, type=body)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise FrameError(f"raft command: {body.__name__}: {error}") from error

@@ -16,7 +16,7 @@ import msgspec
 
 from protocol import envelope as envelopes
 from protocol.envelope import Envelope, Parcel
-from protocol.errors import FrameError
+from protocol.errors import UNREADABLE, FrameError
 from protocol.limits import PRODUCER_RESULTS_KEPT
 from protocol.link import Answer, Appended, Opened, Reached, Refused
 from protocol.records import CONTROL, BatchHeader, read_header
@@ -214,7 +214,7 @@ class Machine:
 def _restored(snapshot: bytes) -> State:
     try:
         state = msgspec.msgpack.decode(snapshot, type=State)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise FrameError(f"state: {error}") from error
     if state.version != STATE_VERSION:
         raise FrameError(f"state of version {state.version}, ours is {STATE_VERSION}")
