@@ -10,8 +10,11 @@ Each message of a fetch shows the event's payload and headers; what the log says
     Log-Stream Log-Zone Log-Partition Log-Offset Log-Timestamp Nats-Subject
 
 A publisher's own headers of these names come back as `Original-<name>`, and its own status line as `Original-Status`,
-so that nothing can be forged. The answer ends with `204 EOB` (Log-Next-Offset, Log-High-Watermark, Log-Start-Offset) or
-with an error: `NATS/1.0 <status> <NAME>` and `Log-Error: <what is wrong and what would be right>`.
+so that nothing can be forged. A block that is not made of plain lines (clients read line ends, blanks and colons in
+many ways) comes back as `Original-Header-Block`, in base64.
+
+The answer ends with `204 EOB` (Log-Next-Offset, Log-High-Watermark, Log-Start-Offset) or with an error:
+`NATS/1.0 <status> <NAME>` and `Log-Error: <what is wrong and what would be right>`.
 
 Where events are known to be missing, a status message `206 Gap` stands among the others, with Log-Gap-From, Log-Gap-To
 (offsets, inclusive), Log-Gap-Reason and Log-Gap-Events; the reader goes on behind it.
@@ -21,6 +24,7 @@ Where events are known to be missing, a status message `206 Gap` stands among th
 
 import base64
 import difflib
+import re
 from typing import Any, Literal, TypeVar
 
 import msgspec
@@ -31,6 +35,7 @@ from protocol.limits import FETCH_BYTES_DEFAULT, FETCH_BYTES_MAX, FETCH_RECORDS_
 from protocol.records import STATUS_LINE, Record
 
 _OURS = (b"log-", b"nats-subject:", b"original-", b"status:", b"description:")
+_PLAIN_BLOCK = re.compile(rb"NATS/1\.0([ -~]*)\r\n((?:[!-9;-~]+:[^\x00\r\n]*\r\n)*)\r\n")
 
 
 class FetchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,14 +143,14 @@ def _publishers_lines(block: bytes) -> bytes:
     """The publisher's header lines, each ended by CR LF, with nothing left in them that could pass for ours."""
     if not block:
         return b""
-    status, end, lines = block.partition(b"\r\n")
-    if not (status.startswith(b"NATS/1.0") and end and (lines == b"\r\n" or lines.endswith(b"\r\n\r\n"))):
-        # Not a header block that a client could read, or that we could add lines to: hand it over as one value.
+    plain = _PLAIN_BLOCK.fullmatch(block)
+    if plain is None:
         return b"Original-Header-Block: " + base64.b64encode(block) + b"\r\n"
-    kept = [b"Original-Status:" + status[8:]] if status != b"NATS/1.0" else []
-    for line in lines[:-4].split(b"\r\n") if len(lines) > 2 else []:
-        kept.append(b"Original-" + line if line.lower().startswith(_OURS) else line)
-    return b"".join(line + b"\r\n" for line in kept)
+    status, lines = plain.groups()
+    kept = b"Original-Status:" + status + b"\r\n" if status else b""
+    return kept + b"".join(
+        b"Original-" + line if line.lower().startswith(_OURS) else line for line in lines.splitlines(keepends=True)
+    )
 
 
 def end_of_batch(next_offset: int, high_watermark: int, start_offset: int) -> bytes:
