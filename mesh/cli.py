@@ -156,8 +156,28 @@ def _print_version(context: click.Context, option: click.Parameter, value: bool)
         context.exit()
 
 
+class _Group(click.Group):
+    """Ends as shells expect when it is interrupted or nobody reads the output; click would end with 1."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            result = super().invoke(context)
+            sys.stdout.flush()
+            return result
+        except KeyboardInterrupt as error:
+            if sys.stderr.isatty():
+                click.echo(err=True)  # behind the ^C
+            raise click.exceptions.Exit(EXIT_INTERRUPTED) from error
+        except BrokenPipeError as error:
+            # The interpreter flushes stdout once more when it ends; there is nobody to flush to.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise click.exceptions.Exit(EXIT_BROKEN_PIPE) from error
+
+
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"]}, epilog="Global options may stand behind COMMAND too."
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Global options may stand behind COMMAND too.",
 )
 @_global_options(on_group=True)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show it.")
@@ -483,14 +503,9 @@ def _main(command: click.Command, name: str) -> int:
     """Exit status of `command` with the arguments of this process."""
     try:
         status = command.main(prog_name=name, standalone_mode=False)
-        sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except click.Abort:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The interpreter flushes stdout once more when it ends; there is nobody to flush to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
