@@ -61,9 +61,12 @@ class Node:
 
     async def stop(self) -> None:
         """Gateway first, so that what it holds still reaches the sink."""
-        for part in (self.gateway, self.sink, self.monitor):
-            if part is not None:
-                await part.stop()
+        if self.gateway is not None:
+            await self.gateway.stop(drain=self.sink is None or not self.sink.failed.done())
+        if self.sink is not None:
+            await self.sink.stop()
+        if self.monitor is not None:
+            await self.monitor.stop()
 
     def health(self) -> str | None:
         parts = (self.sink, self.gateway)

@@ -107,11 +107,14 @@ class Gateway:
         if self.link is not None:
             await self.link.opened.wait()
 
-    async def stop(self) -> None:
-        """Takes no more from clients, sends what the outbox holds while the sink takes it, and closes."""
+    async def stop(self, *, drain: bool = True) -> None:
+        """Takes no more from clients, sends what the outbox holds (a sink that is away may come back), and closes.
+
+        Without `drain` the outbox is given up at once: there will be no sink.
+        """
         self.server.stop_reading()
-        deadline = monotonic_ms() + OUTBOX_DRAIN_MS_MAX
-        while self.link is not None and self.link.is_up and not self.outbox.is_empty and monotonic_ms() < deadline:
+        deadline = monotonic_ms() + OUTBOX_DRAIN_MS_MAX * drain
+        while self.link is not None and not self.outbox.is_empty and monotonic_ms() < deadline:
             self._flush_outbox()
             await asyncio.sleep(LINGER_S)
         if not self.outbox.is_empty:
