@@ -16,7 +16,7 @@ is asked for again from the same position, so every record comes once and in ord
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Literal, Self
 
 from nats.aio.client import Client
@@ -25,6 +25,7 @@ from mesh import connection as connections
 from mesh.connection import ConnectError
 from mesh.log_reader import (
     FetchResult,
+    Gap,
     LogReader,
     Metadata,
     NoAnswer,
@@ -41,6 +42,7 @@ from protocol.limits import CLIENT_FETCH_BYTES, CLIENT_FETCHES_MAX, FETCH_RECORD
 __all__ = [
     "ConnectError",
     "FetchResult",
+    "Gap",
     "LogConsumer",
     "LogError",
     "Metadata",
@@ -117,8 +119,9 @@ class LogConsumer:
 
     `auto_offset_reset` says what to do when a position does not exist (any more): raise LogError OFFSET_OUT_OF_RANGE
     from `poll`, or go on at the earliest or latest offset. A partition without a `seek` begins at the latest offset
-    with "latest", else at the earliest. `filter` is a subject pattern: other events are passed over. Every coroutine
-    may raise LogError (named as in `protocol.errors`), NoAnswer, and nats-py's errors of a closed connection.
+    with "latest", else at the earliest. `filter` is a subject pattern: other events are passed over. `on_gap` is called
+    where the log says that events are missing, before the records behind it are handed out. Every coroutine may raise
+    LogError (named as in `protocol.errors`), NoAnswer, and nats-py's errors of a closed connection.
     """
 
     def __init__(
@@ -129,10 +132,11 @@ class LogConsumer:
         filter: str | None = None,
         max_bytes: int = CLIENT_FETCH_BYTES,
         max_wait_ms: int = 500,
+        on_gap: Callable[[Partition, Gap], None] | None = None,
     ) -> None:
         self.connection = connection
         self._reader = LogReader(connection)
-        self._reset, self._filter = auto_offset_reset, filter
+        self._reset, self._filter, self._on_gap = auto_offset_reset, filter, on_gap
         self._max_bytes, self._max_wait_ms = max_bytes, max_wait_ms
         self._assigned: dict[Partition, _Assigned] = {}
         self._unwanted: set[asyncio.Task[FetchResult]] = set()
@@ -332,7 +336,7 @@ class LogConsumer:
             if max_records <= 0:
                 break
             if not assigned.paused:
-                self._collect(assigned)
+                self._collect(partition, assigned)
             if assigned.records and not assigned.paused:
                 batch = [assigned.pop() for _ in range(min(max_records, len(assigned.records)))]
                 handed_out[partition] = batch
@@ -341,7 +345,7 @@ class LogConsumer:
         self._start_fetches()
         return handed_out
 
-    def _collect(self, assigned: _Assigned) -> None:
+    def _collect(self, partition: Partition, assigned: _Assigned) -> None:
         """Takes over a finished fetch once all records before it are handed out. Raises what it raised."""
         if assigned.records or assigned.fetch is None or not assigned.fetch.done():
             return
@@ -354,6 +358,8 @@ class LogConsumer:
             assigned.start_at = self._reset
             self._move(assigned, None)
             return
+        for gap in result.gaps if self._on_gap is not None else ():
+            self._on_gap(partition, gap)
         assigned.records.extend(result.records)
         assigned.fetch_offset = result.next_offset
         assigned.high_watermark = result.high_watermark

@@ -66,6 +66,15 @@ class Record(NamedTuple):
     value: bytes
 
 
+class Gap(NamedTuple):
+    """The log says that `events` events are missing, and why; `first` to `last` (inclusive) are the offsets it takes."""
+
+    first: int
+    last: int
+    events: int
+    reason: str
+
+
 class FetchResult(NamedTuple):
     """`next_offset` is where to go on; the log holds `start_offset` to `high_watermark` (exclusive)."""
 
@@ -73,6 +82,7 @@ class FetchResult(NamedTuple):
     next_offset: int
     high_watermark: int
     start_offset: int
+    gaps: tuple[Gap, ...] = ()
 
 
 class OffsetAndTimestamp(NamedTuple):
@@ -166,8 +176,8 @@ class LogReader:
 
     async def read(
         self, partition: Partition, offset: int, end_offset: int, *, filter: str | None = None
-    ) -> AsyncGenerator[list[Record], None]:
-        """The records from `offset` to `end_offset` (exclusive), in order, a fetch at a time and one read ahead.
+    ) -> AsyncGenerator[FetchResult, None]:
+        """What lies from `offset` to `end_offset` (exclusive), in order, a fetch at a time and one read ahead.
 
         LogError, NoAnswer; the latter too when the log does not reach `end_offset`.
         """
@@ -182,8 +192,8 @@ class LogReader:
                 offset = result.next_offset
                 if offset < end_offset:
                     task = self._fetch_task(partition, offset, end_offset, filter)
-                if result.records:
-                    yield result.records
+                if result.records or result.gaps:
+                    yield result
         finally:
             if task is not None:
                 task.cancel()
@@ -342,11 +352,28 @@ def _number_or_text(value: int | str) -> int | str:
 
 def _fetch_result(messages: list[Msg]) -> FetchResult:
     ends = messages[-1].headers or {}
+    records: list[Record] = []
+    gaps: list[Gap] = []
+    for message in messages[:-1]:
+        if (message.headers or {}).get("Status") == _GAP:
+            gaps.append(_gap(message.headers or {}))
+        else:
+            records.append(_record(message))
     return FetchResult(
-        [_record(message) for message in messages[:-1] if (message.headers or {}).get("Status") != _GAP],
+        records,
         int(ends["Log-Next-Offset"]),
         int(ends["Log-High-Watermark"]),
         int(ends["Log-Start-Offset"]),
+        tuple(gaps),
+    )
+
+
+def _gap(headers: Mapping[str, str]) -> Gap:
+    return Gap(
+        int(headers["Log-Gap-From"]),
+        int(headers["Log-Gap-To"]),
+        int(headers.get("Log-Gap-Events", "0")),
+        headers.get("Log-Gap-Reason", ""),
     )
 
 

@@ -250,6 +250,17 @@ async def test_replay_names_what_is_not_there() -> None:
         assert ran == (1, b"", "mesh: no stream 'order'; streams are orders\n")
 
 
+async def test_replay_tells_of_gaps() -> None:
+    stream = filled([DAY_MS] * 3)
+    stream.gaps[1] = (1, "outbox full")
+    async with log_with(stream) as (url, _):
+        ran = await mesh("replay", "orders", "--raw", "-s", url)
+        assert ran.lines == ["0-0", "0-2"]
+        assert ran.err == "mesh: gap: 1 event is missing at offset 1 of orders/0: outbox full\n"
+        follow = await mesh("replay", "orders", "--raw", "--follow", "--count", "2", "-s", url)
+        assert follow == ran
+
+
 async def test_replay_follows() -> None:
     async with log_with(filled([DAY_MS], partitions=2)) as (url, _):
         process = await start("replay", "orders", "--follow", "--raw", "-s", url)

@@ -147,6 +147,21 @@ async def test_a_filter_moves_the_position_past_what_it_leaves_out() -> None:
         assert await consumer.position(ORDERS) == 10
 
 
+async def test_a_gap_is_told_and_passed() -> None:
+    stream = orders(4)
+    stream.gaps[2] = (7, "outbox full")
+    async with consumer_of(stream) as (consumer, _, _):
+        result = await consumer.fetch(ORDERS, offset=0)
+        assert (offsets(result.records), result.next_offset) == ([0, 1, 3], 4)
+        assert result.gaps == (client.Gap(2, 2, 7, "outbox full"),)
+        told: list[tuple[Partition, client.Gap]] = []
+        other = LogConsumer(consumer.connection, on_gap=lambda partition, gap: told.append((partition, gap)))
+        other.assign([ORDERS])
+        assert offsets(await take(other, 3)) == [0, 1, 3]
+        assert told == [(ORDERS, client.Gap(2, 2, 7, "outbox full"))]
+        await other.close()
+
+
 async def test_paused_partitions_keep_their_position() -> None:
     async with consumer_of(orders(4, partitions=2)) as (consumer, _, _):
         one, other = partitions = sorted(await consumer.partitions_for("orders"))
@@ -300,15 +315,15 @@ async def test_read_goes_from_offset_to_offset_one_fetch_ahead() -> None:
     async with nats_server() as server, fake_log(server.url, orders(2_500)) as log:
         connection = await connect(ClientSettings(server=server.url))
         reader = LogReader(connection)
-        batches = [batch async for batch in reader.read(ORDERS, 3, 2_400)]
-        assert offsets([record for batch in batches for record in batch]) == list(range(3, 2_400))
+        results = [result async for result in reader.read(ORDERS, 3, 2_400)]
+        assert offsets([record for result in results for record in result.records]) == list(range(3, 2_400))
         starts = [request["offset"] for subject, request in log.requests if "FETCH" in subject]
         assert starts == [3, 1_003, 2_003]
         async with aclosing(reader.read(ORDERS, 0, 2_400)) as some:
             async for _ in some:
                 break
         with pytest.raises(NoAnswer, match="ends at 2500, before 2600"):
-            [batch async for batch in reader.read(ORDERS, 2_400, 2_600)]
+            [result async for result in reader.read(ORDERS, 2_400, 2_600)]
         await connection.close()
         await log.stop()
     assert all(one < other for one, other in pairwise(starts))

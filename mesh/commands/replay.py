@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mesh.client import LogConsumer
 from mesh.commands.failure import Failure, notice
 from mesh.connection import connect
-from mesh.log_reader import LogReader, Partition, PartitionInfo, Record, StreamInfo
+from mesh.log_reader import Gap, LogReader, Partition, PartitionInfo, Record, StreamInfo
 from mesh.positions import Position
 from mesh.render import Form, byte_output, has_colours, record_line
 from mesh.settings import ClientSettings
@@ -82,7 +82,7 @@ async def run(settings: ClientSettings, options: ReplayOptions) -> None:
         output = _Output(options, partitions=len(info.partitions) > 1)
         ranges = await _ranges(reader, options, wanted)
         if options.follow:
-            await _follow(LogConsumer(connection, filter=options.filter), ranges, output)
+            await _follow(LogConsumer(connection, filter=options.filter, on_gap=_tell_gap), ranges, output)
             return
         for each in ranges:
             await _show(reader, each, options.filter, output)
@@ -92,10 +92,18 @@ async def run(settings: ClientSettings, options: ReplayOptions) -> None:
 
 async def _show(reader: LogReader, each: _Range, filter: str | None, output: _Output) -> None:
     async with aclosing(reader.read(each.partition, each.start, each.end, filter=filter)) as batches:
-        async for records in batches:
+        async for result in batches:
+            for gap in result.gaps:
+                _tell_gap(each.partition, gap)
+            output.show(result.records)
             if output.is_full:
                 return
-            output.show(records)
+
+
+def _tell_gap(partition: Partition, gap: Gap) -> None:
+    noun = "event is" if gap.events == 1 else "events are"
+    where = f"offset {gap.first}" if gap.first == gap.last else f"offsets {gap.first} to {gap.last}"
+    notice(f"gap: {gap.events} {noun} missing at {where} of {partition.stream}/{partition.partition}: {gap.reason}")
 
 
 async def _follow(consumer: LogConsumer, ranges: list[_Range], output: _Output) -> None:

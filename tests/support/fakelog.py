@@ -30,6 +30,7 @@ class FakeStream:
         self.logs: list[list[Record]] = [[] for _ in range(partitions)]
         self.start_offsets = [0] * partitions
         self.ids: dict[str, int] = {}
+        self.gaps: dict[int, tuple[int, str]] = {}  # at an offset: so many events are missing, and why
 
     def add(
         self, subject: str, payload: bytes, *, partition: int = 0, timestamp_ms: int | None = None, block: bytes = b""
@@ -206,7 +207,10 @@ class FakeLog:
         end = len(log) if request.end_offset is None else min(len(log), request.end_offset)
         while offset < end and shown < request.max_records:
             record = log[offset]
-            if request.filter is None or subjects.matches(request.filter, subjects.decode(record.subject)):
+            if offset in stream.gaps:
+                events, reason = stream.gaps[offset]
+                await self._send(inbox, history.gap_headers(offset, offset, reason, events), b"")
+            elif request.filter is None or subjects.matches(request.filter, subjects.decode(record.subject)):
                 size_bytes += len(record.payload) + 100
                 if shown and size_bytes > request.max_bytes:
                     break
