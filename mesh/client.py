@@ -358,8 +358,9 @@ class LogConsumer:
             assigned.start_at = self._reset
             self._move(assigned, None)
             return
-        for gap in result.gaps if self._on_gap is not None else ():
-            self._on_gap(partition, gap)
+        if self._on_gap is not None:
+            for gap in result.gaps:
+                self._on_gap(partition, gap)
         assigned.records.extend(result.records)
         assigned.fetch_offset = result.next_offset
         assigned.high_watermark = result.high_watermark

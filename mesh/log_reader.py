@@ -67,7 +67,7 @@ class Record(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """The log says that `events` events are missing, and why; `first` to `last` (inclusive) are the offsets it takes."""
+    """The log says that `events` events are missing, and why; it takes offsets `first` to `last` (inclusive)."""
 
     first: int
     last: int
