@@ -28,7 +28,7 @@ from mesh.settings import (
     python_version,
 )
 from protocol import subjects
-from protocol.config_units import format_duration, parse_duration, parse_size
+from protocol.config_units import Address, format_duration, parse_duration, parse_size
 from protocol.errors import MeshError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -218,6 +218,9 @@ def _node_options(command: Command) -> Command:
     return config(node(_log_options(command)))
 
 
+_ADDRESS: Final = _Parsed("HOST:PORT", lambda text: str(Address.parse(text)))
+
+
 def _stream(text: str) -> tuple[str, tuple[str, ...]]:
     name, equals, patterns = text.partition("=")
     listed = tuple(pattern.strip() for pattern in patterns.split(","))
@@ -228,8 +231,8 @@ def _stream(text: str) -> tuple[str, tuple[str, ...]]:
 
 @cli.command()
 @_global_options(on_group=False)
-@click.option("--client", default="127.0.0.1:4222", show_default=True, metavar="HOST:PORT", help="For NATS clients.")
-@click.option("--monitor", default="127.0.0.1:8222", show_default=True, metavar="HOST:PORT", help="For monitoring.")
+@click.option("--client", type=_ADDRESS, default="127.0.0.1:4222", show_default=True, help="For NATS clients.")
+@click.option("--monitor", type=_ADDRESS, default="127.0.0.1:8222", show_default=True, help="For monitoring.")
 @click.option("--data", default="mesh-data", show_default=True, metavar="DIR", help="Where the log is kept.")
 @click.option(
     "--mode",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from support.cli import MESH, environment, mesh, start
+from support.cli import MESH, environment, invoked, mesh, start
 from support.fakelog import FakeLog, FakeStream, fake_log
 from support.natsserver import free_port, nats_server
 
@@ -48,13 +48,13 @@ DAY_MS = 1_764_028_800_000  # 2025-11-25T00:00:00Z
 
 async def test_pub_says_where_the_event_is() -> None:
     async with log_with(FakeStream("orders", "orders.>")) as (url, log):
-        ran = await mesh("-s", url, "pub", "orders.new", "hello", "-H", "Tag: a", "-H", "Tag: b")
+        ran = await invoked("-s", url, "pub", "orders.new", "hello", "-H", "Tag: a", "-H", "Tag: b")
         assert ran == (0, b"kept in orders@local: partition 0, offset 0, seq 1\n", "")
-        ran = await mesh("pub", "orders.new", "--json", NATS_URL=url, stdin=b"from\n\xff stdin")
+        ran = await invoked("pub", "orders.new", "--json", NATS_URL=url, stdin=b"from\n\xff stdin")
         assert json.loads(ran.out) == {
             "stream": "orders", "zone": "local", "partition": 0, "offset": 1, "seq": 2, "duplicate": False,
         }  # fmt: skip
-        twice = [await mesh("pub", "orders.new", b"\xff", "-H", "Nats-Msg-Id: 7", "-s", url) for _ in range(2)]
+        twice = [await invoked("pub", "orders.new", b"\xff", "-H", "Nats-Msg-Id: 7", "-s", url) for _ in range(2)]
         assert "offset 2, seq 3 (it was there already)" in twice[1].out.decode()
         records = log.streams["orders"].logs[0]
     assert [record.payload for record in records] == [b"hello", b"from\n\xff stdin", b"\xff"]
@@ -70,7 +70,7 @@ async def test_a_published_text_comes_back_byte_for_byte(tmp_path: Path) -> None
         assert (await mesh("replay", "lines", "--raw", "-s", url)).out == text
         ran = await mesh("pub", "lines.a", "--lines", "-", "--json", "-s", url, stdin=b"one\ntwo")
         assert json.loads(ran.out)["events"] == 2
-        assert (await mesh("replay", "lines", "--raw", "--from", "3003", "-s", url)).out == b"one\ntwo\n"
+        assert (await invoked("replay", "lines", "--raw", "--from", "3003", "-s", url)).out == b"one\ntwo\n"
 
 
 async def test_lines_of_a_pipe_go_out_as_they_come() -> None:
@@ -99,16 +99,16 @@ async def test_a_refused_line_is_named(tmp_path: Path) -> None:
 
 async def test_pub_without_acknowledgement_and_to_nobody() -> None:
     async with log_with(FakeStream("orders", "orders.>")) as (url, log):
-        assert await mesh("pub", "orders.new", "x", "--no-ack", "-s", url) == (0, b"", "")
-        ran = await mesh("pub", "orders.new", "x", "--no-ack", "--count", "3", "-s", url)
+        assert await invoked("pub", "orders.new", "x", "--no-ack", "-s", url) == (0, b"", "")
+        ran = await invoked("pub", "orders.new", "x", "--no-ack", "--count", "3", "-s", url)
         assert ran.out.startswith(b"3 events sent in ")
-        ran = await mesh("pub", "elsewhere", "x", "-s", url)
+        ran = await invoked("pub", "elsewhere", "x", "-s", url)
         assert (ran.status, ran.err) == (
             1,
             "mesh: refused: no stream keeps this subject and nobody subscribes to it (--no-ack?)\n",
         )
         assert len(log.streams["orders"].logs[0]) == 4
-        ran = await mesh("pub", "orders.new", "-s", url, stdin=bytes(1_048_577))
+        ran = await invoked("pub", "orders.new", "-s", url, stdin=bytes(1_048_577))
         assert (ran.status, ran.err) == (
             1,
             "mesh: 1048577 bytes are more than the server takes (max_payload: 1048576)\n",
@@ -184,7 +184,7 @@ async def test_sub_without_permission(tmp_path: Path) -> None:
         'authorization { users = [ { user: u, password: p, permissions: { subscribe: "x" } } ] }'
     )
     async with nats_server("-c", str(tmp_path / "server.conf")) as server:
-        ran = await mesh("sub", "secret", NATS_URL=server.url, NATS_USER="u", NATS_PASSWORD="p")
+        ran = await invoked("sub", "secret", NATS_URL=server.url, NATS_USER="u", NATS_PASSWORD="p")
     assert (ran.status, ran.err) == (1, 'mesh: permissions violation for subscription to "secret"\n')
 
 
@@ -198,7 +198,7 @@ async def test_replay_for_people_and_machines() -> None:
             "0  2025-11-25T00:00:00.000+00:00  orders.eu  0-0",
             "1  2025-11-25T00:00:00.001+00:00  orders.us  0-1",
         ]
-        (first, _) = (await mesh("--json", "replay", "orders", "-s", url)).lines
+        (first, _) = (await invoked("--json", "replay", "orders", "-s", url)).lines
         assert json.loads(first) == {
             "stream": "orders", "zone": "local", "partition": 0, "offset": 0, "timestamp": DAY_MS,
             "subject": "orders.eu", "headers": {}, "data": "0-0",
@@ -206,7 +206,7 @@ async def test_replay_for_people_and_machines() -> None:
 
 
 async def replayed(url: str, *arguments: str) -> list[str]:
-    ran = await mesh("replay", "orders", "--raw", *arguments, "-s", url, TZ="UTC")
+    ran = await invoked("replay", "orders", "--raw", *arguments, "-s", url)
     assert ran.status == 0, ran.err
     return ran.lines
 
@@ -232,10 +232,10 @@ async def test_replay_of_several_partitions() -> None:
     async with log_with(filled([DAY_MS, DAY_MS + 1], partitions=2)) as (url, _):
         assert await replayed(url) == ["0-0", "0-1", "1-0", "1-1"]
         assert await replayed(url, "--partition", "1", "--from", "1") == ["1-1"]
-        assert (await mesh("replay", "orders", "-s", url)).lines[2].startswith("1/0  ")
-        ran = await mesh("replay", "orders", "--from", "1", "-s", url)
+        assert (await invoked("replay", "orders", "-s", url)).lines[2].startswith("1/0  ")
+        ran = await invoked("replay", "orders", "--from", "1", "-s", url)
         assert (ran.status, ran.err) == (1, "mesh: an offset belongs to one partition: add --partition (0 to 1)\n")
-        ran = await mesh("replay", "orders", "--partition", "2", "-s", url)
+        ran = await invoked("replay", "orders", "--partition", "2", "-s", url)
         assert (ran.status, ran.err) == (1, "mesh: orders has partitions 0 to 1, not 2\n")
 
 
@@ -244,9 +244,9 @@ async def test_replay_names_what_is_not_there() -> None:
     stream.start_offsets[0] = 1
     async with log_with(stream) as (url, _):
         for offset in ("0", "4"):
-            ran = await mesh("replay", "orders", "--from", offset, "-s", url)
+            ran = await invoked("replay", "orders", "--from", offset, "-s", url)
             assert ran == (1, b"", f"mesh: offset {offset} does not exist: orders/0 holds 1 to 3 (exclusive)\n")
-        ran = await mesh("replay", "order", "-s", url)
+        ran = await invoked("replay", "order", "-s", url)
         assert ran == (1, b"", "mesh: no stream 'order'; streams are orders\n")
 
 
@@ -254,10 +254,10 @@ async def test_replay_tells_of_gaps() -> None:
     stream = filled([DAY_MS] * 3)
     stream.gaps[1] = (1, "outbox full")
     async with log_with(stream) as (url, _):
-        ran = await mesh("replay", "orders", "--raw", "-s", url)
+        ran = await invoked("replay", "orders", "--raw", "-s", url)
         assert ran.lines == ["0-0", "0-2"]
         assert ran.err == "mesh: gap: 1 event is missing at offset 1 of orders/0: outbox full\n"
-        follow = await mesh("replay", "orders", "--raw", "--follow", "--count", "2", "-s", url)
+        follow = await invoked("replay", "orders", "--raw", "--follow", "--count", "2", "-s", url)
         assert follow == ran
 
 
@@ -267,7 +267,7 @@ async def test_replay_follows() -> None:
         assert process.stdout is not None
         first = {await process.stdout.readline(), await process.stdout.readline()}
         assert first == {b"0-0\n", b"1-0\n"}
-        await mesh("pub", "orders.new", "news", "-s", url)
+        await invoked("pub", "orders.new", "news", "-s", url)
         assert await process.stdout.readline() == b"news\n"
         process.send_signal(signal.SIGINT)
         _, err = await process.communicate()
@@ -291,14 +291,14 @@ async def test_streams() -> None:
     trimmed = filled([DAY_MS] * 3, "sales", partitions=2)
     trimmed.start_offsets[1] = 2
     async with log_with(filled([DAY_MS]), trimmed) as (url, _):
-        table = (await mesh("streams", "-s", url)).lines
+        table = (await invoked("streams", "-s", url)).lines
         assert [line.split() for line in table] == [
             ["STREAM", "SUBJECTS", "PARTITION", "EARLIEST", "LATEST", "EVENTS", "SIZE", "ACK", "REPLY"],
             ["orders@local", "orders.>", "0", "0", "1", "1", "3", "B", "quorum", "always"],
             ["sales@local", "sales.>", "0", "0", "3", "3", "9", "B", "quorum", "always"],
             ["1", "2", "3", "1", "9", "B"],
         ]
-        found = json.loads((await mesh("streams", "sales", "--json", "-s", url)).out)["streams"]
+        found = json.loads((await invoked("streams", "sales", "--json", "-s", url)).out)["streams"]
         assert [row["log_start_offset"] for row in found[0]["partitions"]] == [0, 2]
 
 
@@ -308,7 +308,7 @@ async def test_streams() -> None:
 async def test_one_clear_line_when_nobody_listens() -> None:
     port = free_port()
     for arguments in (("pub", "a", "x"), ("sub", "a"), ("replay", "a"), ("streams",)):
-        ran = await mesh(*arguments, NATS_URL=f"127.0.0.1:{port}")
+        ran = await invoked(*arguments, NATS_URL=f"127.0.0.1:{port}")
         expected = f"mesh: cannot connect to nats://127.0.0.1:{port}: connection refused; is `mesh up` running?"
         assert ran == (1, b"", f"{expected} (--server, NATS_URL)\n")
 
@@ -317,12 +317,12 @@ async def test_options_before_and_after_and_from_the_environment() -> None:
     async with nats_server("--user", "u", "--pass", "p") as server:
         before = ("--server", server.url, "--user", "u", "--password", "p", "pub", "a", "x", "--no-ack")
         after = ("pub", "a", "x", "--no-ack", "--server", server.url, "--user", "u", "--password", "p")
-        assert (await mesh(*before)).status == 0
-        assert (await mesh(*after, NATS_URL="127.0.0.1:1")).status == 0
-        assert (await mesh("--user", "wrong", *after)).status == 0
+        assert (await invoked(*before)).status == 0
+        assert (await invoked(*after, NATS_URL="127.0.0.1:1")).status == 0
+        assert (await invoked("--user", "wrong", *after)).status == 0
         variables = {"NATS_URL": server.url, "NATS_USER": "u", "NATS_PASSWORD": "p"}
-        assert (await mesh("pub", "a", "x", "--no-ack", **variables)).status == 0
-        ran = await mesh("pub", "a", "x", "--no-ack", "--password", "wrong", **variables)
+        assert (await invoked("pub", "a", "x", "--no-ack", **variables)).status == 0
+        ran = await invoked("pub", "a", "x", "--no-ack", "--password", "wrong", **variables)
         assert ran.status == 1
         assert "Authorization Violation" in ran.err
         assert ran.err.count("\n") == 1
@@ -365,6 +365,7 @@ def test_version() -> None:
         (["streams", "--tlscert", "x"], "--tlscert and --tlskey belong together"),
         (["up", "--stream", "orders"], "must be NAME=SUBJECTS"),
         (["up", "--stream", "a=a.>", "--stream", "a=b.>"], "--stream a is given twice"),
+        (["up", "--client", "4222"], 'must be "host:port"'),
         (["up", "--mode", "fast"], "is not one of 'event-sinks', 'delivery-fabric'"),
         (["gateway", "--node", "a"], "Missing option '--config'"),
     ],

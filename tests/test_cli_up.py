@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from support import corpus, markdown
-from support.cli import mesh, start
+from support.cli import invoked, mesh, start
 from support.processes import Folder, folder_at, free_ports, until
 
 DOCUMENTS = Path(__file__).parent.parent / "docs"
@@ -46,7 +46,7 @@ async def test_a_text_goes_in_and_comes_back_though_the_server_is_killed(folder:
     assert out.startswith(b"10000 lines kept in lines@local")
     followed += (await following.communicate())[0]
     assert followed == text
-    assert (await mesh("replay", "lines", "--raw", *url)).out == text
+    assert (await invoked("replay", "lines", "--raw", *url)).out == text
 
 
 async def test_every_partition_is_replayed_once(folder: Folder) -> None:
@@ -55,24 +55,26 @@ async def test_every_partition_is_replayed_once(folder: Folder) -> None:
     await folder.gateway()
     url = ("-s", folder.url)
     for number in range(9):
-        assert (await mesh("pub", f"orders.{number}", f"{number}", *url)).status == 0
-    ran = await mesh("replay", "orders", "--raw", *url)
+        assert (await invoked("pub", f"orders.{number}", f"{number}", *url)).status == 0
+    ran = await invoked("replay", "orders", "--raw", *url)
     assert sorted(ran.lines) == [str(number) for number in range(9)]
-    apart = [(await mesh("replay", "orders", "--raw", "--partition", str(number), *url)).lines for number in range(3)]
+    apart = [
+        (await invoked("replay", "orders", "--raw", "--partition", str(number), *url)).lines for number in range(3)
+    ]
     assert [*apart[0], *apart[1], *apart[2]] == ran.lines
-    following = await mesh("replay", "orders", "--raw", "--follow", "--count", "9", *url)
+    following = await invoked("replay", "orders", "--raw", "--follow", "--count", "9", *url)
     assert sorted(following.lines) == sorted(ran.lines)
 
 
 async def test_without_a_log_nothing_is_said_to_be_kept(folder: Folder) -> None:
     await folder.up("--mode", "delivery-fabric")
     url = ("-s", folder.url)
-    ran = await mesh("pub", "a", "x", *url)
+    ran = await invoked("pub", "a", "x", *url)
     assert ran == (1, b"", "mesh: refused: no stream keeps this subject and nobody subscribes to it (--no-ack?)\n")
-    ran = await mesh("replay", "events", *url)
+    ran = await invoked("replay", "events", *url)
     assert (ran.status, ran.out) == (1, b"")
     assert "delivery-fabric: it keeps no log" in ran.err
-    assert (await mesh("streams", *url)).out == b"zone local keeps no streams\n"
+    assert (await invoked("streams", *url)).out == b"zone local keeps no streams\n"
 
 
 async def test_a_server_that_cannot_start_says_why(folder: Folder) -> None:
@@ -84,7 +86,7 @@ async def test_a_server_that_cannot_start_says_why(folder: Folder) -> None:
     same = await mesh("up", "--client", "127.0.0.1:0", "--monitor", "127.0.0.1:0", "--data", str(folder.data))
     assert same.status == 1
     assert str(folder.data) in same.err
-    wrong = await mesh("up", "--stream", "a=x.>", "--stream", "b=x.y")
+    wrong = await invoked("up", "--stream", "a=x.>", "--stream", "b=x.y")
     assert wrong.status == 1
     assert "--stream" in wrong.err
 
@@ -96,7 +98,7 @@ async def test_lines_that_come_slowly_survive_a_restart(folder: Folder) -> None:
     publishing.stdin.write(b"one\n")
 
     async def kept() -> list[str]:
-        return (await mesh("replay", "events", "--raw", "-s", folder.url)).lines
+        return (await invoked("replay", "events", "--raw", "-s", folder.url)).lines
 
     async with asyncio.timeout(20):
         while await kept() != ["one"]:

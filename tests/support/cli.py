@@ -6,6 +6,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from click.testing import CliRunner
+
+from mesh.cli import cli
+
 MESH = Path(sys.executable).parent / "mesh"
 _WAIT_S_MAX = 60
 
@@ -46,3 +50,15 @@ async def mesh(*arguments: str | bytes, stdin: bytes = b"", **more: str) -> Ran:
     assert process.returncode is not None
     assert b"Traceback" not in err, err.decode()
     return Ran(process.returncode, out, err.decode())
+
+
+async def invoked(*arguments: str | bytes, stdin: bytes = b"", **more: str) -> Ran:
+    """The same within this process and its time zone, which is much faster; files of stdin and signals need `mesh`."""
+    variables: dict[str, str | None] = {name: None for name in os.environ if name.startswith("NATS_")}
+    words = [word if isinstance(word, str) else os.fsdecode(word) for word in arguments]
+    result = await asyncio.to_thread(
+        CliRunner().invoke, cli, words, input=stdin, env=variables | more, prog_name="mesh"
+    )  # fmt: skip
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return Ran(result.exit_code, result.stdout_bytes, result.stderr)
