@@ -7,17 +7,17 @@ an incarnation: random bytes made with the stream, so that a stream made again i
 import msgspec
 
 from protocol import subjects
+from protocol.config import Stream
 
 
-class StreamState(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """`key` is `subject`, `token:N` or `header:NAME`; `ack` and `reply` as in the configuration.
+class StreamDefinition(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """What the configuration says of a stream; `key`, `ack`, `reply` and the rest as it has them.
 
-    A stream that has left the configuration is `retired`: it takes no events, its history stays readable.
+    `incarnation` is what the stream gets if it is new.
     """
 
     name: str
     incarnation: bytes
-    revision: int
     subjects: tuple[str, ...]
     partitions: int
     key: str
@@ -30,6 +30,26 @@ class StreamState(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     outbox_stall_ms: int
     retention_age_ms: int
     retention_bytes: int
+
+    @classmethod
+    def of(cls, stream: Stream, incarnation: bytes) -> "StreamDefinition":
+        """What the file says of `stream`."""
+        fields = {name: getattr(stream, name) for name in cls.__struct_fields__ if name != "incarnation"}
+        return cls(incarnation=incarnation, **fields)
+
+    def committed(self, revision: int, incarnation: bytes) -> "StreamState":
+        """The stream as `revision` puts it in force."""
+        fields = msgspec.structs.asdict(self) | {"incarnation": incarnation}
+        return StreamState(revision=revision, **fields)
+
+
+class StreamState(StreamDefinition, array_like=True, frozen=True, kw_only=True):
+    """A stream in force since `revision`.
+
+    One that has left the configuration is `retired`: it takes no events, its history stays readable.
+    """
+
+    revision: int
     retired: bool = False
 
     @property

@@ -11,9 +11,9 @@ from protocol.errors import FrameError
 from protocol.gaps import Gap, encode_gap, read_gap
 from protocol.history import FetchRequest
 from protocol.records import Event, check_batch, encode_batch, encode_control, place_batch, read_records
-from protocol.streams import StreamState
+from protocol.streams import StreamDefinition, StreamState
 from sinkd.core import commands
-from sinkd.core.commands import Configure, OpenProducer, StreamDefinition
+from sinkd.core.commands import Configure, OpenProducer
 from sinkd.core.machine import Machine
 
 GAP = Gap("outbox_overflow", 7, 1_000, 2_000)

@@ -13,8 +13,9 @@ from protocol.envelope import Envelope
 from protocol.errors import FrameError
 from protocol.link import Appended, Refused
 from protocol.records import Event, encode_batch
+from protocol.streams import StreamDefinition
 from sinkd.core import commands
-from sinkd.core.commands import Configure, OpenProducer, StreamDefinition
+from sinkd.core.commands import Configure, OpenProducer
 from sinkd.core.machine import Configured, Machine
 from sinkd.shell.group import Group, UnknownOutcome
 from sinkd.shell.journal import Journal

@@ -11,8 +11,9 @@ from protocol.errors import FrameError
 from protocol.limits import PRODUCER_RESULTS_KEPT
 from protocol.link import Answer, Appended, Opened, Reached, Refused
 from protocol.records import encode_batch, read_header
+from protocol.streams import StreamDefinition
 from sinkd.core import commands
-from sinkd.core.commands import Configure, OpenProducer, StreamDefinition, Trim
+from sinkd.core.commands import Configure, OpenProducer, Trim
 from sinkd.core.machine import Configured, Machine, Taken, Trimmed
 
 T = 1_700_000_000_000

@@ -26,7 +26,7 @@ from gateway.shell.link import Dial, SinkLink
 from gateway.shell.server import ClientServer
 from protocol import config, link
 from protocol.limits import OUTBOX_DRAIN_MS_MAX
-from protocol.streams import StreamState
+from protocol.streams import StreamDefinition, StreamState
 
 LINGER_S = 0.001
 TICK_S = 0.1
@@ -271,23 +271,5 @@ def _user(user: config.User) -> UserEntry:
 
 def _provisional(streams: tuple[config.Stream, ...]) -> list[StreamState]:
     """What the file says, to route by until the sink has told what is committed; nothing is sent before that."""
-    return [
-        StreamState(
-            name=stream.name,
-            incarnation=b"?" + stream.name.encode(),
-            revision=0,
-            subjects=tuple(stream.subjects),
-            partitions=stream.partitions,
-            key=stream.key,
-            ack=stream.ack,
-            reply=stream.reply,
-            dedup_window_ms=stream.dedup_window_ms,
-            dedup_ids_max=stream.dedup_ids_max,
-            outbox_bytes=stream.outbox_bytes,
-            outbox_overflow=stream.outbox_overflow,
-            outbox_stall_ms=stream.outbox_stall_ms,
-            retention_age_ms=stream.retention_age_ms,
-            retention_bytes=stream.retention_bytes,
-        )
-        for stream in streams
-    ]
+    definitions = (StreamDefinition.of(stream, b"?" + stream.name.encode()) for stream in streams)
+    return [definition.committed(0, definition.incarnation) for definition in definitions]

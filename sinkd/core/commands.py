@@ -13,30 +13,12 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from protocol.errors import UNREADABLE, FrameError
+from protocol.streams import StreamDefinition
 
 COMMAND_VERSION = 1
 CONFIGURE, OPEN, APPEND, TRIM = 1, 2, 3, 4
 _PREFIX = struct.Struct("<BBQ")
 BODY_POSITION = _PREFIX.size
-
-
-class StreamDefinition(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """What the configuration says of a stream; `incarnation` is used only if the stream is new."""
-
-    name: str
-    incarnation: bytes
-    subjects: tuple[str, ...]
-    partitions: int
-    key: str
-    ack: str
-    reply: str
-    dedup_window_ms: int
-    dedup_ids_max: int
-    outbox_bytes: int
-    outbox_overflow: str
-    outbox_stall_ms: int
-    retention_age_ms: int
-    retention_bytes: int
 
 
 class Configure(msgspec.Struct, array_like=True, frozen=True):

@@ -20,9 +20,9 @@ from protocol.errors import UNREADABLE, FrameError
 from protocol.limits import PRODUCER_RESULTS_KEPT
 from protocol.link import Answer, Appended, Opened, Reached, Refused
 from protocol.records import CONTROL, BatchHeader, read_header
-from protocol.streams import StreamState
+from protocol.streams import StreamDefinition, StreamState
 from sinkd.core import commands
-from sinkd.core.commands import BODY_POSITION, Configure, OpenProducer, StreamDefinition, Trim
+from sinkd.core.commands import BODY_POSITION, Configure, OpenProducer, Trim
 from sinkd.core.state import STATE_VERSION, PartitionState, Producer, Progress, State, Stream
 
 
@@ -170,8 +170,7 @@ class Machine:
     def _define(self, definition: StreamDefinition) -> None:
         present = self.state.streams.get(definition.name)
         incarnation = definition.incarnation if present is None else present.state.incarnation
-        fields = msgspec.structs.asdict(definition) | {"incarnation": incarnation}
-        state = StreamState(revision=self.state.revision, **fields)
+        state = definition.committed(self.state.revision, incarnation)
         if present is None:
             partitions = [PartitionState(ids={}) for _ in range(definition.partitions)]
             self.state.streams[definition.name] = Stream(state, partitions)

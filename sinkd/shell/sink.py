@@ -25,6 +25,7 @@ import structlog
 
 from protocol import config, limits
 from protocol.errors import DamagedFile
+from protocol.streams import StreamDefinition
 from sinkd.core import commands
 from sinkd.core.machine import Configured, Machine, Trimmed
 from sinkd.core.retention import trims
@@ -37,6 +38,7 @@ from sinkd.shell.journal import Journal
 from sinkd.shell.link_server import LinkServer
 from sinkd.shell.store import Store
 
+INCARNATION_BYTES = 16
 log = structlog.get_logger()
 
 
@@ -176,7 +178,10 @@ class Sink:
 
     async def _propose(self) -> None:
         """Proposes the file's streams. What is refused, or superseded by a newer revision, is reported and not run."""
-        definitions = tuple(_definition(stream) for stream in self._configuration.effective_streams())
+        definitions = tuple(
+            StreamDefinition.of(stream, secrets.token_bytes(INCARNATION_BYTES))
+            for stream in self._configuration.effective_streams()
+        )
         revision = self._configuration.mesh.revision
         if not revision:  # no file: what this process was started with is the newest there is
             revision = self.machine.state.revision + bool(self._differs(definitions))
@@ -187,7 +192,7 @@ class Sink:
             log.warning("configuration_not_in_force", problem=problem, revision_in_force=result.revision)
         self.links.streams_changed()
 
-    def _differs(self, definitions: tuple[commands.StreamDefinition, ...]) -> bool:
+    def _differs(self, definitions: tuple[StreamDefinition, ...]) -> bool:
         return bool(self.machine.differences(commands.Configure(0, definitions)))
 
     # -- housekeeping -------------------------------------------------------------------------------------------------
@@ -316,22 +321,3 @@ class Sink:
             reserve = self.node.disk_reserve_bytes
             return f"sink {self.node.name}: storage full: {self.free_bytes} bytes free, {reserve} are kept in reserve"
         return None
-
-
-def _definition(stream: config.Stream) -> commands.StreamDefinition:
-    return commands.StreamDefinition(
-        name=stream.name,
-        incarnation=secrets.token_bytes(16),
-        subjects=tuple(stream.subjects),
-        partitions=stream.partitions,
-        key=stream.key,
-        ack=stream.ack,
-        reply=stream.reply,
-        dedup_window_ms=stream.dedup_window_ms,
-        dedup_ids_max=stream.dedup_ids_max,
-        outbox_bytes=stream.outbox_bytes,
-        outbox_overflow=stream.outbox_overflow,
-        outbox_stall_ms=stream.outbox_stall_ms,
-        retention_age_ms=stream.retention_age_ms,
-        retention_bytes=stream.retention_bytes,
-    )

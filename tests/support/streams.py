@@ -4,8 +4,7 @@ import msgspec
 
 from protocol import envelope
 from protocol.records import Event, encode_batch
-from protocol.streams import StreamState
-from sinkd.core.commands import StreamDefinition
+from protocol.streams import StreamDefinition, StreamState
 
 
 def definition(name: str = "orders", **settings: object) -> StreamDefinition:
