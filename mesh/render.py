@@ -44,7 +44,8 @@ def local_time(timestamp_ms: int) -> str:
 def _line(*columns: tuple[str, bytes], colours: bool) -> bytes:
     if not colours:
         return "  ".join(text for text, _ in columns).encode("utf-8", "replace") + b"\n"
-    return b"  ".join(colour + text.encode("utf-8", "replace") + _PLAIN for text, colour in columns) + b"\n"
+    coloured = (colour + text.encode("utf-8", "replace") + (_PLAIN if colour else b"") for text, colour in columns)
+    return b"  ".join(coloured) + b"\n"
 
 
 def _json_line(fields: dict[str, Any]) -> bytes:

@@ -12,6 +12,7 @@ from mesh.log_reader import LogReader, StreamInfo
 from mesh.render import size
 from mesh.settings import ClientSettings
 
+_WIDTH_COMFORTABLE = 100
 _WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe
 
 
@@ -26,14 +27,14 @@ async def run(settings: ClientSettings, stream: str | None, as_json: bool) -> No
     elif not metadata.streams:
         click.echo(f"zone {metadata.zone} keeps no streams")
     else:
-        terminal = sys.stdout.isatty()
-        Console(width=None if terminal else _WIDTH_WITHOUT_TERMINAL).print(_table(metadata.streams))
+        console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
+        console.print(_table(metadata.streams, is_narrow=console.width < _WIDTH_COMFORTABLE))
 
 
-def _table(streams: tuple[StreamInfo, ...]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("STREAM", "SUBJECTS"):
-        table.add_column(name, overflow="fold")
+def _table(streams: tuple[StreamInfo, ...], *, is_narrow: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=is_narrow)
+    table.add_column("STREAM", no_wrap=True)
+    table.add_column("SUBJECTS", overflow="fold")
     for name in ("PARTITION", "EARLIEST", "LATEST", "EVENTS", "SIZE"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("ACK", "REPLY"):
