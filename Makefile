@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run install install-test test check format lint types rooms pytest lock clean
+.PHONY: run install install-test test check format lint types rooms pytest simulate lock clean
 .DEFAULT_GOAL := run
 
 run: install
@@ -51,6 +51,11 @@ lock:
 .venv/installed-test: .venv/installed requirements/test.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements/test.lock
 	@touch $@
+
+# Faults between publish and log in a simulated world; a failure prints the seed that replays it.
+SEEDS ?= 3000
+simulate: install-test
+	SEEDS=$(SEEDS) $(BIN)/pytest tests/simulation
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*

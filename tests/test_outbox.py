@@ -256,7 +256,7 @@ def test_expectations_need_one_partition():
 def test_a_full_outbox_refuses_those_who_wait_and_slows_the_others():
     bench = Bench(state("orders", outbox_bytes=1_000), EVENTS)
     assert bench.publish(b"." * 2_000) == (False, False)
-    assert not bench.outbox.stream_has_room("orders")
+    assert not bench.outbox.has_room(bench.outbox.routes.by_name["orders"])
     assert bench.publish(b"a", "r-a") == (True, True)
     assert bench.errors() == {"r-a": 10167}
     assert bench.publish(b"b") == (False, False)  # taken all the same: its connection stops now

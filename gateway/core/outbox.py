@@ -23,73 +23,25 @@ A deduplication id that is on its way already is not sent twice: the second publ
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
 
 import msgspec
 
+from gateway.core.partition_outbox import Batch, Entry, PartitionOutbox
 from gateway.core.routes import StreamRoutes, place
-from protocol import envelope, link, publish, subjects
-from protocol.envelope import Envelope
-from protocol.gaps import Gap, encode_gap
+from protocol import link, publish, subjects
+from protocol.gaps import Gap
 from protocol.limits import (
     BATCH_BYTES_MAX,
-    BATCH_BYTES_TARGET,
-    BATCH_LINGER_MS,
-    BATCHES_IN_FLIGHT_MAX,
     NEVER_SENT_REFUSE_MS,
 )
 from protocol.publish import PublishHeaders, Refusal
-from protocol.records import Event, encode_batch, read_header, record_bytes_max
+from protocol.records import Event
 from protocol.streams import StreamState
 
 RETRY_PAUSE_MS = 200  # before a batch is tried again that was refused for a reason that time may mend
-REPLY_BYTES = 100  # of memory for one who waits, beside the reply subject itself
 
 Answer = Callable[[str, bytes], None]
 """answer(reply subject, JSON)"""
-
-
-class _Entry:
-    """One event in the outbox; `replies` are those who wait for its outcome, as (reply subject, is a duplicate).
-
-    Or, with `gap`, the events that were given up at this place.
-    """
-
-    __slots__ = ("event", "gap", "headers", "replies", "replies_bytes", "size_bytes", "taken_ms")
-
-    def __init__(self, event: Event, headers: PublishHeaders, taken_ms: int, gap: Gap | None = None) -> None:
-        self.event, self.headers, self.taken_ms, self.gap = event, headers, taken_ms, gap
-        self.size_bytes = record_bytes_max(event)
-        self.replies_bytes = 0
-        self.replies: list[tuple[str, bool]] = []
-
-    @property
-    def held_bytes(self) -> int:
-        return self.size_bytes + self.replies_bytes
-
-    def wait(self, reply: str, *, duplicate: bool) -> int:
-        """`reply` is told the outcome too; returns what that costs in bytes."""
-        self.replies.append((reply, duplicate))
-        self.replies_bytes += REPLY_BYTES + len(reply)
-        return REPLY_BYTES + len(reply)
-
-    @property
-    def stands_alone(self) -> bool:
-        """Whether it needs a batch of its own."""
-        headers = self.headers
-        return self.gap is not None or headers.expect_last_sequence is not None or headers.expect_last_id is not None
-
-    @property
-    def sequences(self) -> int:
-        """How many sequences of its producer it spends."""
-        return 1 if self.gap is None else self.gap.events
-
-
-class _Batch(NamedTuple):
-    first_sequence: int
-    entries: list[_Entry]
-    data: bytes
-    crc: int
 
 
 class Counters:
@@ -104,101 +56,14 @@ class Counters:
         self.refused[refusal.err_code] = self.refused.get(refusal.err_code, 0) + 1
 
 
-class _Partition:
-    """The outbox of one partition of one stream incarnation."""
-
-    def __init__(self, stream: StreamState, number: int, next_sequence: int) -> None:
-        self.stream, self.number = stream, number
-        self.pending: deque[_Entry] = deque()
-        self.pending_bytes = 0
-        self.in_flight: deque[_Batch] = deque()
-        self.awaited = 0  # answers that the link still owes us
-        self.rewinding = False
-        self.is_gone = False  # its stream takes nothing any more
-        self.next_sequence = next_sequence
-        self.not_before_ms = 0
-        self.ids: dict[bytes, _Entry] = {}
-
-    def add(self, entry: _Entry) -> None:
-        self.pending.append(entry)
-        self.pending_bytes += entry.size_bytes
-        if entry.headers.msg_id is not None:
-            self.ids[entry.headers.msg_id] = entry
-
-    def drop(self, entry: _Entry) -> None:
-        """The entry's outcome is known: its id may be used again."""
-        if entry.headers.msg_id is not None and self.ids.get(entry.headers.msg_id) is entry:
-            del self.ids[entry.headers.msg_id]
-
-    def may_form(self, now_ms: int) -> bool:
-        if not self.pending or self.is_held(now_ms):
-            return False
-        old_enough = now_ms - self.pending[0].taken_ms >= BATCH_LINGER_MS
-        return not self.in_flight or self.pending_bytes >= BATCH_BYTES_TARGET or old_enough
-
-    def is_held(self, now_ms: int) -> bool:
-        """Whether only an answer, or the end of a pause, lets the next batch go."""
-        full = len(self.in_flight) >= BATCHES_IN_FLIGHT_MAX
-        return self.rewinding or self.is_gone or full or now_ms < self.not_before_ms
-
-    def form(self) -> _Batch:
-        """The next batch: up to its target size, a conditional event alone."""
-        entries = [self._pop()]
-        size_bytes = entries[0].size_bytes
-        while self.pending and not entries[0].stands_alone and not self.pending[0].stands_alone:
-            if size_bytes + self.pending[0].size_bytes > BATCH_BYTES_TARGET:
-                break
-            entries.append(self._pop())
-            size_bytes += entries[-1].size_bytes
-        gap = entries[0].gap
-        data = encode_batch([entry.event for entry in entries]) if gap is None else encode_gap(gap)
-        batch = _Batch(self.next_sequence, entries, data, read_header(data).crc)
-        self.next_sequence += sum(entry.sequences for entry in entries)
-        self.in_flight.append(batch)
-        return batch
-
-    def _pop(self) -> _Entry:
-        entry = self.pending.popleft()
-        self.pending_bytes -= entry.size_bytes
-        return entry
-
-    def take_back(self) -> int:
-        """Everything in flight is known not to be in the log: back to pending, in order. The number of batches."""
-        count = len(self.in_flight)
-        while self.in_flight:
-            batch = self.in_flight.pop()
-            self.next_sequence = batch.first_sequence
-            self.pending.extendleft(reversed(batch.entries))
-            self.pending_bytes += sum(entry.size_bytes for entry in batch.entries)
-        self.rewinding = False
-        return count
-
-    def parcel(self, batch: _Batch, producer_id: int, epoch: int) -> bytes:
-        first = batch.entries[0].headers
-        head = Envelope(
-            producer_id=producer_id,
-            epoch=epoch,
-            stream=self.stream.name,
-            incarnation=self.stream.incarnation,
-            partition=self.number,
-            first_sequence=batch.first_sequence,
-            sequence_count=sum(entry.sequences for entry in batch.entries),
-            revision=self.stream.revision,
-            ids=tuple((i, e.headers.msg_id) for i, e in enumerate(batch.entries) if e.headers.msg_id is not None),
-            expect_last_sequence=first.expect_last_sequence,
-            expect_last_id=first.expect_last_id,
-        )
-        return envelope.pack(head, batch.data)
-
-
 class Outbox:
     """Everything between `publish` and the sink link. Frames pile up in `frames`; answers go out through `answer`."""
 
     def __init__(self, zone: str, answer: Answer) -> None:
         self._zone, self._answer = zone, answer
-        self._partitions: dict[tuple[bytes, int], _Partition] = {}
+        self._partitions: dict[tuple[bytes, int], PartitionOutbox] = {}
         self._stream_bytes: dict[bytes, int] = {}
-        self._leaving: list[_Partition] = []  # gone, and something of theirs is in flight
+        self._leaving: list[PartitionOutbox] = []  # gone, and something of theirs is in flight
         self._producer: tuple[int, int] | None = None  # while the link is up
         self._last_sequences: dict[tuple[bytes, int], int] = {}
         self._link_down_since_ms: int | None = None
@@ -233,7 +98,7 @@ class Outbox:
         headers = publish.read_publish_headers(header_block) if header_block else PublishHeaders()
         wanted = reply if headers.asks or stream.reply == "always" else ""
         partition, key = self._destination(plan, subject, header_block)
-        entry = _Entry(Event(subjects.encode(subject), key, timestamp_ms, header_block, payload), headers, now_ms)
+        entry = Entry(Event(subjects.encode(subject), key, timestamp_ms, header_block, payload), headers, now_ms)
         refusal = _unfit(stream, entry)
         if refusal is None and self._follows(partition, entry, wanted, stream):
             return bool(wanted), self.has_room(stream)
@@ -248,7 +113,7 @@ class Outbox:
         self._take(partition, entry, wanted, stream)
         return bool(wanted), self.has_room(stream)
 
-    def _give_up(self, partition: _Partition, now_ms: int, timestamp_ms: int) -> None:
+    def _give_up(self, partition: PartitionOutbox, now_ms: int, timestamp_ms: int) -> None:
         """Counts an event that is not taken, in the gap where it would have stood."""
         self.counters.given_up += 1
         last = partition.pending[-1] if partition.pending else None
@@ -256,11 +121,11 @@ class Outbox:
             last.gap = msgspec.structs.replace(last.gap, events=last.gap.events + 1, to_ms=timestamp_ms)
             return
         gap = Gap("outbox_overflow", 1, timestamp_ms, timestamp_ms)
-        self._put(partition, _Entry(Event(b"", b"", timestamp_ms, b"", b""), PublishHeaders(), now_ms, gap))
+        self._put(partition, Entry(Event(b"", b"", timestamp_ms, b"", b""), PublishHeaders(), now_ms, gap))
 
     def _destination(
         self, plan: tuple[StreamState, bytes, int], subject: str, header_block: bytes
-    ) -> tuple[_Partition, bytes]:
+    ) -> tuple[PartitionOutbox, bytes]:
         """Where an event waits, and its key: behind the ones before it, if their stream is leaving."""
         for partition in self._leaving:
             stream = partition.stream
@@ -280,7 +145,7 @@ class Outbox:
         down = self._link_down_since_ms
         return publish.NO_LEADER if down is not None and now_ms - down >= NEVER_SENT_REFUSE_MS else None
 
-    def _follows(self, partition: _Partition, entry: _Entry, wanted: str, stream: StreamState) -> bool:
+    def _follows(self, partition: PartitionOutbox, entry: Entry, wanted: str, stream: StreamState) -> bool:
         """Whether an event of this id is on its way: then nothing is taken, and `wanted` gets that one's answer.
 
         Where there is no room even to remember who waits, there will be silence: the outcome may be either.
@@ -293,7 +158,7 @@ class Outbox:
             self._stream_bytes[partition.stream.incarnation] += first.wait(wanted, duplicate=True)
         return True
 
-    def _take(self, partition: _Partition, entry: _Entry, wanted: str, stream: StreamState) -> None:
+    def _take(self, partition: PartitionOutbox, entry: Entry, wanted: str, stream: StreamState) -> None:
         self.counters.captured += 1
         if wanted and stream.ack == "logged" and not entry.headers.asks:
             self._tell(wanted, publish.logged_ack(stream.name, self._zone, partition.number))
@@ -301,25 +166,20 @@ class Outbox:
             entry.wait(wanted, duplicate=False)
         self._put(partition, entry)
 
-    def _put(self, partition: _Partition, entry: _Entry) -> None:
+    def _put(self, partition: PartitionOutbox, entry: Entry) -> None:
         incarnation = partition.stream.incarnation
         partition.add(entry)
         self._stream_bytes[incarnation] = self._stream_bytes.get(incarnation, 0) + entry.held_bytes
 
-    def _partition(self, stream: StreamState, number: int) -> _Partition:
+    def _partition(self, stream: StreamState, number: int) -> PartitionOutbox:
         key = stream.incarnation, number
         if key not in self._partitions:
-            self._partitions[key] = _Partition(stream, number, self._last_sequences.get(key, 0) + 1)
+            self._partitions[key] = PartitionOutbox(stream, number, self._last_sequences.get(key, 0) + 1)
         return self._partitions[key]
 
     def has_room(self, stream: StreamState) -> bool:
         incarnations = {stream.incarnation, *(partition.stream.incarnation for partition in self._leaving)}
         return sum(self._stream_bytes.get(incarnation, 0) for incarnation in incarnations) < stream.outbox_bytes
-
-    def stream_has_room(self, name: str) -> bool:
-        """Whether a connection that waits for room in this stream may go on."""
-        stream = self.routes.by_name.get(name)
-        return stream is None or self.has_room(stream)
 
     @property
     def size_bytes(self) -> int:
@@ -343,7 +203,7 @@ class Outbox:
             lingers = lingers or (bool(partition.pending) and not partition.is_held(now_ms))
         return lingers
 
-    def _send(self, partition: _Partition, batch: _Batch) -> None:
+    def _send(self, partition: PartitionOutbox, batch: Batch) -> None:
         if self._producer is None:
             return
         partition.awaited += 1
@@ -362,7 +222,7 @@ class Outbox:
             partition.next_sequence = one.last_sequence + 1 if one is not None else 1
         self._let_go()
 
-    def _settle(self, partition: _Partition, reached: link.Reached) -> None:
+    def _settle(self, partition: PartitionOutbox, reached: link.Reached) -> None:
         """The outcome of what was in flight when an older link ended, as far as the sink has heard of it."""
         answers = {(answer.first_sequence, answer.crc): answer for answer in reached.answers}
         while partition.in_flight and partition.in_flight[0].first_sequence <= reached.last_sequence:
@@ -413,7 +273,7 @@ class Outbox:
             if partition.pending and not partition.in_flight:
                 self._route_again(partition)
 
-    def _route_again(self, partition: _Partition) -> None:
+    def _route_again(self, partition: PartitionOutbox) -> None:
         entries, partition.pending, partition.pending_bytes = list(partition.pending), deque(), 0
         for entry in entries:
             if entry.gap is not None:
@@ -430,13 +290,13 @@ class Outbox:
                 entry.event = entry.event._replace(key=key)
                 self._join(target, entry)
 
-    def _move_gap(self, partition: _Partition, entry: _Entry) -> None:
+    def _move_gap(self, partition: PartitionOutbox, entry: Entry) -> None:
         self._forget(partition, entry)
         present = self.routes.by_name.get(partition.stream.name)
         if present is not None and partition.number < present.partitions:
             self._put(self._partition(present, partition.number), entry)
 
-    def _join(self, target: _Partition, entry: _Entry) -> None:
+    def _join(self, target: PartitionOutbox, entry: Entry) -> None:
         """Puts the entry there, unless one of its id is there already: then its publishers wait for that one."""
         first = target.ids.get(entry.headers.msg_id) if entry.headers.msg_id is not None else None
         if first is None:
@@ -473,7 +333,7 @@ class Outbox:
                 self._take_out_waiting(partition, batch)
         self._rewind_if_settled(partition)
 
-    def _answered(self, message: link.Appended | link.Refused) -> tuple[_Partition, _Batch] | None:
+    def _answered(self, message: link.Appended | link.Refused) -> tuple[PartitionOutbox, Batch] | None:
         """The batch that `message` answers. That a disk is full is said at once, ahead of older batches' answers."""
         partition = self._partitions.get((message.incarnation, message.partition))
         if partition is None or self._producer != (message.producer_id, message.epoch):
@@ -484,32 +344,32 @@ class Outbox:
                 return partition, batch
         return None
 
-    def _rewind_if_settled(self, partition: _Partition) -> None:
+    def _rewind_if_settled(self, partition: PartitionOutbox) -> None:
         if partition.rewinding and partition.awaited == 0:
             self.counters.batches_sent_again += partition.take_back()
         if partition.is_gone and not partition.in_flight:
             self._let_go()
 
-    def _refuse_for_good(self, partition: _Partition, batch: _Batch, reason: str, found: str) -> None:
+    def _refuse_for_good(self, partition: PartitionOutbox, batch: Batch, reason: str, found: str) -> None:
         """An expectation has failed; the batch's sequence is spent."""
         partition.in_flight.remove(batch)
         wrong = publish.wrong_last_sequence if reason == "WRONG_LAST_SEQUENCE" else publish.wrong_last_id
         self._refuse(partition, batch.entries, wrong(found))
 
-    def _acknowledge_batch(self, partition: _Partition, batch: _Batch, base_offset: int) -> None:
+    def _acknowledge_batch(self, partition: PartitionOutbox, batch: Batch, base_offset: int) -> None:
         partition.in_flight.remove(batch)
         self.counters.appended += sum(entry.gap is None for entry in batch.entries)
         for index, entry in enumerate(batch.entries):
             self._acknowledge(partition, entry, base_offset + index)
 
-    def _acknowledge(self, partition: _Partition, entry: _Entry, offset: int, *, known: bool = False) -> None:
+    def _acknowledge(self, partition: PartitionOutbox, entry: Entry, offset: int, *, known: bool = False) -> None:
         stream = partition.stream
         for reply, follows in entry.replies:
             place = stream.name, self._zone, partition.number, stream.partitions, offset
             self._tell(reply, publish.pub_ack(*place, duplicate=known or follows))
         self._forget(partition, entry)
 
-    def _take_out_known(self, partition: _Partition, batch: _Batch, known: Iterable[tuple[int, int]]) -> None:
+    def _take_out_known(self, partition: PartitionOutbox, batch: Batch, known: Iterable[tuple[int, int]]) -> None:
         taken_out = []
         for index, offset in known:
             entry = batch.entries[index]
@@ -518,13 +378,13 @@ class Outbox:
             taken_out.append(entry)
         _remove(batch.entries, taken_out)
 
-    def _take_out_waiting(self, partition: _Partition, batch: _Batch) -> None:
+    def _take_out_waiting(self, partition: PartitionOutbox, batch: Batch) -> None:
         """Whoever waits for an answer is told that there is no space; the other events wait for it."""
         entries = [entry for entry in batch.entries if entry.replies]
         self._refuse(partition, entries, publish.STORAGE_FULL)
         _remove(batch.entries, entries)
 
-    def _refuse_pending(self, partition: _Partition, entries: list[_Entry], refusal: Refusal) -> None:
+    def _refuse_pending(self, partition: PartitionOutbox, entries: list[Entry], refusal: Refusal) -> None:
         if not entries:
             return
         self._refuse(partition, entries, refusal)
@@ -532,14 +392,14 @@ class Outbox:
         partition.pending = deque(entry for entry in partition.pending if id(entry) not in gone)
         partition.pending_bytes = sum(entry.size_bytes for entry in partition.pending)
 
-    def _refuse(self, partition: _Partition, entries: list[_Entry], refusal: Refusal) -> None:
+    def _refuse(self, partition: PartitionOutbox, entries: list[Entry], refusal: Refusal) -> None:
         for entry in entries:
             self.counters.refuse(refusal)
             for reply, _ in entry.replies:
                 self._tell(reply, publish.error_answer(partition.stream.name, refusal))
             self._forget(partition, entry)
 
-    def _forget(self, partition: _Partition, entry: _Entry) -> None:
+    def _forget(self, partition: PartitionOutbox, entry: Entry) -> None:
         partition.drop(entry)
         self._stream_bytes[partition.stream.incarnation] -= entry.held_bytes
 
@@ -548,7 +408,7 @@ class Outbox:
             self._answer(reply, answer)
 
 
-def _unfit(stream: StreamState, entry: _Entry) -> Refusal | None:
+def _unfit(stream: StreamState, entry: Entry) -> Refusal | None:
     """Why `stream` can never take this event."""
     headers = entry.headers
     if headers.refusal is not None:
@@ -562,13 +422,13 @@ def _unfit(stream: StreamState, entry: _Entry) -> Refusal | None:
     return None
 
 
-def _unfit_elsewhere(gone: StreamState, stream: StreamState, entry: _Entry) -> Refusal | None:
+def _unfit_elsewhere(gone: StreamState, stream: StreamState, entry: Entry) -> Refusal | None:
     """Why an event that was taken for a stream that is gone cannot go to `stream`: expectations were about that one."""
     if entry.stands_alone and gone.name != stream.name:
         return publish.RETIRED
     return _unfit(stream, entry)
 
 
-def _remove(entries: list[_Entry], gone: list[_Entry]) -> None:
+def _remove(entries: list[Entry], gone: list[Entry]) -> None:
     ids = {id(entry) for entry in gone}
     entries[:] = [entry for entry in entries if id(entry) not in ids]

@@ -3,13 +3,14 @@
 A failure names its seed; `World(seed).run()` replays it.
 """
 
+import os
 from collections import Counter
 
 import msgspec
 import pytest
 
-from gateway.core import outbox
 from gateway.core.outbox import Outbox
+from gateway.core.partition_outbox import PartitionOutbox
 from protocol.envelope import Parcel
 from simulation.audit import Violation
 from simulation.world import Sink, World
@@ -17,7 +18,7 @@ from sinkd.core import machine
 from sinkd.core.machine import Machine, Result, Taken
 from sinkd.core.state import PartitionState
 
-SEEDS = 300
+SEEDS = int(os.environ.get("SEEDS", "300"))  # `make simulate SEEDS=...` runs any number
 MUTANT_SEEDS = 200  # the most that a mistake is given to show itself
 
 
@@ -137,15 +138,15 @@ def a_lost_link_counts_as_never_sent(patch: pytest.MonkeyPatch) -> None:
 
 
 def sequences_are_not_taken_back(patch: pytest.MonkeyPatch) -> None:
-    take_back = outbox._Partition.take_back
+    take_back = PartitionOutbox.take_back
 
-    def wasteful(self: outbox._Partition) -> int:
+    def wasteful(self: PartitionOutbox) -> int:
         next_sequence = self.next_sequence
         count = take_back(self)
         self.next_sequence = next_sequence
         return count
 
-    patch.setattr(outbox._Partition, "take_back", wasteful)
+    patch.setattr(PartitionOutbox, "take_back", wasteful)
 
 
 def refused_batches_are_not_sent_again(patch: pytest.MonkeyPatch) -> None:
@@ -153,14 +154,14 @@ def refused_batches_are_not_sent_again(patch: pytest.MonkeyPatch) -> None:
 
 
 def events_come_back_in_reverse(patch: pytest.MonkeyPatch) -> None:
-    take_back = outbox._Partition.take_back
+    take_back = PartitionOutbox.take_back
 
-    def careless(self: outbox._Partition) -> int:
+    def careless(self: PartitionOutbox) -> int:
         for batch in self.in_flight:
             batch.entries.reverse()
         return take_back(self)
 
-    patch.setattr(outbox._Partition, "take_back", careless)
+    patch.setattr(PartitionOutbox, "take_back", careless)
 
 
 def moved_events_are_overtaken(patch: pytest.MonkeyPatch) -> None:

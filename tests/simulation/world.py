@@ -188,7 +188,7 @@ class SimulatedGateway:
             ]
         )
         self.link: Link | None = None
-        self.paused: dict[int, str] = {}
+        self.paused: dict[int, StreamState] = {}
 
     def connect(self) -> None:
         if self.link is None and self.world.sink.is_up:
@@ -248,11 +248,11 @@ class SimulatedGateway:
         publish.will_be_answered, publish.had_room = answers, has_room
         publish.is_given_up = self.outbox.counters.given_up > given_up
         if not has_room:
-            self.paused[publish.connection] = self.outbox.routes.plan(publish.subject, b"")[0].name
+            self.paused[publish.connection] = self.outbox.routes.plan(publish.subject, b"")[0]
 
     def may_publish(self, connection: int) -> bool:
         stream = self.paused.get(connection)
-        if stream is not None and self.outbox.stream_has_room(stream):
+        if stream is not None and self.outbox.has_room(stream):
             del self.paused[connection]
         return connection not in self.paused
 
