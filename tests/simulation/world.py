@@ -19,7 +19,7 @@ from gateway.core.outbox import Outbox
 from protocol import link as frames
 from protocol.envelope import Envelope
 from protocol.limits import BATCHES_IN_FLIGHT_MAX
-from protocol.streams import StreamDefinition
+from protocol.streams import StreamDefinition, StreamState
 from simulation.audit import PARTITIONS, Audit, Publish, Violation
 from sinkd.core import commands
 from sinkd.core.commands import Configure, OpenProducer
