@@ -21,6 +21,7 @@ from support.journals import FILE_BYTES, contents, entry, fill, numbered, refuse
 from protocol.errors import DamagedFile
 from protocol.limits import JOURNAL_SLICE_BYTES_MAX, JOURNAL_SLICE_ENTRIES_MAX, MIB
 from sinkd.core.formats import RECORD_HEADER_BYTES
+from sinkd.shell import journal_files
 from sinkd.shell.files import FileGone
 
 
@@ -421,3 +422,30 @@ def test_readers_see_right_bytes_or_none_while_files_come_and_go(folder):
     journal.close()
     assert not wrong
     assert reads[0] > 0
+
+
+def test_a_spare_made_while_a_file_is_begun_does_not_zero_it(tmp_path, monkeypatch):
+    """Until a file has its number, it lies under the spare's name."""
+    journal = reopen(tmp_path)
+    expected = fill(journal, 1)
+    makers = []
+    real_rename = journal_files.rename
+
+    def rename_slowly(old, new):
+        if old.name == journal_files.SPARE_NAME:
+            makers.append(threading.Thread(target=journal.prepare_spare))
+            makers[-1].start()
+            makers[-1].join(0.1)
+        real_rename(old, new)
+
+    monkeypatch.setattr(journal_files, "rename", rename_slowly)
+    while journal.file_count < 3:
+        expected += fill(journal, 1)
+        journal.sync()
+    for maker in makers:
+        maker.join()
+    monkeypatch.undo()
+    journal.close()
+    journal = reopen(tmp_path)
+    assert contents(journal) == expected
+    journal.close()

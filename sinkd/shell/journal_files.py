@@ -99,40 +99,46 @@ class JournalFiles:
     def prepare_spare(self, size_bytes: int) -> None:
         """Has a spare of at least `size_bytes` when it returns. OSError (disk full) leaves all as it was."""
         with self._making:
-            if self.spare_bytes < size_bytes:
-                self._drop_spare()
-                self._spare = self._make(size_bytes), size_bytes
+            self._have_spare(size_bytes)
+
+    def _have_spare(self, size_bytes: int) -> tuple[int, int]:
+        if self._spare is None or self._spare[1] < size_bytes:
+            self._drop_spare()
+            self._spare = self._make(size_bytes), size_bytes
+        return self._spare
 
     def begin(self, header: JournalHeader, vote: tuple[int, str | None], size_bytes: int) -> tuple[JournalFile, int]:
         """Makes the spare (one is made if need be) the file `header.number`; durable, with the position behind VOTE.
 
         `header.file_bytes` is filled in here. The file before it must be fsynced already.
         """
-        self.prepare_spare(size_bytes)
+        # Until it has its number, its name is the spare's: whoever made the next one meanwhile would zero this one.
         with self._making:
-            assert self._spare is not None, "prepared above, and nobody else takes spares"
-            (descriptor, file_bytes), self._spare = self._spare, None
-        file = JournalFile(
-            self.folder / f"{header.number:016x}.journal",
-            descriptor,
-            header.number,
-            journal_seed(self.journal_id, header.number),
-            file_bytes,
-        )
+            descriptor, file_bytes = self._have_spare(size_bytes)
+            file = JournalFile(
+                self.folder / f"{header.number:016x}.journal",
+                descriptor,
+                header.number,
+                journal_seed(self.journal_id, header.number),
+                file_bytes,
+            )
+            term, index, payload = vote_payload(*vote)
+            record = encode_record(file.seed, JOURNAL_HEADER_BYTES, Kind.VOTE, term, index, payload)
+            write_at(descriptor, [encode_journal_header(header._replace(file_bytes=file_bytes)), *record], 0)
+            os.fdatasync(descriptor)
+            rename(self.folder / SPARE_NAME, file.path)
+            self._spare = None
         self._by_number[file.number] = file
-        term, index, payload = vote_payload(*vote)
-        record = encode_record(file.seed, JOURNAL_HEADER_BYTES, Kind.VOTE, term, index, payload)
-        write_at(descriptor, [encode_journal_header(header._replace(file_bytes=file_bytes)), *record], 0)
-        os.fdatasync(descriptor)
-        rename(self.folder / SPARE_NAME, file.path)
         return file, JOURNAL_HEADER_BYTES + record_size(len(payload))
 
     def _make(self, size_bytes: int) -> int:
-        path = self.folder / SPARE_NAME
+        path, flags = self.folder / SPARE_NAME, os.O_RDWR | os.O_CLOEXEC
         if self._recycled and size_bytes == self.file_bytes:
             rename(self.folder / RECYCLED_NAME, path)
             self._recycled = False
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        else:
+            flags |= os.O_CREAT | os.O_EXCL
+        descriptor = os.open(path, flags, 0o600)
         try:
             write_zeros(descriptor, 0, size_bytes)
             os.fsync(descriptor)
