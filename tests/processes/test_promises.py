@@ -84,14 +84,15 @@ async def test_nothing_is_acknowledged_or_shown_before_it_is_synced(tmp_path: Pa
     with mock.patch.object(Journal, "sync", slow_sync):
         async with _embedded(tmp_path) as url, client(url) as connection:
             assert (await published(connection, "text.a", b"one"))["offset"] == 0
-            may_sync.clear()
             publisher = await Publisher(connection, "text.a").open()
-            await publisher.send(0, b"two")
-            waiting = asyncio.create_task(fetch(connection, "text", offset=1, max_wait_ms=300))
-            assert (await waiting).events == []
-            assert (await fetch(connection, "text", offset=0)).high_watermark == 1
-            assert publisher.answers == {}
-            may_sync.set()
+            may_sync.clear()
+            try:
+                await publisher.send(0, b"two")
+                assert (await fetch(connection, "text", offset=1, max_wait_ms=300)).events == []
+                assert (await fetch(connection, "text", offset=0)).high_watermark == 1
+                assert publisher.answers == {}
+            finally:
+                may_sync.set()
             await publisher.settle()
             assert publisher.answers[0]["offset"] == 1
             assert [event.payload for event in await everything(connection, "text")] == [b"one", b"two"]

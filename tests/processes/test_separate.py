@@ -9,7 +9,8 @@ from random import Random
 import pytest
 from nats.aio.client import Client
 from support.events import Publisher, everything, fetch, published
-from support.processes import Daemon, Folder, client, folder_at, until
+from support.processes import Daemon, Folder, client, folder_at, free_ports, until
+from support.proxy import Wire
 
 TEXT = '[streams.text]\nsubjects = ["text.>"]\nreply = "header"'
 ACKNOWLEDGED = '[streams.text]\nsubjects = ["text.>"]'
@@ -54,17 +55,27 @@ def numbered(count: int) -> list[bytes]:
 async def test_what_a_gateway_took_in_outlives_deaths_of_the_sink(folder: Folder) -> None:
     """Events without a reply are kept in the outbox, and stand in the log once and in order."""
     gateway, sink = await started(folder)
-    random, wanted = Random(), numbered(10_000)
+    random, enough = Random(), asyncio.Event()
     async with client(folder.url) as connection:
-        publishing = asyncio.create_task(publish_all(connection, wanted, 0.02))
-        for _ in range(3):
-            await asyncio.sleep(random.random() * 0.3)
-            sink.kill()
-            await asyncio.sleep(random.random() * 0.3)
+        publishing = asyncio.create_task(_publish_until(connection, enough))
+        for _ in range(4):
+            await asyncio.sleep(0.1 + random.random() * 0.2)
+            sink.kill()  # mostly within a sync: what it wrote is in the log, and its answer never came
             sink = await folder.sinkd()
-        await publishing
+        enough.set()
+        wanted = numbered(await publishing)
         assert await payloads(connection, len(wanted)) == wanted
     assert not gateway.has_ended
+
+
+async def _publish_until(connection: Client, enough: asyncio.Event) -> int:
+    """Publishes numbers, one by one, so that the sink is always in a sync; how many."""
+    count = 0
+    while not enough.is_set():
+        await connection.publish("text.a", b"%d" % count)
+        await connection.flush()
+        count += 1
+    return count
 
 
 async def test_an_answer_that_died_with_the_sink_comes_from_the_next_one(folder: Folder) -> None:
@@ -85,6 +96,41 @@ async def test_an_answer_that_died_with_the_sink_comes_from_the_next_one(folder:
         await publisher.settle()
         assert [answer["offset"] for answer in publisher.answers.values()] == list(range(1, 51))
         assert await payloads(connection, 51) == [b"before", *numbered(50)]
+
+
+@pytest.mark.parametrize("answered", [True, False], ids=["under acknowledgement", "without a reply"])
+async def test_a_lost_answer_makes_no_duplicate(folder: Folder, answered: bool) -> None:
+    """The sink has the events, and the link breaks before the gateway hears of it."""
+    (wire_port,) = free_ports(1)
+    sink_port, folder.link_port = folder.link_port, wire_port
+    folder.write_config(ACKNOWLEDGED)
+    await folder.gateway()
+    folder.link_port = sink_port
+    folder.write_config(ACKNOWLEDGED)
+    await folder.sinkd()
+    async with Wire(wire_port, sink_port) as wire, client(folder.url) as connection:
+        assert (await published(connection, "text.a", b"before"))["offset"] == 0
+        publisher = await Publisher(connection, "text.a").open()
+        wire.swallows_answers = True
+        for number in range(50):
+            if answered:
+                await publisher.send(number, b"%d" % number)
+            else:
+                await connection.publish("text.a", b"%d" % number)
+        await connection.flush()
+        await until(lambda: find_last(folder, b"49"), "the sink has them")
+        assert publisher.answers == {}
+        wire.swallows_answers = False
+        wire.cut()
+        await publisher.settle()
+        assert [answer["offset"] for answer in publisher.answers.values()] == list(range(1, 51))[: 50 * answered]
+        assert (await published(connection, "text.a", b"after"))["offset"] == 51
+        assert await payloads(connection, 52) == [b"before", *numbered(50), b"after"]
+
+
+def find_last(folder: Folder, payload: bytes) -> bool:
+    """Whether a record with `payload` as its value is in a segment."""
+    return any(bytes([2 * len(payload)]) + payload in path.read_bytes() for path in folder.files(".segment"))
 
 
 async def test_without_a_sink_a_publisher_is_told_so_and_the_event_is_never_in_the_log(folder: Folder) -> None:

@@ -53,14 +53,13 @@ class Publisher:
         await self._until_unanswered(0)
 
     async def _until_unanswered(self, most: int) -> None:
-        while len(self.sent) - len(self.answers) > most:
-            if self._connection.is_closed:
-                raise Lost
-            self._moved.clear()
-            try:
-                await asyncio.wait_for(self._moved.wait(), 0.05)
-            except TimeoutError:
-                continue
+        async with asyncio.timeout(ANSWER_WAIT_S_MAX):
+            while len(self.sent) - len(self.answers) > most:
+                if self._connection.is_closed:
+                    raise Lost
+                self._moved.clear()
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._moved.wait(), 0.05)
 
 
 class Shown(NamedTuple):
