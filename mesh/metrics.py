@@ -36,7 +36,8 @@ class GatewayMetrics(Collector):
             refused.add_metric([str(code)], count)
         yield refused
         yield _counter("mesh_gateway_batches_sent", "Record batches sent", events.batches_sent)
-        yield _counter("mesh_gateway_batches_sent_again", "Record batches taken back after they were sent", events.batches_sent_again)
+        again = "Record batches taken back after they were sent"
+        yield _counter("mesh_gateway_batches_sent_again", again, events.batches_sent_again)
         yield _gauge("mesh_gateway_outbox_bytes", "Bytes of events on their way to the log", outbox.size_bytes)
         yield _gauge("mesh_gateway_publishers_paused", "Connections waiting for room", gateway.publishers_waiting)
         if gateway.link is not None:
