@@ -172,17 +172,21 @@ async def _once_there(connection: Client) -> list[Shown]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Folder]:
-    """A file system of 200 MiB: two journal files of 64 MiB, and a ballast of 40 MiB that can be thrown off."""
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", tmp_path], capture_output=True)
+    """Data on a disk of 200 MiB: two journal files of 64 MiB, and a ballast of 40 MiB that can be thrown off."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", disk], capture_output=True)
     if mounted.returncode != 0:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.decode().strip()}")
     try:
-        with (tmp_path / "ballast").open("wb") as ballast:
+        with (disk / "ballast").open("wb") as ballast:
             os.posix_fallocate(ballast.fileno(), 0, 40 * MIB)
+        (disk / "data").mkdir()
+        (tmp_path / "mesh-data").symlink_to(disk / "data")
         with folder_at(tmp_path) as made:
             yield made
     finally:
-        subprocess.run(["umount", tmp_path], check=True)
+        subprocess.run(["umount", disk], check=True)
 
 
 @pytest.mark.parametrize("reserve", ["1KiB", "16MiB"], ids=["to the last byte", "to the reserve"])
@@ -204,7 +208,7 @@ async def test_a_full_disk_stops_acknowledgements_with_an_error(small_disk: Fold
         assert await _numbers(connection) == numbers
         assert (await published(connection, "text.a", b"still full"))["error"]["err_code"] == 10077
         await connection.publish("text.a", b"patience")
-        (small_disk.path / "ballast").unlink()
+        (small_disk.path / "disk" / "ballast").unlink()
         while "error" in (answer := await published(connection, "text.a", b"at last")):
             assert answer["error"]["err_code"] == 10077
             await asyncio.sleep(0.05)
