@@ -225,7 +225,7 @@ def test_containers_agree_with_their_configuration() -> None:
         assert "./mesh.toml:/etc/mesh/mesh.toml:ro" in service["volumes"]
         node = zone.gateways[name] if name in zone.gateways else zone.sinks[name]
         assert node.monitor is not None
-        assert f"http://127.0.0.1:{node.monitor.port}/healthz" in service["test"][-1]
+        assert f"http://{node.monitor}/healthz" in service["test"][-1]
         for address in (node.client, node.monitor) if name in zone.gateways else (node.link, node.monitor):
             assert (address.host, node.bind(address).host) == (name, "0.0.0.0")
         public = [node.client, node.monitor] if name in zone.gateways else [node.monitor]
