@@ -35,15 +35,17 @@ log = structlog.get_logger()
 class Node:
     """What runs in this process: a gateway, a sink, or both, and their monitor."""
 
-    def __init__(self, gateway: Gateway | None, sink: Sink | None, monitor: config.Address | None) -> None:
+    def __init__(self, gateway: Gateway | None, sink: Sink | None) -> None:
         self.gateway, self.sink = gateway, sink
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self._registry = registry
         self.monitor: Monitor | None = None
-        if monitor is not None:
-            self.monitor = Monitor(monitor.host, monitor.port, self.varz, self.health, registry, self._pages())
+        own = gateway.node if gateway is not None else sink.node if sink is not None else None
+        if own is not None and own.monitor is not None:
+            bind = own.bind(own.monitor)
+            self.monitor = Monitor(bind.host, bind.port, self.varz, self.health, registry, self._pages())
         self.clients: tuple[str, int] | None = None
         self.monitored: tuple[str, int] | None = None
 
@@ -110,7 +112,7 @@ def run_gateway(file: str, node: str) -> int:
 
     def make() -> Node:
         dial = _dial_sink(configuration, gateway)
-        return Node(Gateway(configuration, node, dial, VERSION), None, gateway.monitor)
+        return Node(Gateway(configuration, node, dial, VERSION), None)
 
     return _run(make, lambda running: _print_node("gateway", node, client=running.clients, monitor=running.monitored))
 
@@ -118,9 +120,8 @@ def run_gateway(file: str, node: str) -> int:
 def run_sinkd(file: str, node: str) -> int:
     """`sinkd --config FILE --node NODE`."""
     configuration = _load(file)
-    sink = configuration.sink(node)
     return _run(
-        lambda: Node(None, Sink(configuration, node), sink.monitor),
+        lambda: Node(None, Sink(configuration, node)),
         lambda running: _print_node(
             "sinkd", node, link=running.sink.listening if running.sink else None, monitor=running.monitored
         ),
@@ -136,9 +137,8 @@ def _load(file: str) -> config.Config:
 
 
 def _embedded(configuration: config.Config) -> Node:
-    gateway = configuration.gateway("gw1")
     if configuration.mesh.mode == "delivery-fabric":
-        return Node(Gateway(configuration, "gw1", None, VERSION), None, gateway.monitor)
+        return Node(Gateway(configuration, "gw1", None, VERSION), None)
     sink = Sink(configuration, "sink1", embedded=True)
 
     async def dial(factory: Callable[[], asyncio.Protocol]) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
@@ -147,7 +147,7 @@ def _embedded(configuration: config.Config) -> Node:
         await sink.connect(theirs)
         return await asyncio.get_running_loop().create_connection(factory, sock=ours)
 
-    return Node(Gateway(configuration, "gw1", dial, VERSION), sink, gateway.monitor)
+    return Node(Gateway(configuration, "gw1", dial, VERSION), sink)
 
 
 def _dial_sink(configuration: config.Config, gateway: config.Gateway) -> Dial | None:
