@@ -10,7 +10,7 @@ from pysyncobj.journal import MemoryJournal
 
 from protocol import envelope
 from protocol.envelope import Envelope
-from protocol.errors import FrameError
+from protocol.errors import FrameError, LogError
 from protocol.link import Appended, Refused
 from protocol.records import Event, encode_batch
 from protocol.streams import StreamDefinition
@@ -184,6 +184,8 @@ async def test_without_room_for_the_journal_appends_are_refused_until_there_is(t
         refused = await asyncio.wait_for(running.append(opened, 1), 5)
         assert isinstance(refused, Refused)
         assert refused.reason == "STORAGE_FULL"
+        with pytest.raises(LogError, match="storage full"):
+            await asyncio.wait_for(running.group.submit(commands.OPEN, OpenProducer("gw2", 0, b"n")), 5)
         assert running.store.noted == []
         monkeypatch.setattr(running.journal, "prepare_spare", real_prepare)
         assert (await asyncio.wait_for(running.append(opened, 1), 5)).base_offset == 0

@@ -270,3 +270,20 @@ async def test_a_folder_in_use_is_refused(tmp_path):
         with pytest.raises(DataError, match="in use"):
             await second.start()
         await second.stop()
+
+
+async def test_a_segment_that_says_otherwise_than_the_journal_is_damage(tmp_path):
+    folder = tmp_path / "data"
+    async with Running(folder) as running:
+        await running.peer.append(b"one")
+        await running.sink._flush()
+        shutil.copytree(folder, tmp_path / "copy")  # as a kill would leave it: in segments, behind no checkpoint
+    (segment,) = (tmp_path / "copy").glob("log/orders-*/0/*.segment")
+    data = segment.read_bytes()
+    size_bytes = len(records.encode_batch([records.Event(b"orders.a", b"orders.a", 5_000, b"", b"one")]))
+    other = records.encode_batch([records.Event(b"orders.a", b"orders.a", 5_000, b"", b"two")])
+    segment.write_bytes(data[:-size_bytes] + records.place_batch(other, 0, 1))
+    sink = Sink(_configuration(tmp_path / "copy"), "sink1", embedded=True)
+    with pytest.raises(DamagedFile, match="offset 0 holds another batch"):
+        await sink.start()
+    await sink.stop()

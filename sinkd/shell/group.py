@@ -16,6 +16,7 @@ from typing import NamedTuple
 import structlog
 
 from protocol.envelope import Envelope
+from protocol.errors import LogError
 from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from protocol.link import Appended, Refused
 from sinkd.core import commands
@@ -97,7 +98,10 @@ class Group:
         self._wake.set()
 
     async def submit(self, kind: int, body: commands.Configure | commands.OpenProducer | commands.Trim) -> Result:
-        """The result of a command once it is committed, fsynced and applied. UnknownOutcome: see there."""
+        """The result of a command once it is committed, fsynced and applied. UnknownOutcome: see there.
+
+        LogError STORAGE_ERROR: there is no room for it, and nothing was done.
+        """
         if self._has_ended:
             raise UnknownOutcome("this sink has stopped")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -166,10 +170,14 @@ class Group:
         """Moves what is pending into commands of about a megabyte; only a leader that knows its log does."""
         if not self._member.is_caught_up:
             return
+        has_room = not self.no_space or self._journal.room(COMMAND_OVERHEAD_BYTES)
         while self._commands:
             command, future = self._commands.popleft()
-            self._waiting.add(future)
-            self._member.append(command, partial(self._settle, future))
+            if has_room:
+                self._waiting.add(future)
+                self._member.append(command, partial(self._settle, future))
+            elif not future.done():
+                future.set_exception(LogError("STORAGE_ERROR", "storage full: there is no room in the journal"))
         left_bytes = self._tick_bytes
         while self._appends and left_bytes >= len(self._appends[0].parcel):
             taken = self._take_appends()

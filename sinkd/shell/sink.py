@@ -24,7 +24,7 @@ from typing import Any
 import structlog
 
 from protocol import config, limits
-from protocol.errors import DamagedFile
+from protocol.errors import DamagedFile, LogError
 from protocol.streams import StreamDefinition
 from sinkd.core import commands
 from sinkd.core.machine import Configured, Machine, Trimmed
@@ -282,7 +282,11 @@ class Sink:
             request = trims(*place, partition.log.facts(), self._now_ms())
             if request is None:
                 continue
-            result = await self.group.submit(commands.TRIM, request)
+            try:
+                result = await self.group.submit(commands.TRIM, request)
+            except LogError as error:
+                log.warning("log_not_trimmed", stream=partition.stream.name, error=str(error))
+                break
             if isinstance(result, Trimmed):
                 log.info(
                     "log_trimmed", stream=result.stream.name, partition=result.partition, start=result.start_offset
