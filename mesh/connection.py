@@ -49,6 +49,14 @@ class HeaderPairs(dict[str, str]):
 class Connection(Client):
     """A nats-py client whose messages have `Headers`, and subjects as `protocol.subjects.decode` gives them."""
 
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, Any] | None = None
+    ) -> None:
+        """nats-py's. MaxPayloadError for headers and payload together: a server closes the connection for that."""
+        if headers and len(payload) + _block_bytes(headers) > self.max_payload:
+            raise errors.MaxPayloadError
+        await super().publish(subject, payload, reply, headers)
+
     async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
         parsed = await super()._process_headers(headers)
         if not headers:
@@ -68,6 +76,17 @@ class Connection(Client):
             _client=self,
             _sid=sid,
         )
+
+
+def _block_bytes(headers: dict[str, Any]) -> int:
+    """The size of the header block that nats-py makes of `headers`, or a little more."""
+    return len("NATS/1.0\r\n\r\n") + sum(len(f"{name}: {value}\r\n".encode()) for name, value in headers.items())
+
+
+def too_large(payload: bytes, headers: dict[str, Any] | None, limit: int) -> str:
+    """What to tell a person whose event met a MaxPayloadError."""
+    with_headers = f" and {_block_bytes(headers)} of headers" if headers and len(payload) <= limit else ""
+    return f"{len(payload)} bytes{with_headers} are more than the server takes (max_payload: {limit})"
 
 
 async def connect(

@@ -25,7 +25,7 @@ from nats import errors
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from mesh.connection import PERMISSIONS_VIOLATION, ConnectError, HeaderPairs
+from mesh.connection import PERMISSIONS_VIOLATION, ConnectError, HeaderPairs, too_large
 from protocol.errors import MeshError
 from protocol.limits import (
     CLIENT_RETRY_PAUSE_MS,
@@ -158,10 +158,8 @@ class Publisher:
         except (OSError, errors.ConnectionClosedError, errors.OutboundBufferLimitError):
             self._changed.set()  # a connection that was lost is noticed and made anew by who waits
         except errors.MaxPayloadError as error:
-            limit = self._connection.max_payload
             self._forget(number)
-            message = f"{len(event.payload)} bytes are more than the server takes (max_payload: {limit})"
-            raise PublishError(number, message) from error
+            raise PublishError(number, too_large(event.payload, event.headers, self._connection.max_payload)) from error
         except (errors.Error, UnicodeEncodeError) as error:
             self._forget(number)
             raise PublishError(number, str(error).removeprefix("nats: ")) from error

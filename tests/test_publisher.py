@@ -191,6 +191,16 @@ async def test_an_event_that_is_too_large_leaves_the_others() -> None:
         assert it.kept == numbers(3)
 
 
+async def test_an_event_that_is_too_large_with_its_headers_is_refused_before_it_is_sent() -> None:
+    async with rig() as it:
+        await it.send(0, 1)
+        with pytest.raises(PublishError, match=r"1048576 bytes and \d+ of headers are more than the server takes"):
+            await it.publisher.publish("orders.new", bytes(1_048_576))
+        await it.send(1, 2)
+        await it.publisher.drain()
+        assert it.kept == numbers(2)
+
+
 async def test_own_ids_and_several_values_of_a_header() -> None:
     async with rig() as it:
         for _ in range(2):

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mesh.commands.failure import Failure
-from mesh.connection import Connection, HeaderPairs, connect
+from mesh.connection import Connection, HeaderPairs, connect, too_large
 from mesh.lines import STDIN, LineTooLong, read_lines, size_bytes
 from mesh.publisher import PubAck, Publisher, PublishError
 from mesh.settings import ClientSettings
@@ -161,7 +161,7 @@ async def _send(connection: Connection, options: PublishOptions, payload: bytes,
     try:
         await connection.publish(options.subject, payload, headers=headers)
     except errors.MaxPayloadError as error:
-        message = f"{len(payload)} bytes are more than the server takes (max_payload: {connection.max_payload})"
+        message = too_large(payload, headers, connection.max_payload)
         raise Failure(f"{_place(options, number)}: {message}") from error
 
 
