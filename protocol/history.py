@@ -31,7 +31,13 @@ import msgspec
 
 from protocol import subjects
 from protocol.errors import UNREADABLE, LogError
-from protocol.limits import FETCH_BYTES_DEFAULT, FETCH_BYTES_MAX, FETCH_RECORDS_DEFAULT, FETCH_WAIT_MS_MAX
+from protocol.limits import (
+    FETCH_BYTES_DEFAULT,
+    FETCH_BYTES_MAX,
+    FETCH_RECORDS_DEFAULT,
+    FETCH_WAIT_MS_MAX,
+    PARTITIONS_MAX,
+)
 from protocol.records import STATUS_LINE, Record
 
 _OURS = (b"log-", b"nats-subject:", b"original-", b"status:", b"description:")
@@ -73,12 +79,8 @@ def read_request(kind: type[Request], body: bytes) -> Request:
         raise LogError("INVALID_REQUEST", _what_is_wrong(kind, body, error)) from error
     if isinstance(request, FetchRequest):
         _check_fetch(request)
-    if isinstance(request, OffsetsRequest) and (request.at in ("timestamp", "until")) != (
-        request.timestamp is not None
-    ):
-        raise LogError(
-            "INVALID_REQUEST", f"at: {request.at!r} and timestamp: timestamp and until need one, others none"
-        )
+    if isinstance(request, OffsetsRequest):
+        _check_offsets(request)
     return request
 
 
@@ -115,6 +117,26 @@ def _check_fetch(request: FetchRequest) -> None:
         problems.append(f"filter {request.filter!r} is not a subject pattern, like orders.> or orders.*.paid")
     if problems:
         raise LogError("INVALID_REQUEST", "; ".join(problems))
+
+
+def _check_offsets(request: OffsetsRequest) -> None:
+    problems = []
+    if (request.at in ("timestamp", "until")) != (request.timestamp is not None):
+        problems.append(f"at: {request.at!r} and timestamp: timestamp and until need one, others none")
+    if request.timestamp is not None and not -(2**63) <= request.timestamp < 2**63:
+        problems.append(f"timestamp must be from {-(2**63)} to {2**63 - 1}, got {request.timestamp}")
+    partitions = request.partitions or ()
+    if len(partitions) > PARTITIONS_MAX:
+        problems.append(f"partitions must be at most {PARTITIONS_MAX}, got {len(partitions)}")
+    elif not all(0 <= partition < 2**31 for partition in partitions):
+        problems.append(f"partitions must be from 0 to {2**31 - 1}, got {', '.join(map(str, partitions))}")
+    if problems:
+        raise LogError("INVALID_REQUEST", "; ".join(problems))
+
+
+def partition_number(token: str) -> int | None:
+    """The partition that `token` of a subject names; None if it is no number from 0 to 999,999,999."""
+    return int(token) if token.isascii() and token.isdecimal() and len(token) <= 9 else None
 
 
 def stream_and_zone(name: str, own_zone: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from protocol.history import (
     end_of_batch,
     error_headers,
     error_json,
+    partition_number,
     read_request,
     record_headers,
     stream_and_zone,
@@ -79,6 +80,10 @@ def test_what_is_wrong_with_a_fetch_is_named(body, says):
         (b'{"at": "timestamp"}', "timestamp and until need one, others none"),
         (b'{"at": "until"}', "timestamp and until need one"),
         (b'{"at": "latest", "timestamp": 3}', "others none"),
+        (b'{"at": "timestamp", "timestamp": 18446744073709551616}', "timestamp must be from -9223372036854775808"),
+        (b'{"at": "latest", "partitions": [18446744073709551616]}', "partitions must be from 0 to 2147483647"),
+        (b'{"at": "latest", "partitions": [-1]}', "partitions must be from 0 to 2147483647, got -1"),
+        (b'{"at": "latest", "partitions": [' + b"0," * 1_024 + b"0]}", "partitions must be at most 1024, got 1025"),
         (b'{"at": "latest", "partition": [0]}', "unknown field 'partition'; did you mean 'partitions'"),
     ],
 )
@@ -102,6 +107,16 @@ def test_any_body_is_read_or_refused_by_name(body, kind):
         answer = headers.Headers(400, "INVALID_REQUEST", ()) if isinstance(request, kind) else None
     assert answer is not None
     assert answer[:2] == (400, "INVALID_REQUEST")
+
+
+@pytest.mark.parametrize(("token", "number"), [("0", 0), ("999999999", 999_999_999)])
+def test_a_partition_in_a_subject(token, number):
+    assert partition_number(token) == number
+
+
+@pytest.mark.parametrize("token", ["", "-1", "x", "1.5", "\u0661", "\u00b2", "1000000000", "9" * 4_000])
+def test_what_is_no_partition_in_a_subject(token):
+    assert partition_number(token) is None
 
 
 def test_a_log_of_another_zone():

@@ -42,7 +42,7 @@ class HistoryService:
         """`may_read(session, stream)` is whether the user may read that log at all."""
         self._plane, self._sink, self._zone, self._flush, self._may_read = plane, sink, zone, flush, may_read
         self._queued_bytes_max = pending_bytes_max // FETCH_PENDING_PART
-        self._tasks: dict[int, set[asyncio.Task[None]]] = {}
+        self._tasks: dict[int, dict[asyncio.Task[None], str]] = {}  # of each session: task → reply subject
         self.requests = {"FETCH": 0, "OFFSETS": 0, "METADATA": 0, "other": 0}
         self.records_shown = 0
 
@@ -55,15 +55,24 @@ class HistoryService:
         counted = verb if verb in self.requests else "other"  # a label that clients can choose would have no bound
         self.requests[counted] += 1
         serve, fail = (self._fetch, self._fail_stream) if verb == "FETCH" else (self._facts, self._fail_json)
-        tasks = self._tasks.setdefault(session.id, set())
+        tasks = self._tasks.setdefault(session.id, {})
+        if len(tasks) >= FETCHES_PER_CONNECTION_MAX:
+            self._end_unheard(session, tasks)
         if len(tasks) >= FETCHES_PER_CONNECTION_MAX:
             message = f"{len(tasks)} requests of this connection are under way; wait for one of them"
             fail(session, reply, LogError("THROTTLING_QUOTA_EXCEEDED", message))
             return
         work = partial(serve, session, subject, reply, body)
         task = asyncio.get_running_loop().create_task(self._guard(work, partial(fail, session, reply)))
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        tasks[task] = reply
+        task.add_done_callback(lambda done: tasks.pop(done, None))
+
+    def _end_unheard(self, session: Session, tasks: dict[asyncio.Task[None], str]) -> None:
+        """Ends requests that wait for events though nobody is subscribed to their answers any more."""
+        for task, reply in list(tasks.items()):
+            if not self._plane.has_interest(session, reply):
+                del tasks[task]
+                task.cancel()
 
     def session_closed(self, session: Session) -> None:
         for task in self._tasks.pop(session.id, ()):
@@ -108,10 +117,11 @@ class HistoryService:
 
     async def _fetch(self, session: Session, subject: str, reply: str, body: bytes) -> None:
         tokens = subject.split(".")
-        if len(tokens) != 4 or not tokens[3].isdecimal():
+        partition = history.partition_number(tokens[-1])
+        if len(tokens) != 4 or partition is None:
             raise LogError("UNKNOWN_REQUEST", f"{subject}: expected $LOG.FETCH.<stream>.<partition>")
         stream, sink = self._log_of(session, tokens[2])
-        partition, request = int(tokens[3]), read_request(FetchRequest, body)
+        request = read_request(FetchRequest, body)
         offset = request.offset
         if offset is None:
             offset = await self._offset_at(sink, stream, partition, request.timestamp or 0)

@@ -299,3 +299,27 @@ async def test_history_shows_what_its_reader_may_subscribe_to(guarded: Folder) -
 async def _streams(connection: Client) -> list[str]:
     answer = json.loads((await connection.request("$LOG.METADATA", b"", 5)).data)
     return [stream["stream"] for stream in answer["streams"]]
+
+
+async def test_no_number_in_a_request_stays_without_an_answer(folder: Folder) -> None:
+    await folder.up(*STREAM)
+    async with client(folder.url) as reader:
+        enormous = 2**64
+        denied = await fetch(reader, "text", enormous, offset=0)
+        assert (denied.status, denied.headers["Description"]) == ("404", "UNKNOWN_REQUEST")
+        for request in ({"at": "timestamp", "timestamp": enormous}, {"at": "latest", "partitions": [enormous]}):
+            answer = await reader.request("$LOG.OFFSETS.text", json.dumps(request).encode(), 5)
+            assert json.loads(answer.data)["error"]["name"] == "INVALID_REQUEST"
+
+
+async def test_requests_that_nobody_listens_to_leave_room_for_others(folder: Folder) -> None:
+    await folder.up(*STREAM)
+    async with client(folder.url) as reader:
+        for number in range(64):
+            await reader.publish("$LOG.FETCH.text.0", b'{"offset": 0, "max_wait_ms": 60000}', f"given.up.{number}")
+        assert (await fetch(reader, "text", offset=0)).status == "204"
+        inbox = await reader.subscribe("wanted.*")
+        for number in range(65):
+            await reader.publish("$LOG.FETCH.text.0", b'{"offset": 0, "max_wait_ms": 60000}', f"wanted.{number}")
+        refused = await inbox.next_msg(5)
+        assert (refused.subject, (refused.headers or {})["Description"]) == ("wanted.64", "THROTTLING_QUOTA_EXCEEDED")
