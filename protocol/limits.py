@@ -25,6 +25,7 @@ PERMISSION_VERDICTS_MAX: Final = 4_096  # cached publish permissions of one user
 RESPONSES_TRACKED_MAX: Final = 4_096  # reply subjects that one connection may still answer (allow_responses)
 FIRST_PING_MS: Final = 2_000  # after CONNECT, as in nats-server
 STALL_MS: Final = 10  # a publisher waits this long per read for a subscriber that falls behind
+READ_TURN_BYTES: Final = 64 * KIB  # after a read of this size the other connections have their turn
 CLIENT_TICK_MS: Final = 100  # how exact the timers of client connections are
 CLOSE_LINGER_MS: Final = 500  # how long a closed client may take to read our last words
 SERVER_STOP_GRACE_MS: Final = 5_000  # for sending what waits, when a gateway stops

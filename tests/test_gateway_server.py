@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -17,8 +18,9 @@ from support.gateway import Served, serve
 from support.natsraw import RawClient
 
 from gateway.core.identity import UserEntry, Verification
-from gateway.core.session import Closed
+from gateway.core.session import Closed, Session
 from gateway.shell.server import ClientServer, check_password
+from protocol.limits import READ_TURN_BYTES
 
 CONNECT = b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"no_responders":true}\r\n'
 FAST = {"connect_timeout": 2, "reconnect_time_wait": 0.02, "max_reconnect_attempts": 100}
@@ -221,6 +223,48 @@ async def test_a_reader_that_does_not_read_is_cut_and_others_go_on() -> None:
         stats = served.plane.stats
         assert (stats.slow_consumers, stats.connections, stats.subscriptions) == (1, 1, 0)
         assert stats.stalled_clients > 0
+
+
+def test_a_client_that_sends_without_end_leaves_others_their_turn() -> None:
+    """On the loop of production, which reads on for as long as there is something to read."""
+    turns: list[int] = []
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_count_turns_of_big_reads(turns))
+    assert len(turns) > 10
+    assert len(set(turns)) == len(turns)
+
+
+async def _count_turns_of_big_reads(turns: list[int]) -> None:
+    """In which turns of the loop something big was read from a client that sends 8 MB as fast as it can."""
+    loop, turn = asyncio.get_running_loop(), 0
+
+    def count() -> None:
+        nonlocal turn, counting
+        turn += 1
+        counting = loop.call_later(0.001, count)
+
+    counting = loop.call_soon(count)
+    async with serve() as served:
+        receive = served.plane.receive
+
+        def slowly(session: Session, data: bytes, now_ms: int) -> None:
+            receive(session, data, now_ms)
+            if len(data) >= READ_TURN_BYTES:
+                turns.append(turn)
+                time.sleep(0.01)  # the client is faster
+
+        served.plane.receive = slowly  # type: ignore[method-assign]
+        message = b"PUB a 1000\r\n%b\r\n" % bytes(1000)
+        await asyncio.to_thread(_send_all, served.port, CONNECT + message * 8_000)
+        assert served.plane.stats.in_msgs == 8_000
+    counting.cancel()
+
+
+def _send_all(port: int, data: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as client, client.makefile("rb") as answers:
+        client.sendall(data + b"PING\r\n")
+        while answers.readline() != b"PONG\r\n":
+            pass
 
 
 async def test_the_write_deadline_cuts_a_socket_that_takes_nothing() -> None:

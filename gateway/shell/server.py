@@ -3,7 +3,8 @@
 A connection moves bytes and nothing else: what came goes into `Plane.receive`, then `flush` sends what piled up, with
 one write per receiver however many messages of the batch were for it. Whoever queues output outside of a read (answers
 of the log, replay) calls `flush` too. A connection is not read while it is paused, while its password is verified,
-while it stalls for a subscriber that falls behind, or while the server stops.
+while it stalls for a subscriber that falls behind, or while the server stops. After a big read it waits for its next
+turn: the loop would otherwise read on for as long as the client sends fast enough, and nobody else would be served.
 
 A connection that is given up is closed for writing first, and what the client still sends is read and dropped for a
 moment: a socket that is closed with unread input is reset, and then the client never sees our last words.
@@ -28,6 +29,7 @@ from protocol.limits import (
     CLOSE_LINGER_MS,
     PASSWORD_BYTES_MAX,
     PASSWORD_THREADS,
+    READ_TURN_BYTES,
     SERVER_STOP_GRACE_MS,
     WRITE_DEADLINE_MS,
 )
@@ -186,7 +188,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._plane.receive(self.session, data, self._server.now_ms())
         self._server.flush()
-        if self.session.stall_ms:
+        if self.session.stall_ms or len(data) >= READ_TURN_BYTES:
             self._begin_stall()
 
     def connection_lost(self, error: Exception | None) -> None:
