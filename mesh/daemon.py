@@ -5,12 +5,13 @@ second signal ends the process at once; what was acknowledged is safe all the sa
 """
 
 import asyncio
+import contextlib
 import json
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import structlog
@@ -42,9 +43,10 @@ class Node:
         PlatformCollector(registry=registry)
         self._registry = registry
         self.monitor: Monitor | None = None
+        self._monitor_address: config.Address | None = None
         own = gateway.node if gateway is not None else sink.node if sink is not None else None
         if own is not None and own.monitor is not None:
-            bind = own.bind(own.monitor)
+            self._monitor_address = bind = own.bind(own.monitor)
             self.monitor = Monitor(bind.host, bind.port, self.varz, self.health, registry, self._pages())
         self.clients: tuple[str, int] | None = None
         self.monitored: tuple[str, int] | None = None
@@ -54,12 +56,14 @@ class Node:
             await self.sink.start()
             self._registry.register(SinkMetrics(self.sink))
         if self.gateway is not None:
-            self.clients = await self.gateway.start()
+            with _naming("clients", self.gateway.node.bind(self.gateway.node.client)):
+                self.clients = await self.gateway.start()
             self._registry.register(GatewayMetrics(self.gateway))
             if self.sink is not None:
                 await self.gateway.linked()
         if self.monitor is not None:
-            self.monitored = await self.monitor.start()
+            with _naming("monitoring", self._monitor_address):
+                self.monitored = await self.monitor.start()
 
     async def stop(self) -> None:
         """Gateway first, so that what it holds still reaches the sink."""
@@ -86,6 +90,16 @@ class Node:
         if self.gateway is None:
             return {}
         return {"/connz": self.gateway.connz, "/subsz": self.gateway.subsz}
+
+
+@contextlib.contextmanager
+def _naming(purpose: str, address: config.Address | None) -> Iterator[None]:
+    """Lets an address that cannot be had be named in the error, with what it is for."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).rpartition("): ")[2]  # the loop tells the address in its own way
+        raise OSError(error.errno, f"cannot listen on {address} for {purpose}: {reason.lower()}") from error
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------

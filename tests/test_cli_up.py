@@ -82,7 +82,12 @@ async def test_a_server_that_cannot_start_says_why(folder: Folder) -> None:
     address = f"127.0.0.1:{folder.client_port}"
     other = await mesh("up", "--client", address, "--monitor", "127.0.0.1:0", "--data", str(folder.path / "other"))
     assert other.status == 1
-    assert "address already in use" in other.err.lower()
+    assert f"mesh: cannot listen on {address} for clients: address already in use\n" in other.err
+    nowhere = await mesh("up", "--client", "no.such.host.invalid:4222", "--data", str(folder.path / "other"))
+    assert "mesh: cannot listen on no.such.host.invalid:4222 for clients: " in nowhere.err
+    monitor = "127.0.0.1:0", "--monitor", f"127.0.0.1:{folder.monitor_port}"
+    other = await mesh("up", "--client", *monitor, "--data", str(folder.path / "other"))
+    assert f"mesh: cannot listen on {monitor[2]} for monitoring: address already in use\n" in other.err
     same = await mesh("up", "--client", "127.0.0.1:0", "--monitor", "127.0.0.1:0", "--data", str(folder.data))
     assert same.status == 1
     assert str(folder.data) in same.err
