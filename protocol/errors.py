@@ -64,6 +64,7 @@ class LogError(MeshError):
 
 
 LOG_ERRORS: dict[str, tuple[int, int]] = {
+    "UNKNOWN_SERVER_ERROR": (-1, 500),
     "OFFSET_OUT_OF_RANGE": (1, 416),
     "CORRUPT_MESSAGE": (2, 500),
     "UNKNOWN_STREAM": (3, 404),

@@ -27,6 +27,7 @@ from gateway.shell.server import ClientServer
 from protocol import config, link
 from protocol.limits import OUTBOX_DRAIN_MS_MAX
 from protocol.streams import StreamDefinition, StreamState
+from protocol.subjects import SYSTEM_TOKENS
 
 LINGER_S = 0.001
 TICK_S = 0.1
@@ -197,7 +198,8 @@ class Gateway:
         self.server.flush()
 
     def _answer(self, reply: str, answer: bytes) -> None:
-        self.plane.publish(reply, "", b"", answer)
+        if reply.partition(".")[0] not in SYSTEM_TOKENS:  # nothing is ever delivered there
+            self.plane.publish(reply, "", b"", answer)
 
     def _pause(self, session: Session, subject: str) -> None:
         plan = self.outbox.routes.plan(subject, b"")

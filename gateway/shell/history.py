@@ -94,6 +94,9 @@ class HistoryService:
         except FrameError as error:
             log.error("log_batch_unreadable", error=str(error))
             fail(LogError("CORRUPT_MESSAGE", str(error)))
+        except Exception:  # a bug of ours: the log has it, and the requester is not left waiting
+            log.exception("log_request_failed")
+            fail(LogError("UNKNOWN_SERVER_ERROR", "the gateway has failed at this request; its log says how"))
         self._flush()
 
     def _fail_stream(self, session: Session, reply: str, error: LogError) -> None:

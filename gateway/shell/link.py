@@ -172,9 +172,9 @@ class SinkLink:
             raise LogError(
                 "LEADER_NOT_AVAILABLE", f"no sink of zone {self._hello.zone} is reachable: {self.last_error}"
             )
+        connection.send(request)
         future: asyncio.Future[link.Frame] = asyncio.get_running_loop().create_future()
         self._requests[request.request] = future
-        connection.send(request)
         try:
             frame = await asyncio.wait_for(future, (wait_ms + LINK_REQUEST_MS_MAX) / 1000)
         except (TimeoutError, asyncio.CancelledError) as error:

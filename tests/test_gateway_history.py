@@ -1,0 +1,48 @@
+"""`$LOG` and PubAcks on a gateway with its sink in this process: what a requester is told when something is wrong."""
+
+import json
+from collections.abc import AsyncIterator
+
+import nats
+import pytest
+from nats.aio.client import Client
+
+from gateway.shell.history import HistoryService
+from mesh import daemon
+from protocol import config
+
+
+@pytest.fixture
+async def client(tmp_path) -> AsyncIterator[Client]:
+    address = config.Address.parse("127.0.0.1:0")
+    streams = {"orders": ["orders.>"]}
+    node = daemon._embedded(
+        config.embedded(client=address, monitor=None, data=str(tmp_path), mode="event-sinks", streams=streams)
+    )
+    await node.start()
+    connection = await nats.connect(f"nats://127.0.0.1:{node.clients[1]}")
+    yield connection
+    await connection.close()
+    await node.stop()
+
+
+async def test_a_request_that_meets_a_bug_of_ours_is_answered(client, monkeypatch, capsys):
+    async def fails(self, session, name):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(HistoryService, "_metadata", fails)
+    answer = json.loads((await client.request("$LOG.METADATA", b"", timeout=5)).data)
+    assert answer["error"]["name"] == "UNKNOWN_SERVER_ERROR"
+    assert "ZeroDivisionError" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert json.loads((await client.request("$LOG.METADATA", b"", timeout=5)).data)["zone"] == "local"
+
+
+async def test_no_answer_is_ever_delivered_on_a_system_subject(client):
+    everything = await client.subscribe(">")
+    await client.publish("orders.a", b"asks", reply="$LOG.METADATA")
+    ack = json.loads((await client.request("orders.b", b"asks too", timeout=5)).data)
+    assert ack["offset"] == 1
+    seen = [(await everything.next_msg(timeout=5)).subject for _ in range(3)]
+    assert seen[:2] == ["orders.a", "orders.b"]
+    assert seen[2].startswith("_INBOX.")
