@@ -99,9 +99,10 @@ def _fields(block: bytes) -> dict[bytes, bytes]:
 def _sequence(value: bytes | None) -> tuple[int | None, Refusal | None]:
     if value is None:
         return None, None
-    if value.isdigit() and len(value) < 20:
+    if value.isdigit() and len(value) <= 20 and int(value) < 2**64:
         return int(value), None
-    return None, Refusal(400, 10003, f"Nats-Expected-Last-Sequence must be a number, got {_shown(value)}")
+    what = f"Nats-Expected-Last-Sequence must be a number of 64 bits, got {_shown(value)}"
+    return None, Refusal(400, 10003, what)
 
 
 def _ack(value: bytes | None) -> tuple[str | None, Refusal | None]:

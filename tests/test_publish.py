@@ -30,6 +30,7 @@ def test_headers_that_ask_for_nothing():
         (b"Nats-Expected-Stream: orders", "expect_stream", b"orders"),
         (b"Nats-Expected-Last-Sequence: 0", "expect_last_sequence", 0),
         (b"Nats-Expected-Last-Sequence: 12", "expect_last_sequence", 12),
+        (b"Nats-Expected-Last-Sequence: 18446744073709551615", "expect_last_sequence", 2**64 - 1),
         (b"Nats-Expected-Last-Msg-Id: a-0", "expect_last_id", b"a-0"),
         (b"Mesh-Ack: quorum", "ack", "quorum"),
         (b"Mesh-Ack: logged", "ack", "logged"),
@@ -65,8 +66,8 @@ def test_guarantees_that_we_do_not_give_are_refused_in_jetstreams_words(line, co
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (b"Nats-Expected-Last-Sequence: x", "must be a number, got 'x'"),
-        (b"Nats-Expected-Last-Sequence: -1", "must be a number, got '-1'"),
+        (b"Nats-Expected-Last-Sequence: x", "must be a number of 64 bits, got 'x'"),
+        (b"Nats-Expected-Last-Sequence: -1", "must be a number of 64 bits, got '-1'"),
         (b"Nats-Expected-Last-Sequence: 1.0", "must be a number"),
         (b"Nats-Expected-Last-Sequence: " + b"9" * 20, "must be a number"),
         (b"Nats-Expected-Last-Sequence: \xc2\xb2", "must be a number"),
