@@ -5,6 +5,7 @@ could not be stopped by Ctrl-C.
 """
 
 import asyncio
+import errno
 import os
 import stat
 from collections.abc import AsyncIterator
@@ -30,6 +31,8 @@ class LineTooLong(MeshError):
 def size_bytes(file: str) -> int | None:
     """Of a regular file; None where it is not known. OSError if there is none."""
     status = os.fstat(0) if file == STDIN else os.stat(file)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "is a folder; give a file of lines", file)
     return status.st_size if stat.S_ISREG(status.st_mode) else None
 
 

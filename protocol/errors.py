@@ -4,7 +4,8 @@
     ├── ConfigError            the configuration is wrong: nothing starts until it is corrected
     ├── DataError              bytes on a disk are not what was written: the process refuses to serve them
     │   ├── DamagedFile        with file and position
-    │   └── FolderInUse        another process holds the data folder, or the folder belongs to another node
+    │   ├── FolderInUse        another process holds the data folder, or the folder belongs to another node
+    │   └── FolderUnusable     there is none at that path, and none can be made
     ├── FrameError             a peer sent what the protocol does not allow: close that connection
     └── LogError               a request to the log that cannot be served: answer it by name, keep the connection
 
@@ -44,6 +45,10 @@ class DamagedFile(DataError):
 
 class FolderInUse(DataError):
     """The data folder is locked by a running process or belongs to another node."""
+
+
+class FolderUnusable(DataError):
+    """There is no data folder at that path, and none can be made."""
 
 
 class FrameError(MeshError):

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 from support.disk import Crash, DyingProcess, flip
 
-from protocol.errors import DamagedFile, FolderInUse
+from protocol.errors import DamagedFile, FolderInUse, FolderUnusable
 from sinkd.shell.folder import DataFolder
 
 OWNER = {"mesh": "acme", "zone": "eu", "node": "eu-sink1"}
@@ -104,3 +104,10 @@ def test_a_damaged_identity_is_refused(tmp_path):
     path.write_bytes(right.replace(b'"version": 1', b'"version": 2'))
     with pytest.raises(DamagedFile, match="version 2; this program reads"):
         DataFolder.open(tmp_path, **OWNER)
+
+
+@pytest.mark.parametrize(("path", "what"), [("a-file", "File exists"), ("a-file/below", "File exists|Not a directory")])
+def test_a_path_where_no_folder_can_be_is_refused_in_words(tmp_path, path, what):
+    (tmp_path / "a-file").write_text("here already")
+    with pytest.raises(FolderUnusable, match=f"data folder .*{path} cannot be made: ({what}); give a folder"):
+        DataFolder.open(tmp_path / path, mesh="acme", zone="eu", node="sink1")

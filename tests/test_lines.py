@@ -63,3 +63,8 @@ async def test_devices_and_missing_files(tmp_path: Path) -> None:
     assert size_bytes("/dev/null") is None
     with pytest.raises(FileNotFoundError):
         await collect(str(tmp_path / "missing"))
+
+
+async def test_a_folder_is_no_file_of_lines(tmp_path):
+    with pytest.raises(IsADirectoryError, match="give a file of lines"):
+        [line async for line in read_lines(str(tmp_path))]

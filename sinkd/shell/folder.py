@@ -19,7 +19,7 @@ from typing import Final
 import msgspec
 from fastcrc import crc32
 
-from protocol.errors import DamagedFile, FolderInUse
+from protocol.errors import DamagedFile, FolderInUse, FolderUnusable
 from sinkd.shell.files import TEMPORARY_SUFFIX, make_folder, read_at, write_at, write_atomically
 
 VERSION: Final = 1
@@ -60,9 +60,14 @@ class DataFolder:
     def open(cls, path: Path, *, mesh: str, zone: str, node: str) -> "DataFolder":
         """Locks the folder of this node, made and given an identity if it is absent or empty.
 
-        FolderInUse: a process has it, or it is somebody else's. DamagedFile: its identity cannot be read.
+        FolderInUse: a process has it, or it is somebody else's. FolderUnusable: it is a file, or cannot be made.
+        DamagedFile: its identity cannot be read.
         """
-        make_folder(path)
+        try:
+            make_folder(path)
+        except OSError as error:
+            what = f"{error.strerror}; give a folder that can be written, or one that can be made"
+            raise FolderUnusable(f"data folder {path} cannot be made: {what}") from error
         _refuse_foreign(path)
         lock = _lock(path)
         try:
