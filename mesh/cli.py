@@ -21,6 +21,8 @@ from mesh.commands.failure import Failure
 from mesh.settings import (
     DEFAULT_SERVER,
     DEFAULT_TIMEOUT_MS,
+    LOG_FORMATS,
+    LOG_LEVELS,
     ClientSettings,
     UpOptions,
     data_plane,
@@ -205,10 +207,8 @@ def _print_json(fields: dict[str, Any]) -> None:
 
 
 def _log_options(command: Command) -> Command:
-    level = click.option(
-        "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
-    )
-    form = click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+    level = click.option("--log-level", type=click.Choice(LOG_LEVELS), default="info", show_default=True)
+    form = click.option("--log-format", type=click.Choice(LOG_FORMATS), default="text", show_default=True)
     return level(form(command))
 
 

@@ -5,12 +5,9 @@ import sys
 
 import structlog
 
-LEVELS = ("debug", "info", "warning", "error")
-FORMATS = ("text", "json")
-
 
 def configure(level: str, form: str) -> None:
-    """`level` is one of LEVELS, `form` one of FORMATS. Call once, before anything logs."""
+    """`level` is one of LOG_LEVELS, `form` one of LOG_FORMATS (`mesh.settings`). Call once, before anything logs."""
     renderer: structlog.types.Processor = structlog.processors.JSONRenderer()
     if form == "text":
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())

@@ -7,6 +7,8 @@ from typing import Final
 
 DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
 DEFAULT_TIMEOUT_MS: Final = 5_000
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("text", "json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,6 @@ from typing import Final, NamedTuple
 from protocol.errors import FrameError
 
 VERSION: Final = "NATS/1.0"
-NO_RESPONDERS: Final = 503
 
 
 class Headers(NamedTuple):

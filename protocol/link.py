@@ -14,7 +14,7 @@ request number for reads), never by order alone.
 
 import struct
 from collections.abc import Iterator
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import ClassVar, NamedTuple
 
 import msgspec
 
@@ -254,8 +254,6 @@ KINDS: dict[int, type[Message]] = {
 for _kind, _class in KINDS.items():
     _class.kind = _kind
 _DECODERS = {kind: msgspec.msgpack.Decoder(message_class) for kind, message_class in KINDS.items()}
-
-AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
 class Frame(NamedTuple):

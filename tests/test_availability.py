@@ -1,0 +1,99 @@
+"""What this version cannot do is refused by name when a node starts, and accepted by `mesh check`: one test a line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mesh.availability import not_available
+from protocol import config
+
+NODES = """
+[zones.eu.gateways.gw1]
+client = "127.0.0.1:0"
+mesh = "127.0.0.1:6222"
+{gateway}
+[zones.eu.sinks.sink1]
+link = "127.0.0.1:6333"
+raft = "127.0.0.1:6334"
+data = "data"
+{sink}
+"""
+PLAIN = {"mesh": "", "gateway": "", "sink": "", "more": ""}
+SECOND_GATEWAY = '[zones.eu.gateways.gw2]\nclient = "127.0.0.1:0"\nmesh = "127.0.0.1:6223"'
+SECOND_SINK = '[zones.eu.sinks.sink2]\nlink = "127.0.0.1:6335"\nraft = "127.0.0.1:6336"\ndata = "data2"'
+SECOND_ZONE = """
+[zones.us.gateways.us-gw1]
+client = "127.0.0.1:0"
+mesh = "127.0.0.1:6224"
+[zones.us.sinks.us-sink1]
+link = "127.0.0.1:6337"
+raft = "127.0.0.1:6338"
+data = "data3"
+"""
+NKEY = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
+
+
+def text(**parts: str) -> str:
+    parts = PLAIN | parts
+    return f'[mesh]\nname = "acme"\n{parts["mesh"]}\n' + NODES.format(**parts) + parts["more"]
+
+
+def test_a_plain_mesh_of_one_gateway_and_one_sink_is_available():
+    assert not_available(config.parse(text(), "mesh.toml")) == []
+
+
+@pytest.mark.parametrize(
+    ("parts", "refusal"),
+    [
+        ({"mesh": 'contracts = "warn"'}, "mesh.contracts: 'warn' is not available in this version; write 'off'"),
+        ({"mesh": 'buffer = "1MiB"'}, "mesh.buffer: the ephemeral ring is not available"),
+        ({"more": '[tls.clients]\ncert = "c.pem"\nkey = "k.pem"'}, "tls.clients: TLS for clients is not available"),
+        ({"more": '[tls.nodes]\nca = "a"\ncert = "c"\nkey = "k"'}, "tls.nodes: TLS between nodes is not available"),
+        ({"more": SECOND_ZONE}, "zones: links between zones are not available in this version; leave one of eu, us"),
+        ({"more": SECOND_GATEWAY}, "zones.eu.gateways: links between gateways are not available"),
+        ({"more": SECOND_SINK}, "zones.eu.sinks: groups of several sinks are not available"),
+        ({"more": "[zones.eu]\ngroups = 2"}, "zones.eu.groups: several groups are not available"),
+        ({"gateway": "workers = 2"}, "zones.eu.gateways.gw1.workers: several workers are not available"),
+        ({"gateway": 'spool = "spool"'}, "zones.eu.gateways.gw1.spool: the spool is not available"),
+        ({"sink": 'fsync = "interval"'}, "zones.eu.sinks.sink1.fsync: 'interval' is not available"),
+        (
+            {"more": SECOND_ZONE + '[streams.orders]\nsubjects = ["orders.>"]\nack = "geo"'},
+            "streams.orders.ack: 'geo' is not available in this version; write 'quorum'",
+        ),
+        ({"more": f'[[users]]\nnkey = "{NKEY}"'}, f"users {NKEY}: nkeys are not available"),
+        (
+            {"more": '[[users]]\nuser = "a"\npassword = "b"\nrole = "publisher"'},
+            "users a: roles are not available in this version; write permissions",
+        ),
+    ],
+)
+def test_what_is_not_available_is_named(parts, refusal):
+    problems = not_available(config.parse(text(**parts), "mesh.toml"))
+    assert any(problem.startswith(refusal) for problem in problems), problems
+
+
+@pytest.mark.parametrize(("command", "node"), [("gateway", "gw1"), ("sinkd", "sink1")])
+def test_a_node_says_all_of_it_and_does_not_start(tmp_path, command, node):
+    file = tmp_path / "mesh.toml"
+    file.write_text(text(gateway="workers = 2", sink='fsync = "interval"'))
+    folder = Path(sys.executable).parent
+
+    def run(*arguments):
+        return subprocess.run(
+            [folder / arguments[0], *arguments[1:]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+
+    assert run("mesh", "check", "mesh.toml").returncode == 0
+    ended = run(command, "--config", "mesh.toml", "--node", node)
+    assert ended.returncode == 1
+    assert "mesh.toml: zones.eu.gateways.gw1.workers: several workers" in ended.stderr
+    assert "mesh.toml: zones.eu.sinks.sink1.fsync: 'interval'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "data").exists()
