@@ -20,7 +20,7 @@ from support.natsraw import RawClient
 from gateway.core.identity import UserEntry, Verification
 from gateway.core.session import Closed, Session
 from gateway.shell.server import ClientServer, check_password
-from protocol.limits import READ_TURN_BYTES
+from protocol.limits import READ_BYTES
 
 CONNECT = b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"no_responders":true}\r\n'
 FAST = {"connect_timeout": 2, "reconnect_time_wait": 0.02, "max_reconnect_attempts": 100}
@@ -249,7 +249,7 @@ async def _count_turns_of_big_reads(turns: list[int]) -> None:
 
         def slowly(session: Session, data: bytes, now_ms: int) -> None:
             receive(session, data, now_ms)
-            if len(data) >= READ_TURN_BYTES:
+            if len(data) >= READ_BYTES:
                 turns.append(turn)
                 time.sleep(0.01)  # the client is faster
 

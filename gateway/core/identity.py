@@ -74,6 +74,7 @@ class Permissions:
         if entry.subscribe_allow is not None:
             self._subscribe_allow = [_Rule.read(text) for text in entry.subscribe_allow]
         self._subscribe_deny = [_Rule.read(text) for text in entry.subscribe_deny]
+        self.filters = bool(self._subscribe_deny)  # whether `may_receive` can say no
         self._verdicts: dict[str, bool] = {}
         self.responses = entry.responses
 

@@ -1,28 +1,29 @@
-"""The data plane: what clients send in, what clients get out. The reference; its compiled twin has the same interface.
+"""The data plane of one gateway worker: who is connected, who may do what, and the way of every message.
 
-    bytes ─► ClientParser ─► event ─┬─ PUB: permission ─► Sublist ─► `out` of every receiver
-                                    │                  └► hooks.capture, hooks.service, 503
-                                    ├─ SUB, UNSUB ─► Sublist
-                                    └─ CONNECT ─► Directory ─► (verification) ─► ready
+    bytes ─► Forwarder ─┬─ ordinary messages ─► output of their receivers
+                        └─ everything else ─► Plane ─┬─ CONNECT ─► Directory ─► (verification) ─► ready
+                                                     ├─ SUB, UNSUB ─► the account's subscriptions
+                                                     └─ special subjects ─► hooks.capture, hooks.service, 503
 
-A batch of bytes goes in by `receive`, effects pile up: output in `Session.out`, sessions to look at in `take_dirty()`,
+A batch of bytes goes in by `receive`, effects pile up: output in the sessions, sessions to look at in `take_dirty()`,
 passwords to verify in `take_verifications()`. Nothing here waits, sends or looks at a clock.
 
-A subject's receivers, with everything that permissions leave out, are one cached `Result` of the sublist. Each event of
-a session is acted on before the next one is parsed, so a session that is paused, closed or being verified stops between
-two events, and what came behind stays in its parser.
+This is the policy: Python, and the same above both forwarders (`gateway.core.engine` chooses). Each event of a session
+is acted on before the next one is parsed, so a session that is paused, closed or being verified stops between two
+events, and what came behind waits.
 
 Source: nats-server `server/client.go`; differences are named where they are, and in `protocol.nats` and `identity`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
+from gateway.core.engine import BEST, Engine
+from gateway.core.forwarding import Kind
 from gateway.core.identity import AnswerableReplies, Directory, UserEntry, Verification
 from gateway.core.liveness import Due, Liveness
-from gateway.core.session import Closed, Session, Subscription
-from gateway.core.sublist import Sublist
+from gateway.core.session import DEFAULT_ACCOUNT, Account, Closed, Session, Subscription
 from protocol import headers, nats, subjects
 from protocol.errors import FrameError
 from protocol.limits import (
@@ -36,6 +37,8 @@ from protocol.limits import (
     STALL_MS,
     SUBJECT_TOKENS_MAX,
 )
+
+_SEEDS: Final = 2**32 - 1
 
 PROTOCOL_VERSION: Final = "2.12.0"
 """The nats-server release whose client protocol this is: clients unlock features by it."""
@@ -61,24 +64,11 @@ class PlaneOptions:
     users: tuple[UserEntry, ...] = ()
 
 
-@dataclass
-class Stats:
-    """Counters under nats-server's `/varz` names; payload and header bytes, not frames."""
-
-    in_msgs: int = 0
-    out_msgs: int = 0
-    in_bytes: int = 0
-    out_bytes: int = 0
-    slow_consumers: int = 0
-    stale_connections: int = 0
-    stalled_clients: int = 0
-    connections: int = 0
-    total_connections: int = 0
-    subscriptions: int = 0
-
-
 class Hooks(Protocol):
     """What capture, history and the shell plug in. Calls come in the middle of a batch; none may block."""
+
+    def keeps(self, account: str, subject: str) -> bool:
+        """Whether `capture` wants the events on `subject`. When that changes, `Plane.routes_changed` is due."""
 
     def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
         """An event of a client, after its live delivery. Returns whether the log will answer `reply`: then no 503."""
@@ -90,43 +80,25 @@ class Hooks(Protocol):
         """The socket of `session` is gone."""
 
 
-class _Message:
-    """One message on its way to several receivers; what all of them get alike is put together once."""
+class Watch(NamedTuple):
+    """Somebody wants to know when `session` has no subscription to `subject` any more."""
 
-    __slots__ = ("_headed_tail", "_plain_tail", "header_block", "payload", "reply", "subject")
-
-    def __init__(self, subject: bytes, reply: bytes, header_block: bytes, payload: bytes) -> None:
-        self.subject = subject
-        self.reply = reply
-        self.header_block = header_block
-        self.payload = payload
-        self._plain_tail = b""
-        self._headed_tail = b""
-
-    def put(self, subscription: Subscription) -> int:
-        """Appends the frame for `subscription` to its output; the bytes of header and payload it carries."""
-        session = subscription.session
-        if self.header_block and session.options.headers:
-            if not self._headed_tail:
-                self._headed_tail = nats.header_message_tail(self.reply, self.header_block, self.payload)
-            session.out += b"HMSG %b %b%b" % (self.subject, subscription.sid, self._headed_tail)
-            return len(self.header_block) + len(self.payload)
-        if not self._plain_tail:
-            self._plain_tail = nats.message_tail(self.reply, self.payload)
-        session.out += b"MSG %b %b%b" % (self.subject, subscription.sid, self._plain_tail)
-        return len(self.payload)
+    session: Session
+    subject: str
+    lost: Callable[[], None]
 
 
 class Plane:
-    """All sessions of one gateway worker. `choose(n)` picks 0..n-1: queue members and timer jitter."""
+    """All sessions of one gateway worker. `choose(n)` picks 0..n-1: timer jitter, and where queue choices begin."""
 
-    def __init__(self, options: PlaneOptions, hooks: Hooks, choose: Callable[[int], int]) -> None:
+    def __init__(
+        self, options: PlaneOptions, hooks: Hooks, choose: Callable[[int], int], engine: Engine = BEST
+    ) -> None:
         self.options = options
-        self.stats = Stats()
+        self.engine = engine
         self.sessions: dict[int, Session] = {}
-        self.sublist: Sublist[Subscription] = Sublist(_accepts)
+        self.accounts: dict[str, Account] = {DEFAULT_ACCOUNT: engine.account(DEFAULT_ACCOUNT)}
         self._hooks = hooks
-        self._choose = choose
         self._directory = Directory(options.users)
         self._liveness = Liveness(
             self.sessions,
@@ -136,12 +108,13 @@ class Plane:
             choose=choose,
         )
         self._now_ms = 0
-        self._dirty: list[Session] = []
         self._verifications: list[Session] = []
         self.port = options.port
-        self._stall_bytes = options.max_pending_bytes // 4 * 3
+        self._stall_bytes = options.max_pending_bytes // 2
+        self.forwarder = engine.forwarder(self, 1 + choose(_SEEDS), self._stall_bytes)
+        self.stats = self.forwarder.stats
+        self._watches: dict[Account, dict[str, list[Watch]]] = {}
         self._actions: dict[type, Callable[[Session, Any], None]] = {
-            nats.Publish: self._publish,
             nats.Subscribe: self._subscribe,
             nats.Unsubscribe: self._unsubscribe,
             nats.Ping: self._ping,
@@ -158,13 +131,14 @@ class Plane:
         self.port = port
 
     def connect(self, client_ip: str, client_port: int, now_ms: int) -> Session:
-        """A client has connected; INFO stands in its `out`. Above `max_connections` it is already closing."""
+        """A client has connected; INFO stands in its output. Above `max_connections` it is already closing."""
         options = self.options
         self._now_ms = now_ms
         self.stats.total_connections += 1
         parser = nats.ClientParser(options.max_payload_bytes, options.max_control_line_bytes)
         parser.expect_connect = self._directory.is_required
-        session = Session(self.stats.total_connections, client_ip, client_port, parser, now_ms)
+        account = self.accounts[DEFAULT_ACCOUNT]
+        session = self.engine.session(self.stats.total_connections, client_ip, client_port, parser, account, now_ms)
         self._send(session, nats.info_line(self._info(session)))
         if len(self.sessions) >= options.max_connections:
             self._refuse(session, nats.CONNECTIONS_EXCEEDED, Closed.CONNECTIONS_EXCEEDED)
@@ -174,12 +148,13 @@ class Plane:
         self._liveness.opened(session, now_ms, self._directory.is_required)
         return session
 
-    def receive(self, session: Session, data: bytes, now_ms: int) -> None:
-        """Act on what `session` has sent. With `data` b"": on what was left when it was paused or being verified."""
+    def receive(self, session: Session, data: bytes | bytearray | memoryview, now_ms: int) -> bool:
+        """Act on what `session` has sent; whether it is to be called again soon, with b"", for more of the same.
+
+        With `data` b"": on what was left then, or when the session was paused or being verified.
+        """
         self._now_ms = now_ms
-        if session.closing is None:
-            session.parser.receive(data)
-            self._proceed(session)
+        return self.forwarder.receive(session, data, now_ms)
 
     def tick(self, now_ms: int) -> None:
         """Send due PINGs, close what is stale or not authenticated in time. As often as timers should be exact."""
@@ -194,13 +169,13 @@ class Plane:
                 self._refuse(session, nats.AUTHENTICATION_TIMEOUT, Closed.AUTHENTICATION_TIMEOUT)
 
     def close(self, session: Session, reason: Closed, *, flushes: bool = True, detail: str = "") -> None:
-        """Give the connection up; the shell sends what is in `out` (unless not `flushes`) and closes the socket."""
+        """Give the connection up; the shell sends its output (unless not `flushes`) and closes the socket."""
         if session.closing is not None:
             return
         session.closing, session.closing_detail, session.flushes = reason, detail, flushes
         self._drop_subscriptions(session)
         if not flushes:
-            session.out = bytearray()
+            session.take()
         if reason in (Closed.SLOW_PENDING, Closed.SLOW_DEADLINE):
             self.stats.slow_consumers += 1
         self._touch(session)
@@ -226,35 +201,48 @@ class Plane:
 
     def take_dirty(self) -> list[Session]:
         """The sessions that have output, are closing, or were paused or resumed since the last call."""
-        taken, self._dirty = self._dirty, []
-        for session in taken:
-            session.dirty = False
-        return taken
+        return self.forwarder.take_dirty()
+
+    def routes_changed(self) -> None:
+        """The log keeps other subjects than before."""
+        self.forwarder.invalidate()
 
     # -- messages of the mesh itself ----------------------------------------------------------------------------------
 
-    def publish(self, subject: str, reply: str, header_block: bytes, payload: bytes) -> int:
+    def publish(self, subject: str, reply: str, header_block: bytes, payload: bytes, account: str = "") -> int:
         """Route a message of our own, like a PubAck: as any publish, but never captured. How many got it."""
-        message = _Message(subjects.encode(subject), subjects.encode(reply), header_block, payload)
-        return self._route(None, subject, message)
+        space = self.accounts[account or DEFAULT_ACCOUNT]
+        wire = subjects.encode(subject), subjects.encode(reply)
+        return self.forwarder.route(space, None, *wire, header_block, payload)
 
     def deliver(self, session: Session, route: str, show: str, reply: str, header_block: bytes, payload: bytes) -> int:
         """To those subscriptions of `session` that match `route`, showing `show` as the subject. How many got it."""
-        message = _Message(subjects.encode(show), subjects.encode(reply), header_block, payload)
-        receivers = self._own_receivers(session, route)
-        for subscription in receivers:
-            self._deliver(subscription, message)
-        return len(receivers)
+        wire = subjects.encode(show), subjects.encode(reply)
+        return self.forwarder.deliver(self._own_receivers(session, route), *wire, header_block, payload)
 
     def has_interest(self, session: Session, route: str) -> bool:
         """Whether `session` has a subscription that matches `route`."""
         return bool(self._own_receivers(session, route))
 
+    def watch(self, session: Session, subject: str, lost: Callable[[], None]) -> "Watch":
+        """Calls `lost` once, when no subscription of `session` matches the literal `subject` any more."""
+        watch = Watch(session, subject, lost)
+        self._watches.setdefault(session.account, {}).setdefault(subject, []).append(watch)
+        return watch
+
+    def unwatch(self, watch: "Watch") -> None:
+        """`watch` need not be called any more."""
+        watches = self._watches.get(watch.session.account, {})
+        if watch in watches.get(watch.subject, ()):
+            watches[watch.subject].remove(watch)
+            if not watches[watch.subject]:
+                del watches[watch.subject]
+
     def no_responders(self, session: Session, reply: str, subject: str = "") -> None:
         """Tell a requester that nobody answers `subject`, if it asked for that. Not counted against a maximum."""
         if not session.options.no_responders:
             return
-        for subscription in self.sublist.match(reply).plain:
+        for subscription in session.account.sublist.match(reply).plain:
             if subscription.session is session and not subscription.closed:
                 block = headers.no_responders(subjects.encode(subject)) if subject else headers.build(status=503)
                 tail = nats.header_message_tail(b"", block, b"")
@@ -262,73 +250,48 @@ class Plane:
                 return
 
     def _own_receivers(self, session: Session, route: str) -> list[Subscription]:
-        result = self.sublist.match(route)
+        result = session.account.sublist.match(route)
         own = [subscription for subscription in result.plain if subscription.session is session]
         for group in result.queues:
             own += [subscription for subscription in group if subscription.session is session][:1]
         return own
 
-    # -- publishing ---------------------------------------------------------------------------------------------------
+    # -- what the forwarder asks for (gateway.core.forwarding.Policy) --------------------------------------------------
 
-    def _publish(self, session: Session, event: nats.Publish) -> None:
+    def kind(self, session: Session, subject: str) -> int:
+        kind = 0 if session.permissions.may_publish(subject) else Kind.DENIED
+        if subject[:1] == "$" and subject.partition(".")[0] in subjects.SYSTEM_TOKENS:
+            return kind | Kind.SYSTEM
+        if subjects.is_captured(subject) and _is_routable(subject) and self._hooks.keeps(session.account.name, subject):
+            kind |= Kind.KEPT
+        return kind
+
+    def act(self, session: Session, event: nats.Event) -> None:
+        self._actions[type(event)](session, event)
+
+    def special(self, session: Session, event: nats.Publish, kind: int) -> None:
         wire_subject, wire_reply, header_block, payload = event
-        size_bytes = len(header_block) + len(payload)
-        self._count_in(session, size_bytes)
-        subject = subjects.decode(wire_subject)
-        if not session.permissions.may_publish(subject) and not session.may_answer(wire_subject, self._now_ms):
+        subject, reply = subjects.decode(wire_subject), subjects.decode(wire_reply)
+        if kind & Kind.DENIED and not session.may_answer(wire_subject, self._now_ms):
             self._send(session, nats.error_line(nats.publish_violation(subject)))
             return
         if session.options.verbose:
             self._send(session, nats.OK)
-        if subject[0] == "$" and subject.partition(".")[0] in subjects.SYSTEM_TOKENS:
-            self._hooks.service(session, subject, subjects.decode(wire_reply), header_block, payload)
+        if kind & Kind.SYSTEM:
+            self._hooks.service(session, subject, reply, header_block, payload)
             return
-        receivers = self._route(session, subject, _Message(wire_subject, wire_reply, header_block, payload))
-        answered = False
-        if subjects.is_captured(subject) and _is_routable(subject):
-            answered = self._hooks.capture(session, subject, subjects.decode(wire_reply), header_block, payload)
-        if receivers == 0 and wire_reply and not answered:
-            self.no_responders(session, subjects.decode(wire_reply), subject)
+        receivers = self.forwarder.route(session.account, session, wire_subject, wire_reply, header_block, payload)
+        answered = kind & Kind.KEPT and self._hooks.capture(session, subject, reply, header_block, payload)
+        if receivers == 0 and reply and not answered:
+            self.no_responders(session, reply, subject)
 
-    def _route(self, sender: Session | None, subject: str, message: _Message) -> int:
-        """Deliver to all plain subscriptions and one member of each queue group. How many got it."""
-        result = self.sublist.match(subject)
-        silent = None if sender is None or sender.options.echo else sender
-        receivers = 0
-        for subscription in result.plain:
-            if subscription.session is not silent and not subscription.closed:
-                self._deliver(subscription, message, sender)
-                receivers += 1
-        for group in result.queues:
-            first = self._choose(len(group)) if len(group) > 1 else 0
-            for subscription in group[first:] + group[:first]:
-                if subscription.session is not silent and not subscription.closed:
-                    self._deliver(subscription, message, sender)
-                    receivers += 1
-                    break
-        return receivers
+    def unanswered(self, session: Session, reply: str, subject: str) -> None:
+        self.no_responders(session, reply, subject)
 
-    def _deliver(self, subscription: Subscription, message: _Message, sender: Session | None = None) -> None:
-        if subscription.closed:
-            return
-        session = subscription.session
-        size_bytes = message.put(subscription)
-        session.out_msgs += 1
-        session.out_bytes += size_bytes
-        session.last_activity_ms = self._now_ms
-        self.stats.out_msgs += 1
-        self.stats.out_bytes += size_bytes
-        subscription.received += 1
-        if subscription.received == subscription.max_messages:
-            self._drop(subscription)
-        if session.answerable is not None and message.reply:
-            session.answerable.received(message.reply, self._now_ms)
-        if not session.dirty:
-            self._touch(session)
-        if len(session.out) + session.unsent_bytes > self._stall_bytes:
-            self._falls_behind(session, sender)
+    def exhausted(self, subscription: Subscription) -> None:
+        self._drop(subscription)
 
-    def _falls_behind(self, session: Session, sender: Session | None) -> None:
+    def falls_behind(self, session: Session, sender: Session | None) -> None:
         pending_bytes = session.pending_bytes
         if pending_bytes <= self._stall_bytes:
             return
@@ -338,13 +301,6 @@ class Plane:
         elif sender is not None and not sender.stall_ms:
             sender.stall_ms = STALL_MS
             self.stats.stalled_clients += 1
-
-    def _count_in(self, session: Session, size_bytes: int) -> None:
-        session.in_msgs += 1
-        session.in_bytes += size_bytes
-        session.last_heard_ms = session.last_activity_ms = self._now_ms
-        self.stats.in_msgs += 1
-        self.stats.in_bytes += size_bytes
 
     # -- subscriptions ------------------------------------------------------------------------------------------------
 
@@ -356,9 +312,9 @@ class Plane:
             self._send(session, nats.error_line(problem))
             return
         if event.sid not in session.subscriptions:
-            subscription = Subscription(session, pattern, queue, event.sid)
+            subscription = self.engine.subscription(session, pattern, queue, event.sid)
             session.subscriptions[event.sid] = subscription
-            self.sublist.insert(subscription)
+            self.forwarder.insert(subscription)
             self.stats.subscriptions += 1
         if session.options.verbose:
             self._send(session, nats.OK)
@@ -386,10 +342,21 @@ class Plane:
             self._send(session, nats.OK)
 
     def _drop(self, subscription: Subscription) -> None:
-        subscription.closed = True
-        del subscription.session.subscriptions[subscription.sid]
-        self.sublist.remove(subscription)
+        session = subscription.session
+        del session.subscriptions[subscription.sid]
+        self.forwarder.remove(subscription)
         self.stats.subscriptions -= 1
+        if session.account in self._watches:
+            self._tell_watchers(subscription)
+
+    def _tell_watchers(self, subscription: Subscription) -> None:
+        watches, pattern = self._watches[subscription.session.account], subscription.pattern
+        subjects_lost = [pattern] if pattern in watches else [s for s in watches if subjects.matches(pattern, s)]
+        for subject in subjects_lost:
+            for watch in list(watches[subject]):
+                if watch.session is subscription.session and not self.has_interest(watch.session, subject):
+                    self.unwatch(watch)
+                    watch.lost()
 
     def _drop_subscriptions(self, session: Session) -> None:
         for subscription in list(session.subscriptions.values()):
@@ -429,7 +396,7 @@ class Plane:
         session.verifying = None
         self._decide(session, entry)
         self._touch(session)
-        self._proceed(session)
+        self.receive(session, b"", now_ms)
 
     def _decide(self, session: Session, entry: UserEntry | None) -> None:
         if entry is None:
@@ -484,23 +451,11 @@ class Plane:
         self._send(session, nats.error_line(text))
         self.close(session, reason, detail=detail)
 
-    def _proceed(self, session: Session) -> None:
-        next_event, actions = session.parser.next_event, self._actions
-        while session.closing is None and session.verifying is None and not session.paused:
-            event = next_event()
-            if event is None:
-                return
-            actions[type(event)](session, event)
-
     def _send(self, session: Session, line: bytes) -> None:
-        session.out += line
-        if not session.dirty:
-            self._touch(session)
+        self.forwarder.write(session, line)
 
     def _touch(self, session: Session) -> None:
-        if not session.dirty:
-            session.dirty = True
-            self._dirty.append(session)
+        self.forwarder.touch(session)
 
     def _info(self, session: Session) -> dict[str, Any]:
         options = self.options
@@ -529,11 +484,6 @@ _REASONS = {
     nats.PAYLOAD_VIOLATION: Closed.PAYLOAD_EXCEEDED,
     nats.CONTROL_LINE_EXCEEDED: Closed.CONTROL_LINE_EXCEEDED,
 }
-
-
-def _accepts(subscription: Subscription, subject: str) -> bool:
-    """What a user may not receive is left out of the route, however wide the subscription is."""
-    return subscription.session.permissions.may_receive(subject, subscription.queue)
 
 
 def _is_routable(subject: str) -> bool:

@@ -99,7 +99,7 @@ def _connection(session: Session, now_ms: int, wall_ms: int) -> dict[str, Any]:
 
 def subsz(plane: Plane, *, wall_ms: int, limit: int = MONITOR_LIST_DEFAULT) -> dict[str, object]:
     """The subscriptions, at most `limit` of them, and what the sublist counts."""
-    sublist = plane.sublist
+    sublist = plane.accounts["$G"].sublist
     shown = []
     for subscription in islice(sublist, limit):
         detail: dict[str, object] = {"subject": subscription.pattern}
@@ -114,7 +114,7 @@ def subsz(plane: Plane, *, wall_ms: int, limit: int = MONITOR_LIST_DEFAULT) -> d
         "server_id": plane.options.server_id,
         "now": _date(wall_ms),
         "num_subscriptions": sublist.count,
-        "num_cache": sublist.cached,
+        "num_cache": plane.forwarder.plans_cached,
         "num_inserts": sublist.inserts,
         "num_removes": sublist.removes,
         "total": sublist.count,

@@ -1,17 +1,23 @@
-"""One client connection as the data plane sees it, and its subscriptions.
+"""One client connection as the data plane sees it, its subscriptions, and the account that they live in.
 
 A session goes one way: connected → (verifying) → ready → closing. `closing` holds the reason from the moment on that
-the connection is given up: nothing more is read from it or delivered to it, and what is in `out` is still sent unless
-`flushes` is false. Times are milliseconds of the clock that the plane is given.
+the connection is given up: nothing more is read from it or delivered to it, and what is in its output is still sent
+unless `flushes` is false. Times are milliseconds of the clock that the plane is given.
+
+These classes hold; what happens to them is decided by `gateway.core.forwarding` (messages) and `gateway.core.plane`
+(everything else). They are the reference of the classes of the same names in the compiled forwarder.
 """
 
 from collections.abc import Callable
 from enum import StrEnum
 
 from gateway.core.identity import EVERYTHING, AnswerableReplies, Permissions, UserEntry, Verification
+from gateway.core.sublist import Sublist
 from protocol import nats
 
 NEVER_MS = -1
+DEFAULT_ACCOUNT = "$G"
+"""The account of everybody where no others are configured; nats-server's name for it."""
 
 
 class Closed(StrEnum):
@@ -30,6 +36,7 @@ class Closed(StrEnum):
     CONNECTIONS_EXCEEDED = "Maximum Connections Exceeded"
     PAYLOAD_EXCEEDED = "Maximum Message Payload Exceeded"
     CONTROL_LINE_EXCEEDED = "Maximum Control Line Exceeded"
+    TLS_HANDSHAKE = "TLS Handshake Failure"
 
 
 class Subscription:
@@ -47,32 +54,53 @@ class Subscription:
         self.closed = False
 
 
+class Account:
+    """A space of subjects: who is subscribed in it is reached from it, and from nowhere else."""
+
+    __slots__ = ("name", "sublist")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.sublist: Sublist[Subscription] = Sublist(_accepts)
+
+
+def _accepts(subscription: Subscription, subject: str) -> bool:
+    """What a user may not receive is left out of the route, however wide the subscription is."""
+    session = subscription.session
+    return not session.permissions.filters or session.permissions.may_receive(subject, subscription.queue)
+
+
 class Session:
     """The state of one connection. Others than the plane and its shell read it only, and call the `may_*` methods.
 
-    `out` is what the shell has to send. `unsent_bytes` is what the shell has taken and the socket has not: an upper
-    bound that it renews whenever it writes, and that `measure_unsent` makes exact where it matters.
+    `write` and `take` are its output. `unsent_bytes` is what the shell has taken and the socket has not: an upper bound
+    that it renews whenever it writes, and that `measure_unsent` makes exact where it matters.
     """
 
-    def __init__(self, id: int, client_ip: str, client_port: int, parser: nats.ClientParser, now_ms: int) -> None:
+    def __init__(
+        self, id: int, client_ip: str, client_port: int, parser: nats.ClientParser, account: Account, now_ms: int
+    ) -> None:
         self.id = id
         self.client_ip = client_ip
         self.client_port = client_port
         self.parser = parser
+        self.account = account
         self.subscriptions: dict[bytes, Subscription] = {}
 
         self.options = nats.ConnectOptions()
         self.connected = False  # a CONNECT was accepted
         self.info_sent = False  # the INFO that follows the first PONG
+        self.nonce = ""  # what a client with an nkey has to sign
+        self.tls: object | None = None  # what the shell knows of the encryption, for reports
         self.verifying: Verification | None = None
         self.entry: UserEntry | None = None  # None where no users are configured
         self.user = ""
         self.permissions: Permissions = EVERYTHING
         self.answerable: AnswerableReplies | None = None
 
-        self.out = bytearray()
+        self._out = bytearray()
         self.unsent_bytes = 0
-        self.measure_unsent: Callable[[], int] = lambda: self.unsent_bytes
+        self.measure_unsent: Callable[[], int] | None = None
         self.dirty = False  # the shell has to look at it
         self.paused = False  # nothing is read or parsed until it is resumed
         self.stall_ms = 0  # how long the shell should wait before it reads again, because a subscriber falls behind
@@ -99,11 +127,31 @@ class Session:
         """What the client calls itself, "" if nothing."""
         return self.options.name
 
+    # -- output -------------------------------------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Append to the output."""
+        self._out += data
+
+    def take(self) -> bytes:
+        """The output; it is the taker's now."""
+        taken = bytes(self._out)
+        self._out.clear()
+        return taken
+
+    @property
+    def queued_bytes(self) -> int:
+        """The output that nobody has taken yet."""
+        return len(self._out)
+
     @property
     def pending_bytes(self) -> int:
         """What waits to be sent to the client, measured now."""
-        self.unsent_bytes = self.measure_unsent()
-        return len(self.out) + self.unsent_bytes
+        if self.measure_unsent is not None:
+            self.unsent_bytes = self.measure_unsent()
+        return self.queued_bytes + self.unsent_bytes
+
+    # -- rights -------------------------------------------------------------------------------------------------------
 
     def may_publish(self, subject: str) -> bool:
         """Whether the permissions allow to publish on `subject` (replies under `allow_responses` aside)."""

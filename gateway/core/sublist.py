@@ -1,18 +1,18 @@
-"""Who is subscribed to a subject: a trie of tokens with a bounded cache of results.
+"""Who is subscribed to a subject: a table of literal patterns, and a trie of tokens for those with wildcards.
 
-Every level of the trie is one token of a pattern; `*` and `>` have places of their own beside the literal tokens, so a
-wildcard that is *published* to is an ordinary token. Matching walks the trie level by level with the set of nodes that
-the tokens so far can have reached: no recursion, so the depth of a subject costs no stack.
+Most patterns are literal (every inbox is), and for them one lookup says all. Every level of the trie is one token of a
+pattern; `*` and `>` have places of their own beside the literal tokens, so a wildcard that is *published* to is an
+ordinary token. Matching walks the trie level by level with the set of nodes that the tokens so far can have reached: no
+recursion, so the depth of a subject costs no stack.
 
-A result is kept until a subscription is added or removed (the generation moves on) or the cache is full; then it starts
-anew. `accepts` takes entries out of a result for good, which is how permissions become part of the cached route instead
-of a check per message.
+`accepts` takes entries out of a result, which is how permissions become part of a cached route instead of a check per
+message. Results are cached by `gateway.core.forwarding`, until the generation moves on.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-from protocol.limits import ROUTE_PLAN_CHARACTERS_MAX, ROUTE_PLANS_MAX
+from protocol import subjects
 
 
 class Entry(Protocol):
@@ -26,7 +26,7 @@ E = TypeVar("E", bound=Entry)
 
 
 class Result(NamedTuple, Generic[E]):
-    """All of `plain` get a message, and one of each group in `queues`. Both in order of subscription."""
+    """All of `plain` get a message, and one of each group in `queues`."""
 
     plain: tuple[E, ...]
     queues: tuple[tuple[E, ...], ...]
@@ -36,6 +36,8 @@ _NOBODY: Result[Any] = Result((), ())
 
 
 class _Node(Generic[E]):
+    """The entries of one pattern, and in the trie what follows its last token."""
+
     __slots__ = ("children", "plain", "queues", "rest", "star")
 
     def __init__(self) -> None:
@@ -47,6 +49,20 @@ class _Node(Generic[E]):
 
     def is_empty(self) -> bool:
         return not (self.plain or self.queues or self.children or self.star or self.rest)
+
+    def add(self, entry: E) -> None:
+        if entry.queue:
+            self.queues.setdefault(entry.queue, {})[entry] = None
+        else:
+            self.plain[entry] = None
+
+    def discard(self, entry: E) -> None:
+        if not entry.queue:
+            del self.plain[entry]
+            return
+        del self.queues[entry.queue][entry]
+        if not self.queues[entry.queue]:
+            del self.queues[entry.queue]
 
     def child(self, token: str) -> "_Node[E] | None":
         if token == "*":
@@ -65,13 +81,12 @@ class _Node(Generic[E]):
 
 
 class Sublist(Generic[E]):
-    """The subscriptions of one gateway. `generation` changes with every insert and remove."""
+    """The subscriptions of one account. `generation` changes with every insert and remove."""
 
-    def __init__(self, accepts: Callable[[E, str], bool] | None = None, cache_max: int = ROUTE_PLANS_MAX) -> None:
+    def __init__(self, accepts: Callable[[E, str], bool] | None = None) -> None:
+        self._literals: dict[str, _Node[E]] = {}
         self._root: _Node[E] = _Node()
         self._accepts = accepts
-        self._cache: dict[str, Result[E]] = {}
-        self._cache_max = cache_max
         self.count = 0
         self.inserts = 0
         self.removes = 0
@@ -80,29 +95,35 @@ class Sublist(Generic[E]):
     def generation(self) -> int:
         return self.inserts + self.removes
 
-    @property
-    def cached(self) -> int:
-        return len(self._cache)
-
     def insert(self, entry: E) -> None:
         """Add `entry`; it must not be in yet."""
-        node = self._root
-        for token in entry.pattern.split("."):
-            child = node.child(token)
-            if child is None:
-                child = _Node()
-                node.set_child(token, child)
-            node = child
-        if entry.queue:
-            node.queues.setdefault(entry.queue, {})[entry] = None
+        if subjects.has_wildcard(entry.pattern):
+            node = self._root
+            for token in entry.pattern.split("."):
+                child = node.child(token)
+                if child is None:
+                    child = _Node()
+                    node.set_child(token, child)
+                node = child
         else:
-            node.plain[entry] = None
+            node = self._literals.setdefault(entry.pattern, _Node())
+        node.add(entry)
         self.count += 1
         self.inserts += 1
-        self._cache = {}
 
     def remove(self, entry: E) -> None:
         """Take out `entry`; KeyError if it is not in."""
+        if subjects.has_wildcard(entry.pattern):
+            self._remove_wildcard(entry)
+        else:
+            node = self._literals[entry.pattern]
+            node.discard(entry)
+            if node.is_empty():
+                del self._literals[entry.pattern]
+        self.count -= 1
+        self.removes += 1
+
+    def _remove_wildcard(self, entry: E) -> None:
         path = [self._root]
         tokens = entry.pattern.split(".")
         for token in tokens:
@@ -110,31 +131,25 @@ class Sublist(Generic[E]):
             if child is None:
                 raise KeyError(entry.pattern)
             path.append(child)
-        _remove_from(path[-1], entry)
+        path[-1].discard(entry)
         for token, parent, node in zip(reversed(tokens), reversed(path[:-1]), reversed(path[1:]), strict=True):
             if not node.is_empty():
                 break
             parent.set_child(token, None)
-        self.count -= 1
-        self.removes += 1
-        self._cache = {}
 
     def match(self, subject: str) -> Result[E]:
         """Who gets a message on the literal `subject`; nobody when a token of it is empty."""
-        result = self._cache.get(subject)
-        if result is not None:
-            return result
-        result = self._find(subject)
-        if len(subject) <= ROUTE_PLAN_CHARACTERS_MAX:
-            if len(self._cache) >= self._cache_max:
-                self._cache = {}
-            self._cache[subject] = result
-        return result
+        nodes = []
+        literal = self._literals.get(subject)
+        if literal is not None:
+            nodes.append(literal)
+        if not self._root.is_empty():
+            nodes += self._find(subject.split("."))
+        return self._collect(nodes, subject)
 
-    def _find(self, subject: str) -> Result[E]:
-        tokens = subject.split(".")
+    def _find(self, tokens: list[str]) -> list[_Node[E]]:
         if not all(tokens):
-            return _NOBODY
+            return []
         found: list[_Node[E]] = []
         reached = [self._root]
         for token in tokens:
@@ -149,24 +164,27 @@ class Sublist(Generic[E]):
             reached = following
             if not reached:
                 break
-        return self._collect(found + reached, subject)
+        return found + reached
 
     def _collect(self, nodes: list[_Node[E]], subject: str) -> Result[E]:
-        accepts = self._accepts
-        plain = []
+        plain: list[E] = []
         queues: dict[str, list[E]] = {}
         for node in nodes:
-            plain += [entry for entry in node.plain if accepts is None or accepts(entry, subject)]
+            plain += self._accepted(node.plain, subject)
             for queue, members in node.queues.items():
-                kept = [entry for entry in members if accepts is None or accepts(entry, subject)]
+                kept = self._accepted(members, subject)
                 if kept:
                     queues.setdefault(queue, []).extend(kept)
         if not plain and not queues:
             return _NOBODY
         return Result(tuple(plain), tuple(tuple(members) for members in queues.values()))
 
+    def _accepted(self, entries: Iterable[E], subject: str) -> list[E]:
+        accepts = self._accepts
+        return [entry for entry in entries if accepts is None or accepts(entry, subject)]
+
     def __iter__(self) -> Iterator[E]:
-        stack = [self._root]
+        stack = [self._root, *self._literals.values()]
         while stack:
             node = stack.pop()
             yield from node.plain
@@ -174,12 +192,3 @@ class Sublist(Generic[E]):
                 yield from members
             stack += node.children.values()
             stack += [child for child in (node.star, node.rest) if child is not None]
-
-
-def _remove_from(node: _Node[E], entry: E) -> None:
-    if not entry.queue:
-        del node.plain[entry]
-        return
-    del node.queues[entry.queue][entry]
-    if not node.queues[entry.queue]:
-        del node.queues[entry.queue]

@@ -89,6 +89,7 @@ class Gateway:
         )
         self._waiting: dict[Session, tuple[StreamState, int]] = {}  # what for, since when
         self._given_up: dict[Session, StreamState] = {}
+        self._routes = self.outbox.routes
         self._outbox_scheduled = False
         self._tasks: list[asyncio.Task[None]] = []
         self._started_ms = monotonic_ms()
@@ -152,6 +153,9 @@ class Gateway:
 
     # -- what the plane asks for (gateway.core.plane.Hooks) -----------------------------------------------------------
 
+    def keeps(self, account: str, subject: str) -> bool:
+        return self.link is not None and self.outbox.routes.plan(subject, b"") is not None
+
     def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
         """An event for the log, if a stream takes it; whether the log will answer it."""
         if self.link is None:
@@ -192,7 +196,10 @@ class Gateway:
             asyncio.get_running_loop().call_later(delay_s, self._flush_outbox)
 
     def _sink_spoke(self) -> None:
-        """Answers have made room and sent PubAcks."""
+        """Answers have made room and sent PubAcks, or the streams are others."""
+        if self.outbox.routes is not self._routes:
+            self._routes = self.outbox.routes
+            self.plane.routes_changed()
         self._flush_outbox_soon()
         self._resume_waiting()
         self.server.flush()

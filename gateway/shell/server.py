@@ -29,7 +29,7 @@ from protocol.limits import (
     CLOSE_LINGER_MS,
     PASSWORD_BYTES_MAX,
     PASSWORD_THREADS,
-    READ_TURN_BYTES,
+    READ_BYTES,
     SERVER_STOP_GRACE_MS,
     WRITE_DEADLINE_MS,
 )
@@ -186,9 +186,9 @@ class _Connection(asyncio.Protocol):
         self._server.flush()
 
     def data_received(self, data: bytes) -> None:
-        self._plane.receive(self.session, data, self._server.now_ms())
+        has_more = self._plane.receive(self.session, data, self._server.now_ms())
         self._server.flush()
-        if self.session.stall_ms or len(data) >= READ_TURN_BYTES:
+        if has_more or self.session.stall_ms or len(data) >= READ_BYTES:
             self._begin_stall()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -204,9 +204,8 @@ class _Connection(asyncio.Protocol):
     def update(self) -> None:
         """Do what the session asks for: send, read or not, close."""
         session = self.session
-        if session.out:
-            out, session.out = session.out, bytearray()
-            self._send(out)
+        if session.queued_bytes:
+            self._send(session.take())
         if session.closing is None:
             self.look_at_reading()
         elif not session.flushes:
@@ -231,7 +230,8 @@ class _Connection(asyncio.Protocol):
             self.transport.pause_reading()
             return
         self.transport.resume_reading()
-        self._plane.receive(session, b"", self._server.now_ms())
+        if self._plane.receive(session, b"", self._server.now_ms()):
+            self._begin_stall()
 
     def unsent_bytes(self) -> int:
         return self.transport.get_write_buffer_size()
@@ -251,7 +251,7 @@ class _Connection(asyncio.Protocol):
 
     # -- parts --------------------------------------------------------------------------------------------------------
 
-    def _send(self, out: bytearray) -> None:
+    def _send(self, out: bytes) -> None:
         if self.transport.is_closing() or self._linger is not None:
             return
         if self.session.unsent_bytes == 0:

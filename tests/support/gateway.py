@@ -24,6 +24,9 @@ class Hooks:
     served: list[tuple[str, str, bytes, bytes]] = field(default_factory=list)
     closed: list[Session] = field(default_factory=list)
 
+    def keeps(self, account: str, subject: str) -> bool:
+        return True
+
     def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
         self.captured.append((subject, reply, header_block, payload))
         return self.answers

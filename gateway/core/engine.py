@@ -1,0 +1,32 @@
+"""Which forwarder runs: the compiled one where it was built, else its reference, which does the same more slowly.
+
+`mesh --version` tells which it is; a gateway that runs on the reference says so in its log.
+"""
+
+from typing import Final, NamedTuple
+
+from gateway.core.forwarding import Forwarder
+from gateway.core.session import Account, Session, Subscription
+
+
+class Engine(NamedTuple):
+    """The classes that a plane is made of; both engines' have the same interface, that of the reference."""
+
+    name: str
+    forwarder: type[Forwarder]
+    session: type[Session]
+    subscription: type[Subscription]
+    account: type[Account]
+
+
+def _compiled() -> Engine | None:
+    try:
+        from gateway.core import _forwarding as twin
+    except ImportError:  # built without a C compiler
+        return None
+    return Engine("compiled", twin.Forwarder, twin.Session, twin.Subscription, twin.Account)
+
+
+REFERENCE: Final = Engine("reference", Forwarder, Session, Subscription, Account)
+COMPILED: Final = _compiled()
+BEST: Final = COMPILED or REFERENCE

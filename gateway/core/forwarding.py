@@ -1,0 +1,329 @@
+"""The forwarder: from what a client sends to the output of everybody who gets it. The reference of the compiled twin.
+
+    bytes ─► ClientParser ─► event ─┬─ publish ─► route plan ─┬─ ordinary ─► output of every receiver
+                                    │                         └─ special ──► policy.special
+                                    └─ anything else ──────────────────────► policy.act
+
+A *route plan* says everything about a subject that does not change from message to message: whether it is special (not
+permitted, a system subject, kept by a stream) and who gets it, permissions considered. It is made once for each account
+and set of permissions, kept in a cache that is bounded in entries and bytes, and holds until a subscription is added or
+removed: a plan remembers the generation that it was made in, so that nothing has to be searched when that moves on.
+
+The twin does the ordinary case (a plain PUB or HPUB, complete in what was read) in place and without Python objects,
+and hands everything else to the same parser and the same policy. What it does must be what is written here.
+
+Fairness: one call of `receive` stops after `TURN_BYTES_MAX` bytes of work and says that there is more; the parser
+(here) or the session (in the twin) keeps the rest. What is copied counts by its size, what Python acts on as
+`TURN_EVENT_BYTES`.
+
+Queue groups: the member is picked by a xorshift generator (Marsaglia, 'Xorshift RNGs', 2003), the same in both twins.
+"""
+
+from enum import IntFlag
+from typing import NamedTuple, Protocol
+
+from gateway.core.identity import Permissions
+from gateway.core.session import Account, Session, Subscription
+from gateway.core.sublist import Result
+from protocol import nats, subjects
+from protocol.limits import (
+    MAX_PENDING_BYTES,
+    ROUTE_PLAN_BYTES_MAX,
+    ROUTE_PLANS_MAX,
+    TURN_BYTES_MAX,
+    TURN_EVENT_BYTES,
+)
+
+__all__ = ["COMPILED", "Account", "Forwarder", "Kind", "Plan", "Plans", "Policy", "Session", "Stats", "Subscription"]
+
+COMPILED = False
+_MASK = 0xFFFF_FFFF
+
+
+class Kind(IntFlag):
+    """What makes a subject special for a publisher. 0 is an ordinary one."""
+
+    DENIED = 1
+    SYSTEM = 2
+    KEPT = 4
+
+
+class Stats:
+    """Counters under nats-server's `/varz` names; payload and header bytes, not frames."""
+
+    def __init__(self) -> None:
+        self.in_msgs = 0
+        self.out_msgs = 0
+        self.in_bytes = 0
+        self.out_bytes = 0
+        self.slow_consumers = 0
+        self.stale_connections = 0
+        self.stalled_clients = 0
+        self.connections = 0
+        self.total_connections = 0
+        self.subscriptions = 0
+
+
+class Policy(Protocol):
+    """What the forwarder asks for. Calls come in the middle of a read."""
+
+    def kind(self, session: Session, subject: str) -> int:
+        """What is special about `subject` when `session` publishes to it."""
+
+    def act(self, session: Session, event: nats.Event) -> None:
+        """Anything but a publish."""
+
+    def special(self, session: Session, event: nats.Publish, kind: int) -> None:
+        """A publish to a special subject; it is counted already."""
+
+    def unanswered(self, session: Session, reply: str, subject: str) -> None:
+        """Nobody got a message with a reply subject."""
+
+    def exhausted(self, subscription: Subscription) -> None:
+        """It has got as many messages as it asked for."""
+
+    def falls_behind(self, session: Session, sender: Session | None) -> None:
+        """More than `stall_bytes` wait for `session`, as far as one can tell without measuring."""
+
+
+class Plan(NamedTuple):
+    """What holds for every message on one subject; see the top of this module."""
+
+    kind: int
+    result: Result[Subscription]
+    generation: int
+
+
+class Plans:
+    """The route plans of one account for one set of permissions."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self._plans: dict[bytes, Plan] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def find(self, subject: bytes, generation: int) -> Plan | None:
+        plan = self._plans.get(subject)
+        return plan if plan is not None and plan.generation == generation else None
+
+    def keep(self, subject: bytes, plan: Plan) -> None:
+        size_bytes = len(subject) + 8 * (len(plan.result.plain) + sum(map(len, plan.result.queues)))
+        if len(self._plans) >= ROUTE_PLANS_MAX or self._bytes + size_bytes > ROUTE_PLAN_BYTES_MAX:
+            self.clear()
+        if size_bytes <= ROUTE_PLAN_BYTES_MAX:
+            self._plans[subject] = plan
+            self._bytes += size_bytes
+
+    def clear(self) -> None:
+        self._plans, self._bytes = {}, 0
+
+
+class _Message:
+    """One message on its way to several receivers; what all of them get alike is put together once."""
+
+    __slots__ = ("_headed_tail", "_plain_tail", "header_block", "payload", "reply", "subject")
+
+    def __init__(self, subject: bytes, reply: bytes, header_block: bytes, payload: bytes) -> None:
+        self.subject = subject
+        self.reply = reply
+        self.header_block = header_block
+        self.payload = payload
+        self._plain_tail = b""
+        self._headed_tail = b""
+
+    def put(self, subscription: Subscription) -> int:
+        """Appends the frame for `subscription` to its output; the bytes of header and payload it carries."""
+        session = subscription.session
+        if self.header_block and session.options.headers:
+            if not self._headed_tail:
+                self._headed_tail = nats.header_message_tail(self.reply, self.header_block, self.payload)
+            session.write(b"HMSG %b %b%b" % (self.subject, subscription.sid, self._headed_tail))
+            return len(self.header_block) + len(self.payload)
+        if not self._plain_tail:
+            self._plain_tail = nats.message_tail(self.reply, self.payload)
+        session.write(b"MSG %b %b%b" % (self.subject, subscription.sid, self._plain_tail))
+        return len(self.payload)
+
+
+class Forwarder:
+    """All messages of one gateway worker. `seed` (not 0) begins the choice of queue members."""
+
+    def __init__(self, policy: Policy, seed: int, stall_bytes: int = MAX_PENDING_BYTES) -> None:
+        self.stats = Stats()
+        self._policy = policy
+        self._stall_bytes = stall_bytes
+        self._random = seed & _MASK or 1
+        self._dirty: list[Session] = []
+        self._plans: dict[tuple[Account, Permissions], Plans] = {}
+        self._epoch = 0
+        self._now_ms = 0
+        self._turn_bytes = 0
+
+    # -- sessions -----------------------------------------------------------------------------------------------------
+
+    def write(self, session: Session, line: bytes) -> None:
+        """Something for the client of `session` that is not a message."""
+        session.write(line)
+        self.touch(session)
+
+    def touch(self, session: Session) -> None:
+        """The shell has to look at `session`."""
+        if not session.dirty:
+            session.dirty = True
+            self._dirty.append(session)
+
+    def take_dirty(self) -> list[Session]:
+        """The sessions that were touched since the last call."""
+        taken, self._dirty = self._dirty, []
+        for session in taken:
+            session.dirty = False
+        return taken
+
+    def receive(self, session: Session, data: bytes | bytearray | memoryview, now_ms: int) -> bool:
+        """Act on what `session` has sent, with `data` b"" on what was left; whether it stopped for the others' sake."""
+        self._now_ms = now_ms
+        if session.closing is not None:
+            return False
+        parser, self._turn_bytes = session.parser, 0
+        parser.receive(bytes(data))
+        while session.closing is None and session.verifying is None and not session.paused:
+            if self._turn_bytes > TURN_BYTES_MAX:
+                return True
+            event = parser.next_event()
+            if event is None:
+                return False
+            self._turn_bytes += TURN_EVENT_BYTES
+            if isinstance(event, nats.Publish):
+                self._publish(session, event)
+            else:
+                self._policy.act(session, event)
+        return False
+
+    # -- subscriptions ------------------------------------------------------------------------------------------------
+
+    def insert(self, subscription: Subscription) -> None:
+        """Deliver to it from now on, in the account of its session."""
+        subscription.session.account.sublist.insert(subscription)
+
+    def remove(self, subscription: Subscription) -> None:
+        """Deliver nothing more to it."""
+        subscription.closed = True
+        subscription.session.account.sublist.remove(subscription)
+
+    def invalidate(self) -> None:
+        """Something else that plans depend on has changed: what streams keep."""
+        self._epoch += 1
+
+    @property
+    def plans_cached(self) -> int:
+        """How many route plans are held at the moment, of all accounts and permissions."""
+        return sum(map(len, self._plans.values()))
+
+    # -- messages -----------------------------------------------------------------------------------------------------
+
+    def route(
+        self,
+        account: Account,
+        sender: Session | None,
+        subject: bytes,
+        reply: bytes,
+        header_block: bytes,
+        payload: bytes,
+    ) -> int:
+        """Deliver to all plain subscriptions of `account` and one member of each queue group. How many got it."""
+        result = (
+            account.sublist.match(subjects.decode(subject)) if sender is None else self._plan(sender, subject).result
+        )
+        return self._send(result, sender, _Message(subject, reply, header_block, payload))
+
+    def deliver(
+        self, receivers: list[Subscription], subject: bytes, reply: bytes, header_block: bytes, payload: bytes
+    ) -> int:
+        """To these subscriptions, whatever they are subscribed to, with `subject` shown. How many got it."""
+        message = _Message(subject, reply, header_block, payload)
+        return sum(self._put(subscription, message, None) for subscription in receivers)
+
+    def _publish(self, session: Session, event: nats.Publish) -> None:
+        subject, reply, header_block, payload = event
+        size_bytes = len(header_block) + len(payload)
+        session.in_msgs += 1
+        session.in_bytes += size_bytes
+        session.last_heard_ms = session.last_activity_ms = self._now_ms
+        self.stats.in_msgs += 1
+        self.stats.in_bytes += size_bytes
+        plan = self._plan(session, subject)
+        if plan.kind:
+            self._policy.special(session, event, plan.kind)
+            return
+        if session.options.verbose:
+            self.write(session, nats.OK)
+        receivers = self._send(plan.result, session, _Message(subject, reply, header_block, payload))
+        if receivers == 0 and reply:
+            self._policy.unanswered(session, subjects.decode(reply), subjects.decode(subject))
+
+    def _plan(self, session: Session, wire_subject: bytes) -> Plan:
+        account, permissions = session.account, session.permissions
+        generation = account.sublist.generation + self._epoch
+        plans = self._plans_of(account, permissions)
+        plan = plans.find(wire_subject, generation)
+        if plan is None:
+            subject = subjects.decode(wire_subject)
+            plan = Plan(self._policy.kind(session, subject), account.sublist.match(subject), generation)
+            plans.keep(wire_subject, plan)
+        return plan
+
+    def _plans_of(self, account: Account, permissions: Permissions) -> Plans:
+        key = account, permissions
+        plans = self._plans.get(key)
+        if plans is None:
+            plans = self._plans[key] = Plans(account)
+        return plans
+
+    def _send(self, result: Result[Subscription], sender: Session | None, message: _Message) -> int:
+        silent = None if sender is None or sender.options.echo else sender
+        receivers = 0
+        for subscription in result.plain:
+            if subscription.session is not silent:
+                receivers += self._put(subscription, message, sender)
+        for group in result.queues:
+            first = self._pick(len(group))
+            for subscription in group[first:] + group[:first]:
+                if subscription.session is not silent and self._put(subscription, message, sender):
+                    receivers += 1
+                    break
+        return receivers
+
+    def _pick(self, count: int) -> int:
+        if count == 1:
+            return 0
+        x = self._random
+        x ^= x << 13 & _MASK
+        x ^= x >> 17
+        x ^= x << 5 & _MASK
+        self._random = x
+        return x % count
+
+    def _put(self, subscription: Subscription, message: _Message, sender: Session | None) -> bool:
+        if subscription.closed:
+            return False
+        session = subscription.session
+        queued_bytes = session.queued_bytes
+        size_bytes = message.put(subscription)
+        self._turn_bytes += session.queued_bytes - queued_bytes
+        session.out_msgs += 1
+        session.out_bytes += size_bytes
+        session.last_activity_ms = self._now_ms
+        self.stats.out_msgs += 1
+        self.stats.out_bytes += size_bytes
+        subscription.received += 1
+        if subscription.received == subscription.max_messages:
+            self._policy.exhausted(subscription)
+        if session.answerable is not None and message.reply:
+            session.answerable.received(message.reply, self._now_ms)
+        self.touch(session)
+        if session.queued_bytes + session.unsent_bytes > self._stall_bytes:
+            self._policy.falls_behind(session, sender)
+        return True
