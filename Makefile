@@ -43,7 +43,8 @@ lock:
 	  || { echo "Event Mesh needs CPython 3.11 or later; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 
-.venv/installed: .venv/bin/python pyproject.toml requirements/run.lock
+# Builds the compiled twins too, where there is a C compiler; without one the references run (`mesh --version` tells).
+.venv/installed: .venv/bin/python pyproject.toml setup.py requirements/run.lock $(wildcard */*/*.pyx */*.pyx)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements/run.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -e .
 	@touch $@
@@ -58,4 +59,4 @@ simulate: install-test
 	SEEDS=$(SEEDS) $(BIN)/pytest tests/simulation
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*
+	rm -rf .venv build *.egg-info */*.so */*/*.so .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*

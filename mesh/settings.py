@@ -53,7 +53,9 @@ def program_version() -> str:
 
 def data_plane() -> str:
     """Which implementation of the hot loops this process runs."""
-    return "reference (pure Python)"
+    from gateway.core.engine import BEST
+
+    return "compiled" if BEST.name == "compiled" else "reference (pure Python, slow: built without a C compiler)"
 
 
 def python_version() -> str:

@@ -158,6 +158,15 @@ class ClientParser:
                 return event
         return None
 
+    def wanted_bytes(self) -> int:
+        """How much of what comes next is one piece of protocol, once `next_event` has returned None.
+
+        0: a new line begins. Above 0: so many bytes complete a payload. Below 0: everything up to a line feed.
+        """
+        if self._read == self._read_payload:
+            return self._publish[3] + 2 - len(self._partial)
+        return 0 if self._read == self._read_line and not self._partial else -1
+
     @property
     def buffered_bytes(self) -> int:
         """What was received and is not part of an event yet."""

@@ -1,16 +1,33 @@
 """The data plane without a socket: bytes in, output and hook calls out."""
 
 import re
+from typing import Any
 
 import pytest
-from support.gateway import Hooks, make_plane
+import support.gateway
+from support.gateway import ENGINES, Hooks
 
+from gateway.core.engine import Engine
 from gateway.core.identity import UserEntry
 from gateway.core.plane import Plane
 from gateway.core.session import Closed, Session
 
 CONNECT = b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"no_responders":true,"protocol":1,"name":"me"}\r\n'
 ECHO_OFF = CONNECT.replace(b"{", b'{"echo":false,')
+
+
+@pytest.fixture(autouse=True, params=ENGINES, ids=lambda engine: engine.name)
+def _engine(request: pytest.FixtureRequest) -> None:
+    """Every test here runs on the reference and on its compiled twin."""
+    global engine_in_use
+    engine_in_use = request.param
+
+
+engine_in_use: Engine = ENGINES[0]
+
+
+def make_plane(hooks: Hooks | None = None, **options: Any) -> Plane:
+    return support.gateway.make_plane(hooks, engine_in_use, **options)
 
 
 class Client:

@@ -153,6 +153,7 @@ class Forwarder:
 
     def __init__(self, policy: Policy, seed: int, stall_bytes: int = MAX_PENDING_BYTES) -> None:
         self.stats = Stats()
+        self.keeps_events = True  # False: no subject is `Kind.KEPT`, and the policy need not be asked
         self._policy = policy
         self._stall_bytes = stall_bytes
         self._random = seed & _MASK or 1
@@ -214,7 +215,7 @@ class Forwarder:
         subscription.session.account.sublist.remove(subscription)
 
     def invalidate(self) -> None:
-        """Something else that plans depend on has changed: what streams keep."""
+        """Something else that plans depend on has changed, like what the log keeps."""
         self._epoch += 1
 
     @property

@@ -203,8 +203,9 @@ class Plane:
         """The sessions that have output, are closing, or were paused or resumed since the last call."""
         return self.forwarder.take_dirty()
 
-    def routes_changed(self) -> None:
-        """The log keeps other subjects than before."""
+    def routes_changed(self, *, keeps_events: bool = True) -> None:
+        """The log keeps other subjects than before, or none at all."""
+        self.forwarder.keeps_events = keeps_events
         self.forwarder.invalidate()
 
     # -- messages of the mesh itself ----------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from collections.abc import Callable
 
 import structlog
 
-from gateway.core import reports
+from gateway.core.connections import ClosedConnections
 from gateway.core.identity import Responses, UserEntry
+from gateway.core.nats_values import Moment
 from gateway.core.outbox import Outbox
 from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Session
@@ -68,6 +69,7 @@ class Gateway:
         )
         self.outbox = Outbox(self.zone, self._answer)
         self.link: SinkLink | None = None
+        self.plane.routes_changed(keeps_events=dial is not None)
         if dial is not None:
             self.outbox.set_streams(_provisional(configuration.effective_streams()))
             hello = link.Hello(mesh, self.zone, node)
@@ -92,13 +94,16 @@ class Gateway:
         self._routes = self.outbox.routes
         self._outbox_scheduled = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._started_ms = monotonic_ms()
+        self.closed = ClosedConnections()
+        self.started_ms = monotonic_ms()
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> tuple[str, int]:
         """Begins to serve; where clients connect. OSError: the address cannot be had."""
         loop = asyncio.get_running_loop()
+        if self.plane.engine.name != "compiled":
+            log.warning("data_plane_is_slow", reason="it was built without a C compiler and runs as pure Python")
         if self.link is not None:
             self._tasks.append(loop.create_task(self.link.run()))
         self._tasks.append(loop.create_task(self._tick()))
@@ -133,18 +138,9 @@ class Gateway:
             return f"no sink of zone {self.zone} is reachable: {self.link.last_error}"
         return None
 
-    def varz(self) -> dict[str, object]:
-        return reports.varz(self.plane, **self._times())
-
-    def connz(self) -> dict[str, object]:
-        times = self._times()
-        return reports.connz(self.plane, now_ms=times["now_ms"], wall_ms=times["wall_ms"])
-
-    def subsz(self) -> dict[str, object]:
-        return reports.subsz(self.plane, wall_ms=self._wall_ms())
-
-    def _times(self) -> dict[str, int]:
-        return {"started_ms": self._started_ms, "now_ms": monotonic_ms(), "wall_ms": self._wall_ms()}
+    def moment(self) -> Moment:
+        """Now, for what is shown of this gateway; `started_ms` is by the same clock."""
+        return Moment(monotonic_ms(), self._wall_ms())
 
     @property
     def publishers_waiting(self) -> int:
@@ -175,6 +171,7 @@ class Gateway:
             self.plane.no_responders(session, reply, subject)
 
     def session_closed(self, session: Session) -> None:
+        self.closed.add(session, monotonic_ms())
         self._waiting.pop(session, None)
         self._given_up.pop(session, None)
         self.history.session_closed(session)

@@ -10,6 +10,8 @@ from typing import Any
 
 import uvloop
 
+from gateway.core import engine
+from gateway.core.engine import Engine
 from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Session
 from gateway.shell.server import ClientServer
@@ -38,9 +40,12 @@ class Hooks:
         self.closed.append(session)
 
 
-def make_plane(hooks: Hooks | None = None, **options: Any) -> Plane:
-    """A plane whose queue groups always choose their first member."""
-    return Plane(PlaneOptions("SERVER", "test", **options), hooks or Hooks(), lambda number: 0)
+ENGINES = [engine.REFERENCE] if engine.COMPILED is None else [engine.REFERENCE, engine.COMPILED]
+
+
+def make_plane(hooks: Hooks | None = None, engine: Engine = engine.BEST, **options: Any) -> Plane:
+    """A plane whose chances always fall the same way."""
+    return Plane(PlaneOptions("SERVER", "test", **options), hooks or Hooks(), lambda number: 0, engine)
 
 
 @dataclass

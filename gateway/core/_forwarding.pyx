@@ -1,0 +1,1135 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""The compiled twin of `gateway.core.forwarding`, `session` and `sublist`: read those first, they say what it must do.
+
+What is different is where the ordinary case happens. `Forwarder._forward` walks over what was read and handles every
+plain PUB and HPUB that is complete in it: the subject is looked up in the route plans (most often it is that of the
+message before), and for each receiver `MSG <subject> <sid> ` and then the rest of the publish, from behind its subject
+to its last CR LF, are copied to the end of the receiver's output. That rest is the same in PUB and MSG as long as the
+publish is written canonically: single spaces, no zeros before numbers, CR LF. Whatever is written otherwise, is not
+complete, or is no publish goes piece by piece through the same parser as in the reference, and then to the policy.
+
+No Python object is made per message. One is made per read and receiver: the output is written into a `bytes` object
+that grows, which the shell then takes and hands to the socket as it is.
+
+Lifetimes: a plan owns its receivers; a removed subscription lets go of its session, so a plan that has outlived them
+keeps no connection alive. Subscriptions and plans are invisible to the cycle collector (there may be millions); the
+only cycles that they are part of, session ─► subscription ─► session, are cut by `remove`.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdio cimport snprintf
+from libc.stdlib cimport calloc, free
+from libc.string cimport memchr, memcmp, memcpy
+
+from gateway.core.forwarding import Stats
+from gateway.core.identity import EVERYTHING
+from gateway.core.sublist import Result
+from protocol import nats, subjects
+from protocol.limits import ROUTE_PLAN_BYTES_MAX, ROUTE_PLANS_MAX, TURN_BYTES_MAX, TURN_EVENT_BYTES
+
+cdef extern from "Python.h":
+    int _PyBytes_Resize(PyObject** bytes, Py_ssize_t newsize) except -1
+
+COMPILED = True
+
+cdef object _Publish = nats.Publish
+cdef object _decode = subjects.decode
+cdef object _encode = subjects.encode
+cdef object _OK = nats.OK
+cdef Py_ssize_t _TURN_BYTES_MAX = TURN_BYTES_MAX
+cdef Py_ssize_t _TURN_EVENT_BYTES = TURN_EVENT_BYTES
+cdef Py_ssize_t _PLAN_BYTES_MAX = ROUTE_PLAN_BYTES_MAX
+
+cdef enum:
+    BUCKETS = 256  # of subscription generations, by the first token
+    WAYS = 4  # plans with the same place in the table
+    SETS_MIN = 16
+    OUT_BYTES_MIN = 512
+    OUT_BYTES_HINT_MAX = 262144
+    FRAME_HEAD_BYTES = 64  # what a frame needs beside its subject, sid, reply and payload
+    PUBLISH_BYTES_MIN = 11  # PUB a 0, empty
+
+cdef uint32_t _SETS_MAX = ROUTE_PLANS_MAX // WAYS
+NEVER_MS = -1
+
+
+# -- subscriptions and their account ----------------------------------------------------------------------------------
+
+
+@cython.final
+@cython.no_gc
+cdef class Subscription:
+    cdef readonly Session session
+    cdef bytes wire_pattern
+    cdef bytes wire_queue
+    cdef readonly bytes sid
+    cdef public int64_t max_messages
+    cdef public int64_t received
+    cdef public bint closed
+
+    def __init__(self, Session session, str pattern, str queue, bytes sid):
+        self.session = session
+        self.wire_pattern = _encode(pattern)
+        self.wire_queue = _encode(queue) if queue else None
+        self.sid = sid
+
+    @property
+    def pattern(self):
+        return _decode(self.wire_pattern)
+
+    @property
+    def queue(self):
+        return "" if self.wire_queue is None else _decode(self.wire_queue)
+
+
+@cython.final
+@cython.no_gc
+cdef class _Node:
+    """The entries of one pattern, and in the trie what follows its last token. Parts that are empty are None."""
+
+    cdef dict children
+    cdef _Node star
+    cdef _Node rest
+    cdef dict plain
+    cdef dict queues
+
+    cdef bint is_empty(self):
+        return not (self.plain or self.queues or self.children or self.star is not None or self.rest is not None)
+
+    cdef add(self, Subscription entry):
+        if entry.wire_queue is None:
+            if self.plain is None:
+                self.plain = {}
+            self.plain[entry] = None
+            return
+        if self.queues is None:
+            self.queues = {}
+        members = self.queues.get(entry.wire_queue)
+        if members is None:
+            members = self.queues[entry.wire_queue] = {}
+        members[entry] = None
+
+    cdef discard(self, Subscription entry):
+        if entry.wire_queue is None:
+            del self.plain[entry]
+            return
+        members = self.queues[entry.wire_queue]
+        del members[entry]
+        if not members:
+            del self.queues[entry.wire_queue]
+
+    cdef _Node child(self, bytes token):
+        if token == b"*":
+            return self.star
+        if token == b">":
+            return self.rest
+        return None if self.children is None else self.children.get(token)
+
+    cdef set_child(self, bytes token, _Node node):
+        if token == b"*":
+            self.star = node
+        elif token == b">":
+            self.rest = node
+        elif node is None:
+            del self.children[token]
+        else:
+            if self.children is None:
+                self.children = {}
+            self.children[token] = node
+
+
+cdef bint _has_wildcard(bytes pattern):
+    if b"*" not in pattern and b">" not in pattern:
+        return False
+    for token in pattern.split(b"."):
+        if token == b"*" or token == b">":
+            return True
+    return False
+
+
+cdef inline uint32_t _bucket(const char* subject, Py_ssize_t size) noexcept nogil:
+    """Of the first token."""
+    cdef uint32_t mixed = 2166136261u
+    cdef Py_ssize_t i = 0
+    while i < size and subject[i] != c".":
+        mixed = (mixed ^ <unsigned char>subject[i]) * 16777619u
+        i += 1
+    return (mixed ^ (mixed >> 15)) & (BUCKETS - 1)
+
+
+@cython.final
+cdef class Sublist:
+    cdef dict literals  # pattern → the one plain subscription to it, or a node
+    cdef _Node root
+    cdef uint64_t buckets[BUCKETS]  # changes of patterns, by their first token
+    cdef uint64_t wild  # changes of patterns whose first token is a wildcard
+    cdef readonly Py_ssize_t count
+    cdef readonly uint64_t inserts
+    cdef readonly uint64_t removes
+
+    def __init__(self):
+        self.literals = {}
+        self.root = _Node()
+
+    @property
+    def generation(self):
+        return self.inserts + self.removes
+
+    def insert(self, Subscription entry not None):
+        cdef bytes pattern = entry.wire_pattern
+        cdef _Node node, child
+        if _has_wildcard(pattern):
+            node = self.root
+            for token in pattern.split(b"."):
+                child = node.child(token)
+                if child is None:
+                    child = _Node()
+                    node.set_child(token, child)
+                node = child
+            node.add(entry)
+        else:
+            present = self.literals.get(pattern)
+            if present is None and entry.wire_queue is None:
+                self.literals[pattern] = entry
+            elif isinstance(present, _Node):
+                (<_Node>present).add(entry)
+            else:
+                node = self.literals[pattern] = _Node()
+                if present is not None:
+                    node.add(present)
+                node.add(entry)
+        self.count += 1
+        self.inserts += 1
+        self._changed(pattern)
+
+    def remove(self, Subscription entry not None):
+        cdef bytes pattern = entry.wire_pattern
+        cdef _Node node
+        if _has_wildcard(pattern):
+            self._remove_wildcard(entry)
+        else:
+            present = self.literals[pattern]
+            if isinstance(present, _Node):
+                node = present
+                node.discard(entry)
+                if node.is_empty():
+                    del self.literals[pattern]
+            elif present is entry:
+                del self.literals[pattern]
+            else:
+                raise KeyError(entry.pattern)
+        self.count -= 1
+        self.removes += 1
+        self._changed(pattern)
+
+    cdef _remove_wildcard(self, Subscription entry):
+        cdef _Node child = self.root
+        cdef list path = [child]
+        cdef list tokens = entry.wire_pattern.split(b".")
+        for token in tokens:
+            child = child.child(token)
+            if child is None:
+                raise KeyError(entry.pattern)
+            path.append(child)
+        child.discard(entry)
+        cdef Py_ssize_t depth = len(tokens)
+        while depth > 0 and (<_Node>path[depth]).is_empty():
+            (<_Node>path[depth - 1]).set_child(tokens[depth - 1], None)
+            depth -= 1
+
+    cdef void _changed(self, bytes pattern):
+        cdef const char* text = PyBytes_AS_STRING(pattern)
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(pattern)
+        if text[0] in (c"*", c">") and (size == 1 or text[1] == c"."):
+            self.wild += 1
+        else:
+            self.buckets[_bucket(text, size)] += 1
+
+    def match(self, str subject):
+        plain, queues = [], {}
+        self.find(_encode(subject), plain, queues)
+        return Result(tuple(plain), tuple([tuple(members) for members in queues.values()]))
+
+    cdef find(self, bytes subject, list plain, dict queues):
+        """Puts all who are subscribed to `subject` and may get it into `plain` and `queues` (queue → members)."""
+        present = self.literals.get(subject)
+        if present is not None:
+            if isinstance(present, _Node):
+                _collect(present, subject, plain, queues)
+            elif _accepts(present, subject):
+                plain.append(present)
+        if not self.root.is_empty():
+            self._walk(subject.split(b"."), subject, plain, queues)
+
+    cdef _walk(self, list tokens, bytes subject, list plain, dict queues):
+        cdef list reached = [self.root], following
+        cdef _Node node
+        if b"" in tokens:
+            return
+        for token in tokens:
+            following = []
+            for node in reached:
+                if node.rest is not None:
+                    _collect(node.rest, subject, plain, queues)
+                if node.star is not None:
+                    following.append(node.star)
+                if node.children is not None:
+                    child = node.children.get(token)
+                    if child is not None:
+                        following.append(child)
+            reached = following
+            if not reached:
+                return
+        for node in reached:
+            _collect(node, subject, plain, queues)
+
+    def __iter__(self):
+        cdef list stack = [self.root]
+        for present in self.literals.values():
+            if isinstance(present, _Node):
+                stack.append(present)
+            else:
+                yield present
+        while stack:
+            node = <_Node>stack.pop()
+            yield from list(node.plain or ())
+            for members in list((node.queues or {}).values()):
+                yield from list(members)
+            stack += list((node.children or {}).values())
+            if node.star is not None:
+                stack.append(node.star)
+            if node.rest is not None:
+                stack.append(node.rest)
+
+
+cdef bint _accepts(Subscription entry, bytes subject) except -1:
+    cdef Session session = entry.session
+    return not session.filters or bool(session._permissions.may_receive(_decode(subject), entry.queue))
+
+
+cdef _collect(_Node node, bytes subject, list plain, dict queues):
+    if node.plain:
+        for entry in node.plain:
+            if _accepts(entry, subject):
+                plain.append(entry)
+    if node.queues:
+        for queue, members in node.queues.items():
+            kept = [entry for entry in members if _accepts(entry, subject)]
+            if kept:
+                queues.setdefault(queue, []).extend(kept)
+
+
+@cython.final
+cdef class Account:
+    cdef readonly str name
+    cdef readonly Sublist sublist
+
+    def __init__(self, str name):
+        self.name = name
+        self.sublist = Sublist()
+
+
+# -- route plans ------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+@cython.no_gc
+cdef class Plan:
+    cdef bytes head  # b"HMSG <subject> "
+    cdef const char* subject  # in `head`
+    cdef Py_ssize_t subject_size
+    cdef uint64_t mixed
+    cdef uint32_t bucket
+    cdef uint64_t generation
+    cdef int kind
+    cdef list plain
+    cdef list queues
+    cdef Py_ssize_t size_bytes
+
+
+cdef inline uint64_t _mix(const char* text, Py_ssize_t size) noexcept nogil:
+    """Spreads subjects over the table. Not a defence: subjects made to collide only drive each other out of it."""
+    cdef uint64_t mixed = <uint64_t>size * 0x9E3779B97F4A7C15u
+    cdef uint64_t word
+    while size >= 8:
+        memcpy(&word, text, 8)
+        mixed = (mixed ^ word) * 0xFF51AFD7ED558CCDu
+        mixed ^= mixed >> 32
+        text += 8
+        size -= 8
+    if size > 0:
+        word = 0
+        memcpy(&word, text, size)
+        mixed = (mixed ^ word) * 0xFF51AFD7ED558CCDu
+        mixed ^= mixed >> 32
+    mixed *= 0xC4CEB9FE1A85EC53u
+    return mixed ^ (mixed >> 29)
+
+
+@cython.final
+cdef class Plans:
+    """The route plans of one account for one set of permissions: a table of sets of `WAYS` plans.
+
+    What is found moves one place forward in its set; what is new takes the last place. So subjects that come once pass
+    through without driving out those that come again, and nothing ever has to be searched for a victim.
+    """
+
+    cdef Account account
+    cdef PyObject** slots
+    cdef uint32_t sets
+    cdef Py_ssize_t count
+    cdef Py_ssize_t size_bytes
+
+    def __cinit__(self):
+        self.sets = SETS_MIN
+        self.slots = <PyObject**>calloc(self.sets * WAYS, sizeof(PyObject*))
+        if self.slots == NULL:
+            raise MemoryError
+
+    def __init__(self, Account account):
+        self.account = account
+
+    def __len__(self):
+        return self.count
+
+    def __dealloc__(self):
+        self._drop_all()
+        free(self.slots)
+
+    cdef void _drop_all(self):
+        cdef Py_ssize_t i
+        cdef PyObject* plan
+        for i in range(self.sets * WAYS):
+            plan = self.slots[i]
+            if plan != NULL:
+                self.slots[i] = NULL
+                Py_DECREF(<object>plan)
+        self.count = self.size_bytes = 0
+
+    cdef inline Plan find(self, const char* subject, Py_ssize_t size, uint64_t mixed):
+        cdef PyObject** places = self.slots + (mixed & (self.sets - 1)) * WAYS
+        cdef PyObject* found
+        cdef int i
+        for i in range(WAYS):
+            found = places[i]
+            if found != NULL and (<Plan>found).mixed == mixed and (<Plan>found).subject_size == size:
+                if memcmp((<Plan>found).subject, subject, size) == 0:
+                    if i > 0:
+                        places[i] = places[i - 1]
+                        places[i - 1] = found
+                    return <Plan>found
+        return None
+
+    cdef keep(self, Plan plan):
+        if self.size_bytes > _PLAN_BYTES_MAX:
+            self._drop_all()
+        if self.count > (self.sets * WAYS) // 4 * 3 and self.sets < _SETS_MAX:
+            self._grow()
+        Py_INCREF(plan)
+        self._place(plan)
+        self.size_bytes += plan.size_bytes
+
+    cdef _place(self, Plan plan):
+        cdef PyObject** places = self.slots + (plan.mixed & (self.sets - 1)) * WAYS
+        cdef PyObject* victim
+        cdef int i
+        for i in range(WAYS):
+            if places[i] == NULL:
+                places[i] = <PyObject*>plan
+                self.count += 1
+                return
+        victim = places[WAYS - 1]
+        places[WAYS - 1] = <PyObject*>plan
+        self.size_bytes -= (<Plan>victim).size_bytes
+        Py_DECREF(<object>victim)
+
+    cdef _grow(self):
+        cdef PyObject** old = self.slots
+        cdef Py_ssize_t i, before = self.sets * WAYS
+        cdef PyObject** grown = <PyObject**>calloc(before * 4, sizeof(PyObject*))
+        if grown == NULL:
+            raise MemoryError
+        self.slots = grown
+        self.sets *= 4
+        self.count = 0
+        for i in range(before):
+            if old[i] != NULL:
+                self._place(<Plan>old[i])
+        free(old)
+
+    cdef resized(self, Plan plan, Py_ssize_t size_bytes):
+        self.size_bytes += size_bytes - plan.size_bytes
+        plan.size_bytes = size_bytes
+
+
+# -- sessions ---------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+cdef class Session:
+    cdef readonly uint64_t id
+    cdef readonly str client_ip
+    cdef readonly int client_port
+    cdef readonly object parser
+    cdef Account _account
+    cdef readonly dict subscriptions
+
+    cdef object _options
+    cdef bint verbose, pedantic, echo, headers, no_responders
+    cdef public bint connected
+    cdef public bint info_sent
+    cdef public str nonce
+    cdef public object tls
+    cdef public object certificate
+    cdef public object verifying
+    cdef public object entry
+    cdef public str user
+    cdef object _permissions
+    cdef bint filters, unrestricted
+    cdef public object answerable
+
+    cdef PyObject* out_object
+    cdef char* out
+    cdef Py_ssize_t out_size
+    cdef Py_ssize_t out_room
+    cdef Py_ssize_t out_hint
+    cdef public Py_ssize_t unsent_bytes
+    cdef public object measure_unsent
+    cdef public bint dirty
+    cdef public bint paused
+    cdef public int stall_ms
+    cdef public object closing
+    cdef public str closing_detail
+    cdef public bint flushes
+
+    cdef public int64_t in_msgs, in_bytes, out_msgs, out_bytes
+    cdef public int64_t started_ms, last_activity_ms, last_heard_ms, due_ms, ping_due_ms, auth_due_ms
+    cdef public int64_t ping_sent_ms, rtt_ms
+    cdef public int pings_out
+
+    cdef Plans plans
+    cdef Plan last  # that of the message before
+    cdef bytes left  # what was received and not looked at yet
+
+    def __init__(self, id, str client_ip, int client_port, parser, Account account not None, int64_t now_ms):
+        self.id = id
+        self.client_ip = client_ip
+        self.client_port = client_port
+        self.parser = parser
+        self._account = account
+        self.subscriptions = {}
+        self.options = nats.ConnectOptions()
+        self.nonce = ""
+        self.user = ""
+        self.permissions = EVERYTHING
+        self.closing_detail = ""
+        self.flushes = True
+        self.started_ms = self.last_activity_ms = self.last_heard_ms = now_ms
+        self.auth_due_ms = self.ping_sent_ms = self.rtt_ms = NEVER_MS
+
+    def __dealloc__(self):
+        if self.out_object != NULL:
+            Py_DECREF(<object>self.out_object)
+
+    @property
+    def account(self):
+        return self._account
+
+    @account.setter
+    def account(self, Account account not None):
+        self._account = account
+        self.plans = self.last = None
+
+    @property
+    def options(self):
+        return self._options
+
+    @options.setter
+    def options(self, options):
+        self._options = options
+        self.verbose = options.verbose
+        self.pedantic = options.pedantic
+        self.echo = options.echo
+        self.headers = options.headers
+        self.no_responders = options.no_responders
+
+    @property
+    def permissions(self):
+        return self._permissions
+
+    @permissions.setter
+    def permissions(self, permissions):
+        self._permissions = permissions
+        self.filters = permissions.filters
+        self.unrestricted = permissions.unrestricted
+        self.plans = self.last = None
+
+    @property
+    def name(self):
+        return self._options.name
+
+    cdef inline bint stopped(self):
+        return self.closing is not None or self.verifying is not None or self.paused
+
+    # -- output ----
+
+    cdef inline char* reserve(self, Py_ssize_t size) except NULL:
+        """Room for `size` bytes at the end of the output."""
+        if self.out_size + size > self.out_room:
+            self._grow(size)
+        return self.out + self.out_size
+
+    cdef int _grow(self, Py_ssize_t size) except -1:
+        cdef Py_ssize_t room = self.out_room * 2
+        if room < self.out_size + size:
+            room = self.out_size + size
+        if room < self.out_hint:
+            room = self.out_hint
+        if room < OUT_BYTES_MIN:
+            room = OUT_BYTES_MIN
+        if self.out_object == NULL:
+            made = PyBytes_FromStringAndSize(NULL, room)
+            Py_INCREF(made)
+            self.out_object = <PyObject*>made
+            made = None
+        else:
+            _PyBytes_Resize(&self.out_object, room)
+        self.out = PyBytes_AS_STRING(<object>self.out_object)
+        self.out_room = room
+        return 0
+
+    def write(self, bytes data not None):
+        cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+        memcpy(self.reserve(size), PyBytes_AS_STRING(data), size)
+        self.out_size += size
+
+    def take(self):
+        if self.out_object == NULL:
+            return b""
+        cdef PyObject* taken = self.out_object
+        cdef Py_ssize_t size = self.out_size
+        self.out_object = NULL
+        self.out = NULL
+        self.out_size = self.out_room = 0
+        self.out_hint = min(max(size, self.out_hint // 4 * 3), OUT_BYTES_HINT_MAX)
+        _PyBytes_Resize(&taken, size)
+        result = <object>taken
+        Py_DECREF(result)
+        return result
+
+    @property
+    def queued_bytes(self):
+        return self.out_size
+
+    @property
+    def pending_bytes(self):
+        if self.measure_unsent is not None:
+            self.unsent_bytes = self.measure_unsent()
+        return self.out_size + self.unsent_bytes
+
+    # -- rights ----
+
+    def may_publish(self, str subject):
+        return self._permissions.may_publish(subject)
+
+    def may_subscribe(self, str pattern, str queue=""):
+        return self._permissions.may_subscribe(pattern, queue)
+
+    def may_receive(self, str subject):
+        return self._permissions.may_receive(subject)
+
+    def may_answer(self, bytes subject, int64_t now_ms):
+        return self.answerable is not None and self.answerable.take(subject, now_ms)
+
+
+# -- the forwarder ----------------------------------------------------------------------------------------------------
+
+
+cdef struct Message:
+    # One message on its way. `rest`: what a canonical publish has behind its subject, to its last CR LF.
+    const char* rest
+    Py_ssize_t rest_size
+    const char* reply
+    Py_ssize_t reply_size
+    const char* payload
+    Py_ssize_t payload_size
+    Py_ssize_t header_size  # of the header block in front of the payload
+
+
+cdef inline bint _number(const char* text, Py_ssize_t size, Py_ssize_t* value) noexcept nogil:
+    """Whether it is a number as we would write it ourselves, of at most nine digits."""
+    cdef Py_ssize_t i, total = 0
+    cdef int digit
+    if size < 1 or size > 9 or (text[0] == c"0" and size > 1):
+        return False
+    for i in range(size):
+        digit = text[i] - c"0"
+        if digit < 0 or digit > 9:
+            return False
+        total = total * 10 + digit
+    value[0] = total
+    return True
+
+
+@cython.final
+cdef class Forwarder:
+    cdef readonly object stats
+    cdef public bint keeps_events
+    cdef object policy
+    cdef Py_ssize_t stall_bytes
+    cdef uint32_t random
+    cdef list dirty
+    cdef dict plans
+    cdef uint64_t epoch
+    cdef int64_t now_ms
+    cdef Py_ssize_t turn_bytes
+    cdef int64_t out_msgs, out_bytes  # not in `stats` yet
+    cdef bint interrupted  # something was called that may have stopped the session that is read
+
+    def __init__(self, policy, seed, stall_bytes):
+        self.stats = Stats()
+        self.keeps_events = True
+        self.policy = policy
+        self.stall_bytes = stall_bytes
+        self.random = (seed & 0xFFFFFFFF) or 1
+        self.dirty = []
+        self.plans = {}
+
+    # -- sessions ----
+
+    def write(self, Session session not None, bytes line not None):
+        session.write(line)
+        self._touch(session)
+
+    def touch(self, Session session not None):
+        self._touch(session)
+
+    cdef inline _touch(self, Session session):
+        if not session.dirty:
+            session.dirty = True
+            self.dirty.append(session)
+
+    def take_dirty(self):
+        cdef Session session
+        taken = self.dirty
+        if taken:
+            self.dirty = []
+            for session in taken:
+                session.dirty = False
+        return taken
+
+    def receive(self, Session session not None, data, int64_t now_ms):
+        cdef Py_buffer view
+        cdef Py_ssize_t at
+        self.now_ms = now_ms
+        if session.closing is not None:
+            return False
+        if session.left is not None:
+            data = session.left + bytes(data) if len(data) else session.left
+            session.left = None
+        self.turn_bytes = 0
+        PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+        try:
+            at = self._proceed(session, <const char*>view.buf, view.len)
+            if at < view.len and session.closing is None:
+                session.left = PyBytes_FromStringAndSize(<const char*>view.buf + at, view.len - at)
+            return at < view.len and not session.stopped()
+        finally:
+            PyBuffer_Release(&view)
+            if self.out_msgs:
+                self.stats.out_msgs += self.out_msgs
+                self.stats.out_bytes += self.out_bytes
+                self.out_msgs = self.out_bytes = 0
+
+    cdef Py_ssize_t _proceed(self, Session session, const char* data, Py_ssize_t size) except -1:
+        """Acts on what is there; where it stopped."""
+        cdef Py_ssize_t at = 0, wanted = session.parser.wanted_bytes()
+        while at < size and not session.stopped():
+            if self.turn_bytes > _TURN_BYTES_MAX:
+                break
+            if wanted == 0:
+                at = self._forward(session, data, size, at)
+                if at == size or session.stopped() or self.turn_bytes > _TURN_BYTES_MAX:
+                    break
+            at = self._parse(session, data, size, at, wanted)
+            wanted = session.parser.wanted_bytes()
+        return at
+
+    cdef Py_ssize_t _parse(self, Session session, const char* data, Py_ssize_t size, Py_ssize_t at, Py_ssize_t wanted) except -1:
+        """One piece of protocol, or what there is of it, by the parser; where it ended."""
+        cdef const char* line_feed
+        cdef Py_ssize_t piece = size - at
+        if wanted > 0:
+            piece = min(piece, wanted)
+        else:
+            line_feed = <const char*>memchr(data + at, c"\n", piece)
+            if line_feed != NULL:
+                piece = line_feed + 1 - data - at
+        session.parser.receive(PyBytes_FromStringAndSize(data + at, piece))
+        event = session.parser.next_event()
+        if event is not None:
+            self.turn_bytes += _TURN_EVENT_BYTES
+            if isinstance(event, _Publish):
+                self._publish(session, event)
+            else:
+                self.policy.act(session, event)
+        return at + piece
+
+    # -- subscriptions ----
+
+    def insert(self, Subscription subscription not None):
+        subscription.session._account.sublist.insert(subscription)
+
+    def remove(self, Subscription subscription not None):
+        subscription.closed = True
+        subscription.session._account.sublist.remove(subscription)
+        subscription.session = None
+
+    def invalidate(self):
+        self.epoch += 1
+
+    @property
+    def plans_cached(self):
+        return sum([len(plans) for plans in self.plans.values()])
+
+    # -- messages ----
+
+    def route(self, Account account not None, Session sender, bytes subject not None, bytes reply not None,
+              bytes header_block not None, bytes payload not None):
+        cdef list plain, queues
+        cdef dict found
+        cdef Plan plan
+        if sender is None:
+            plain, found = [], {}
+            account.sublist.find(subject, plain, found)
+            queues = list(found.values())
+            head = b"HMSG %b " % subject
+        else:
+            plan = self._plan(sender, PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
+            plain, queues, head = plan.plain, plan.queues, plan.head
+        return self._spread(sender, head, plain, queues, reply, header_block, payload)
+
+    def deliver(self, list receivers not None, bytes subject not None, bytes reply not None,
+                bytes header_block not None, bytes payload not None):
+        return self._spread(None, b"HMSG %b " % subject, receivers, [], reply, header_block, payload)
+
+    cdef Py_ssize_t _spread(self, Session sender, bytes head, list plain, list queues, bytes reply, bytes header_block,
+                            bytes payload) except -1:
+        cdef Message message
+        cdef bytes rest = _rest(reply, header_block, payload)
+        cdef Py_ssize_t reply_size = PyBytes_GET_SIZE(reply)
+        message.rest = PyBytes_AS_STRING(rest)
+        message.rest_size = PyBytes_GET_SIZE(rest)
+        message.reply = PyBytes_AS_STRING(reply)
+        message.reply_size = reply_size
+        message.payload_size = PyBytes_GET_SIZE(payload)
+        message.payload = message.rest + message.rest_size - 2 - message.payload_size
+        message.header_size = PyBytes_GET_SIZE(header_block)
+        sent = self._send(sender, head, plain, queues, &message)
+        self.stats.out_msgs += self.out_msgs
+        self.stats.out_bytes += self.out_bytes
+        self.out_msgs = self.out_bytes = 0
+        return sent
+
+    cdef _publish(self, Session session, event):
+        """A publish that the parser has read; as in the reference."""
+        cdef bytes subject = event[0], reply = event[1], header_block = event[2], payload = event[3]
+        cdef Plan plan
+        cdef Py_ssize_t size_bytes = len(header_block) + len(payload)
+        session.in_msgs += 1
+        session.in_bytes += size_bytes
+        session.last_heard_ms = session.last_activity_ms = self.now_ms
+        self.stats.in_msgs += 1
+        self.stats.in_bytes += size_bytes
+        plan = self._plan(session, PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
+        if plan.kind:
+            self.policy.special(session, event, plan.kind)
+            return
+        if session.verbose:
+            self.write(session, _OK)
+        receivers = self._spread(session, plan.head, plan.plain, plan.queues, reply, header_block, payload)
+        if receivers == 0 and reply:
+            self.policy.unanswered(session, _decode(reply), _decode(subject))
+
+    cdef Plan _plan(self, Session session, const char* subject, Py_ssize_t size):
+        """The plan of a subject, made or renewed if need be."""
+        cdef Plans plans = session.plans
+        cdef Sublist sublist = session._account.sublist
+        cdef uint64_t mixed = _mix(subject, size)
+        cdef Plan plan
+        if plans is None:
+            plans = session.plans = self._plans_of(session)
+        plan = plans.find(subject, size, mixed)
+        if plan is None:
+            plan = Plan()
+            plan.head = b"HMSG %b " % PyBytes_FromStringAndSize(subject, size)
+            plan.subject = PyBytes_AS_STRING(plan.head) + 5
+            plan.subject_size = size
+            plan.mixed = mixed
+            plan.bucket = _bucket(subject, size)
+            self._resolve(session, plan)
+            plans.keep(plan)
+        elif plan.generation != sublist.wild + sublist.buckets[plan.bucket] + self.epoch:
+            before = plan.size_bytes
+            self._resolve(session, plan)
+            after, plan.size_bytes = plan.size_bytes, before
+            plans.resized(plan, after)
+        session.last = plan
+        return plan
+
+    cdef Plans _plans_of(self, Session session):
+        key = session._account, session._permissions
+        plans = self.plans.get(key)
+        if plans is None:
+            plans = self.plans[key] = Plans(session._account)
+        return plans
+
+    cdef _resolve(self, Session session, Plan plan):
+        cdef Sublist sublist = session._account.sublist
+        cdef list plain = []
+        cdef dict queues = {}
+        cdef bytes subject = PyBytes_FromStringAndSize(plan.subject, plan.subject_size)
+        cdef char first = plan.subject[0] if plan.subject_size else 0
+        cdef Py_ssize_t receivers
+        if session.unrestricted and first != c"$" and (first == c"_" or not self.keeps_events):
+            plan.kind = 0
+        else:
+            plan.kind = self.policy.kind(session, _decode(subject))
+        plan.generation = sublist.wild + sublist.buckets[plan.bucket] + self.epoch
+        sublist.find(subject, plain, queues)
+        plan.plain = plain
+        plan.queues = list(queues.values())
+        receivers = len(plain)
+        for members in plan.queues:
+            receivers += len(members)
+        plan.size_bytes = sizeof(PyObject*) * receivers + PyBytes_GET_SIZE(plan.head) + FRAME_HEAD_BYTES
+
+    cdef Py_ssize_t _forward(self, Session session, const char* data, Py_ssize_t size, Py_ssize_t at) except -1:
+        """Handles ordinary publishes from `at` on; where the first piece begins that is something else or incomplete."""
+        cdef Sublist sublist = session._account.sublist
+        cdef Plan plan = session.last
+        cdef Message message
+        cdef const char* end = data + size
+        cdef const char* line = data + at
+        cdef const char* subject
+        cdef const char* here
+        cdef const char* start
+        cdef const char* words[3]
+        cdef Py_ssize_t sizes[3]
+        cdef Py_ssize_t subject_size, total, header_size, max_line, max_payload
+        cdef int64_t in_msgs = 0, in_bytes = 0
+        cdef int count, numbers
+        if session.verbose or session.pedantic or not session.connected:
+            return at
+        max_line = session.parser.max_control_line_bytes
+        max_payload = session.parser.max_payload_bytes
+        self.interrupted = False
+        try:
+            while end - line >= PUBLISH_BYTES_MIN and self.turn_bytes <= _TURN_BYTES_MAX:
+                if memcmp(line, b"PUB ", 4) == 0:
+                    subject = line + 4
+                    numbers = 1
+                elif session.headers and memcmp(line, b"HPUB ", 5) == 0:
+                    subject = line + 5
+                    numbers = 2
+                else:
+                    break
+                # the subject: that of the message before, or one to look up
+                if (
+                    plan is not None
+                    and end - subject > plan.subject_size
+                    and subject[plan.subject_size] == c" "
+                    and memcmp(subject, plan.subject, plan.subject_size) == 0
+                    and plan.generation == sublist.wild + sublist.buckets[plan.bucket] + self.epoch
+                ):
+                    subject_size = plan.subject_size
+                    here = subject + subject_size
+                else:
+                    here = subject
+                    while here < end and <unsigned char>here[0] > 32:
+                        here += 1
+                    if here == end or here[0] != c" " or here == subject:
+                        break
+                    subject_size = here - subject
+                    plan = None
+                # the words behind it: [reply] [header size] size
+                here += 1
+                message.rest = here
+                count = 0
+                while True:
+                    start = here
+                    while here < end and <unsigned char>here[0] > 32:
+                        here += 1
+                    if end - here < 4 or here == start:
+                        count = 0
+                        break
+                    words[count] = start
+                    sizes[count] = here - start
+                    count += 1
+                    if here[0] == c"\r":
+                        break
+                    if here[0] != c" " or count == 3:
+                        count = 0
+                        break
+                    here += 1
+                if count < numbers or count > numbers + 1 or here[1] != c"\n" or here - subject > max_line:
+                    break
+                header_size = 0
+                if not _number(words[count - 1], sizes[count - 1], &total) or total > max_payload:
+                    break
+                if numbers == 2:
+                    if not _number(words[count - 2], sizes[count - 2], &header_size):
+                        break
+                    if header_size == 0 or header_size > total:
+                        break
+                here += 2
+                if end - here < total + 2 or here[total] != c"\r" or here[total + 1] != c"\n":
+                    break
+                message.reply_size = sizes[0] if count > numbers else 0
+                message.reply = words[0]
+                message.header_size = header_size
+                message.payload = here + header_size
+                message.payload_size = total - header_size
+                line = here + total + 2
+                message.rest_size = line - message.rest
+                in_msgs += 1
+                in_bytes += total
+                self.turn_bytes += line - subject
+                if plan is None:
+                    plan = self._plan(session, subject, subject_size)
+                if plan.kind:
+                    self._special(session, plan, subject, &message)
+                elif self._send(session, plan.head, plan.plain, plan.queues, &message) == 0 and message.reply_size:
+                    if session.no_responders:
+                        self.policy.unanswered(
+                            session,
+                            _decode(PyBytes_FromStringAndSize(message.reply, message.reply_size)),
+                            _decode(PyBytes_FromStringAndSize(subject, subject_size)),
+                        )
+                        self.interrupted = True
+                if self.interrupted:
+                    if session.stopped():
+                        break
+                    plan = session.last
+                    self.interrupted = False
+        finally:
+            if in_msgs:
+                session.in_msgs += in_msgs
+                session.in_bytes += in_bytes
+                session.last_heard_ms = session.last_activity_ms = self.now_ms
+                self.stats.in_msgs += in_msgs
+                self.stats.in_bytes += in_bytes
+        return line - data
+
+    cdef _special(self, Session session, Plan plan, const char* subject, Message* message):
+        """Makes the event that the parser would have made."""
+        event = _Publish(
+            PyBytes_FromStringAndSize(subject, plan.subject_size),
+            PyBytes_FromStringAndSize(message.reply, message.reply_size),
+            PyBytes_FromStringAndSize(message.payload - message.header_size, message.header_size),
+            PyBytes_FromStringAndSize(message.payload, message.payload_size),
+        )
+        self.turn_bytes += _TURN_EVENT_BYTES
+        self.policy.special(session, event, plan.kind)
+        self.interrupted = True
+
+    cdef Py_ssize_t _send(self, Session sender, bytes head, list plain, list queues, Message* message) except -1:
+        """To all of `plain` and one of each queue group; how many got it."""
+        cdef Session silent = None if sender is None or sender.echo else sender
+        cdef Py_ssize_t i, k, count, first, receivers = 0
+        cdef list members
+        cdef Subscription subscription
+        for i in range(PyList_GET_SIZE(plain)):
+            subscription = <Subscription>PyList_GET_ITEM(plain, i)
+            if not subscription.closed and (silent is None or subscription.session is not silent):
+                self._put(subscription, head, message, sender)
+                receivers += 1
+        for i in range(PyList_GET_SIZE(queues)):
+            members = <list>PyList_GET_ITEM(queues, i)
+            count = PyList_GET_SIZE(members)
+            first = self._pick(count)
+            for k in range(count):
+                subscription = <Subscription>PyList_GET_ITEM(members, first + k - (count if first + k >= count else 0))
+                if not subscription.closed and (silent is None or subscription.session is not silent):
+                    self._put(subscription, head, message, sender)
+                    receivers += 1
+                    break
+        return receivers
+
+    cdef inline Py_ssize_t _pick(self, Py_ssize_t count) noexcept:
+        cdef uint32_t x = self.random
+        if count == 1:
+            return 0
+        x ^= x << 13
+        x ^= x >> 17
+        x ^= x << 5
+        self.random = x
+        return x % <uint32_t>count
+
+    cdef int _put(self, Subscription subscription, bytes head, Message* message, Session sender) except -1:
+        cdef Session session = subscription.session
+        cdef Py_ssize_t head_size = PyBytes_GET_SIZE(head), sid_size = PyBytes_GET_SIZE(subscription.sid)
+        cdef Py_ssize_t before = session.out_size, size_bytes = message.payload_size
+        cdef const char* head_text = PyBytes_AS_STRING(head)
+        cdef char* out
+        if message.header_size == 0 or not session.headers:
+            head_text += 1  # MSG
+            head_size -= 1
+        out = session.reserve(head_size + sid_size + message.rest_size + FRAME_HEAD_BYTES)
+        memcpy(out, head_text, head_size)
+        out += head_size
+        memcpy(out, PyBytes_AS_STRING(subscription.sid), sid_size)
+        out += sid_size
+        out[0] = c" "
+        out += 1
+        if message.header_size and not session.headers:
+            out = _put_plain(out, message)
+        else:
+            memcpy(out, message.rest, message.rest_size)
+            out += message.rest_size
+            size_bytes += message.header_size
+        session.out_size = out - session.out
+        self.turn_bytes += session.out_size - before
+        session.out_msgs += 1
+        session.out_bytes += size_bytes
+        session.last_activity_ms = self.now_ms
+        self.out_msgs += 1
+        self.out_bytes += size_bytes
+        subscription.received += 1
+        if subscription.received == subscription.max_messages:
+            self.policy.exhausted(subscription)
+            self.interrupted = True
+        if message.reply_size and session.answerable is not None:
+            session.answerable.received(PyBytes_FromStringAndSize(message.reply, message.reply_size), self.now_ms)
+        if not session.dirty:
+            self._touch(session)
+        if session.out_size + session.unsent_bytes > self.stall_bytes:
+            self.policy.falls_behind(session, sender)
+            self.interrupted = True
+        return 0
+
+
+cdef char* _put_plain(char* out, Message* message) noexcept:
+    """The rest of a MSG for somebody who knows no headers."""
+    if message.reply_size:
+        memcpy(out, message.reply, message.reply_size)
+        out += message.reply_size
+        out[0] = c" "
+        out += 1
+    out += snprintf(out, 24, b"%zd\r\n", message.payload_size)
+    memcpy(out, message.payload, message.payload_size)
+    out += message.payload_size
+    memcpy(out, b"\r\n", 2)
+    return out + 2
+
+
+cdef bytes _rest(bytes reply, bytes header_block, bytes payload):
+    """What stands behind the sid of an HMSG, or of a MSG where there is no header block."""
+    if header_block:
+        return nats.header_message_tail(reply, header_block, payload)[1:]
+    return nats.message_tail(reply, payload)[1:]
