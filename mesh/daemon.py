@@ -11,19 +11,23 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 
 import structlog
 import uvloop
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
+from gateway.core import reports
+from gateway.core.nats_values import Page
 from gateway.shell.gateway import Gateway
 from gateway.shell.link import Dial
 from mesh import logs
 from mesh.availability import not_available
-from mesh.metrics import GatewayMetrics, SinkMetrics
-from mesh.monitor import Monitor
+from mesh.metrics import GatewayMetrics, MonitorMetrics, SinkMetrics
+from mesh.monitor import Maker, Monitor
+from mesh.pages import ALIASES, GatewayPages, ProcessUsage
+from mesh.query import Query
 from mesh.settings import UpOptions, program_version
 from protocol import config
 from protocol.errors import ConfigError, DataError
@@ -34,7 +38,10 @@ log = structlog.get_logger()
 
 
 class Node:
-    """What runs in this process: a gateway, a sink, or both, and their monitor."""
+    """What runs in this process: a gateway, a sink, or both, and their monitor.
+
+    The monitor is there first and goes last, so that who probes it hears why there is no service yet, or no longer.
+    """
 
     def __init__(self, gateway: Gateway | None, sink: Sink | None) -> None:
         self.gateway, self.sink = gateway, sink
@@ -42,31 +49,41 @@ class Node:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self._registry = registry
+        self._usage = ProcessUsage()
+        self._not_serving: str | None = "starting"
         self.monitor: Monitor | None = None
         self._monitor_address: config.Address | None = None
         own = gateway.node if gateway is not None else sink.node if sink is not None else None
         if own is not None and own.monitor is not None:
             self._monitor_address = bind = own.bind(own.monitor)
-            self.monitor = Monitor(bind.host, bind.port, self.varz, self.health, registry, self._pages())
+            pages: Mapping[str, Maker] = GatewayPages(gateway).by_path() if gateway is not None else {}
+            aliases = ALIASES if gateway is not None else {}
+            self.monitor = Monitor(bind.host, bind.port, self.health, registry, {"/varz": self.varz, **pages}, aliases)
+            registry.register(MonitorMetrics(self.monitor))
         self.clients: tuple[str, int] | None = None
         self.monitored: tuple[str, int] | None = None
 
     async def start(self) -> None:
+        """DataError, OSError: it cannot run; `stop` is due all the same."""
+        if self.monitor is not None:
+            with _naming("monitoring", self._monitor_address):
+                self.monitored = await self.monitor.start()
         if self.sink is not None:
+            self._not_serving = f"recovering the log in {self.sink.node.data}"
             await self.sink.start()
             self._registry.register(SinkMetrics(self.sink))
+            self._not_serving = "starting"
         if self.gateway is not None:
             with _naming("clients", self.gateway.node.bind(self.gateway.node.client)):
                 self.clients = await self.gateway.start()
             self._registry.register(GatewayMetrics(self.gateway))
             if self.sink is not None:
                 await self.gateway.linked()
-        if self.monitor is not None:
-            with _naming("monitoring", self._monitor_address):
-                self.monitored = await self.monitor.start()
+        self._not_serving = None
 
     async def stop(self) -> None:
         """Gateway first, so that what it holds still reaches the sink."""
+        self._not_serving = "stopping"
         if self.gateway is not None:
             await self.gateway.stop(drain=self.sink is None or not self.sink.failed.done())
         if self.sink is not None:
@@ -75,21 +92,26 @@ class Node:
             await self.monitor.stop()
 
     def health(self) -> str | None:
+        """Why this process does not serve, or what is wrong with it; None where all is well."""
+        if self._not_serving is not None:
+            return self._not_serving
         parts = (self.sink, self.gateway)
         return next((problem for part in parts if part is not None and (problem := part.health())), None)
 
-    def varz(self) -> dict[str, object]:
-        values: dict[str, object] = {"version": VERSION}
+    def varz(self, query: Query) -> Page:
+        """`/varz`: the gateway under nats-server's names, the process and the monitor too, the sink under its own."""
+        page: Page = {"version": VERSION}
         if self.gateway is not None:
-            values |= self.gateway.varz()
-        if self.sink is not None:
-            values["sink"] = self.sink.varz()
-        return values
-
-    def _pages(self) -> dict[str, Callable[[], dict[str, object]]]:
-        if self.gateway is None:
-            return {}
-        return {"/connz": self.gateway.connz, "/subsz": self.gateway.subsz}
+            started_ms, moment = self.gateway.started_ms, self.gateway.moment()
+            page |= reports.varz(self.gateway.plane, started_ms=started_ms, moment=moment)
+        page |= self._usage.page()
+        if self.monitor is not None and self.monitored is not None:
+            host, port = self.monitored
+            page |= {"http_host": host, "http_port": port, "http_base_path": "", "https_port": 0}
+            page["http_req_stats"] = dict(self.monitor.requests)
+        if self.sink is not None and self._not_serving is None:
+            page["sink"] = self.sink.varz()
+        return page
 
 
 @contextlib.contextmanager

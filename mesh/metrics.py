@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway.shell.gateway import Gateway
+from mesh.monitor import Monitor
 from sinkd.shell.sink import Sink
 
 
@@ -18,7 +19,8 @@ class GatewayMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         gateway = self._gateway
-        stats, events, outbox = gateway.plane.stats, gateway.outbox.counters, gateway.outbox
+        plane, events, outbox = gateway.plane, gateway.outbox.counters, gateway.outbox
+        stats = plane.stats
         yield _gauge("mesh_gateway_connections", "Client connections now", stats.connections)
         yield _counter("mesh_gateway_connections_accepted", "Client connections accepted", stats.total_connections)
         yield _gauge("mesh_gateway_subscriptions", "Subscriptions now", stats.subscriptions)
@@ -27,6 +29,11 @@ class GatewayMetrics(Collector):
         yield _counter("mesh_gateway_bytes_in", "Payload bytes from clients", stats.in_bytes)
         yield _counter("mesh_gateway_bytes_out", "Payload bytes to clients", stats.out_bytes)
         yield _counter("mesh_gateway_slow_consumers", "Connections cut for not reading", stats.slow_consumers)
+        yield _counter("mesh_gateway_stale_connections", "Connections cut for not answering", stats.stale_connections)
+        stalls = "Times that a publisher was slowed for a subscriber"
+        yield _counter("mesh_gateway_stalls", stalls, stats.stalled_clients)
+        yield _gauge("mesh_gateway_route_plans", "Routes of subjects held in the cache", plane.forwarder.plans_cached)
+        yield _gauge("mesh_gateway_compiled", "1 where the compiled data plane runs", plane.engine.name == "compiled")
         yield _counter("mesh_gateway_events_captured", "Events taken into the outbox", events.captured)
         yield _counter("mesh_gateway_events_appended", "Events committed and fsynced by a sink", events.appended)
         yield _counter("mesh_gateway_events_duplicate", "Events that the log knew by their id", events.duplicates)
@@ -85,6 +92,19 @@ class SinkMetrics(Collector):
             end.add_metric(names, partition.high_watermark)
             size.add_metric(names, partition.size_bytes)
         yield from (start, end, size)
+
+
+class MonitorMetrics(Collector):
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+
+    def collect(self) -> Iterator[Metric]:
+        requests = CounterMetricFamily(
+            "mesh_monitor_requests", "Requests to the monitor port, by page", labels=["page"]
+        )
+        for page, count in sorted(self._monitor.requests.items()):
+            requests.add_metric([page], count)
+        yield requests
 
 
 def _gauge(name: str, help_text: str, value: float) -> GaugeMetricFamily:

@@ -1,53 +1,74 @@
 """The monitor port: one small HTTP server that shows what its owner hands it.
 
     /healthz   200 {"status": "ok"}, or 503 {"status": "unavailable", "error": ...}
-    /varz      what `varz()` returns, as JSON; the same for every other route given
     /metrics   the Prometheus registry
-    /          an index of these
+    /          an index of these, and of the pages given
+    any page   what it is called by, as JSON
 
 It knows neither gateway nor sink, so one serves a process that runs either or both. The callables run in the event loop
-for every request and only read state. Names and shapes are nats-server's, so its exporters and dashboards work.
+for every request and only read state; a page that takes long takes turns, and one page is made at a time. Names, shapes
+and refusals are nats-server's, so its exporters and dashboards work; like it (since 2.10) there is no JSONP: `callback`
+is ignored.
+
+Source: nats-server `server/monitor.go` (HandleRoot, HandleHealthz, ResponseHandler).
 """
 
+import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from gateway.core.nats_values import BadQuery, Building, Page
+from mesh.query import Query
+from protocol.limits import MONITOR_INDENTED_BYTES_MAX
+
 STOP_GRACE_S = 1.0  # for requests under way
-Page = Callable[[], Mapping[str, Any]]
+Maker = Callable[[Query], Page | Building]
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+_SCOPES: Final = ("js-enabled", "js-enabled-only", "js-server-only", "js-meta-only")
+_EVERYBODY: Final = {"Access-Control-Allow-Origin": "*"}
 
 
 class Monitor:
-    """Listens on `host`:`port` (0: any free one). `healthz` says what is wrong, or None."""
+    """Listens on `host`:`port` (0: any free one). `healthz` says what is wrong, or None; `pages` are made by path.
+
+    `requests` counts those for each page; paths in `aliases` count as the page that they stand for.
+    """
 
     def __init__(
         self,
         host: str,
         port: int,
-        varz: Page,
         healthz: Callable[[], str | None],
         registry: CollectorRegistry,
-        routes: Mapping[str, Page] | None = None,
+        pages: Mapping[str, Maker],
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self._host, self._port = host, port
         self._healthz = healthz
         self._registry = registry
-        self._pages: dict[str, Page] = {"/varz": varz, **(routes or {})}
+        self._pages = dict(pages)
+        self._aliases = dict(aliases or {})
+        self._making = asyncio.Lock()
         self._runner: web.AppRunner | None = None
+        self.requests: Counter[str] = Counter()
 
     async def start(self) -> tuple[str, int]:
         """Serve; the address that is listened on. OSError when it cannot be had."""
         application = web.Application()
-        application.router.add_get("/", self._index)
-        application.router.add_get("/healthz", self._health)
-        application.router.add_get("/metrics", self._metrics)
-        for path, page in self._pages.items():
-            application.router.add_get(path, _json_page(page))
+        handlers: dict[str, Handler] = {"/": self._index, "/healthz": self._health, "/metrics": self._metrics}
+        handlers |= {path: self._show(path, maker) for path, maker in self._pages.items()}
+        handlers |= {alias: handlers[path] for alias, path in self._aliases.items()}
+        for path, handler in handlers.items():
+            application.router.add_route("*", path, handler)
+        application.router.add_route("*", "/{path:.*}", _not_found)
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=STOP_GRACE_S)
         await runner.setup()
         self._runner = runner
@@ -65,29 +86,80 @@ class Monitor:
             await self._runner.cleanup()
             self._runner = None
 
+    # -- pages --------------------------------------------------------------------------------------------------------
+
+    def _show(self, path: str, maker: Maker) -> Handler:
+        async def show(request: web.Request) -> web.Response:
+            self.requests[path] += 1
+            try:
+                async with self._making:
+                    made = maker(Query(request.query))
+                    page = made if isinstance(made, dict) else await _in_turns(made)
+            except BadQuery as refusal:
+                return web.Response(status=400, text=str(refusal))
+            return _json(page)
+
+        return show
+
     async def _health(self, request: web.Request) -> web.Response:
+        """nats-server's parameters narrow down what of JetStream is looked at: here it is always all."""
+        self.requests["/healthz"] += 1
+        query = Query(request.query)
+        try:
+            details = [query.boolean(name) for name in (*_SCOPES, "details")][-1]
+        except BadQuery as refusal:
+            return web.Response(status=400, text=str(refusal))
+        misfit = _misfit(query)
+        if misfit is not None:
+            return _unhealthy(400, "error", misfit, "BAD_REQUEST", details)
         problem = self._healthz()
-        if problem is None:
-            return _json({"status": "ok"})
-        return _json({"status": "unavailable", "status_code": 503, "error": problem}, status=503)
+        if problem is not None:
+            return _unhealthy(503, "unavailable", problem, "JETSTREAM", details)
+        return _json({"status": "ok"}, indents=False)
 
     async def _metrics(self, request: web.Request) -> web.Response:
+        self.requests["/metrics"] += 1
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
         return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
 
     async def _index(self, request: web.Request) -> web.Response:
+        self.requests["/"] += 1
         paths = [*self._pages, "/healthz", "/metrics"]
-        links = "".join(f'<li><a href="{escape(path)}">{escape(path)}</a></li>' for path in paths)
-        page = f"<!DOCTYPE html><title>Event Mesh</title><h1>Event Mesh</h1><ul>{links}</ul>"
+        links = "".join(f'<li><a href=".{escape(path)}">{escape(path)}</a></li>' for path in paths)
+        page = f'<!DOCTYPE html><html lang="en"><title>Event Mesh</title><h1>Event Mesh</h1><ul>{links}</ul></html>'
         return web.Response(text=page, content_type="text/html")
 
 
-def _json_page(page: Page) -> Callable[[web.Request], Awaitable[web.Response]]:
-    async def show(request: web.Request) -> web.Response:
-        return _json(page())
+async def _in_turns(building: Building) -> Page:
+    while True:
+        try:
+            next(building)
+        except StopIteration as end:
+            page: Page = end.value
+            return page
+        await asyncio.sleep(0)
 
-    return show
+
+def _misfit(query: Query) -> str | None:
+    """What a question for the health of a stream or consumer lacks."""
+    for asked, needed in (("stream", "account"), ("consumer", "stream")):
+        if query.text(asked) and not query.text(needed):
+            return f'"{needed}" must not be empty when checking {asked} health'
+    return None
 
 
-def _json(values: Mapping[str, Any], status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(values), status=status, content_type="application/json")
+def _unhealthy(status: int, word: str, problem: str, kind: str, details: bool) -> web.Response:
+    if details:
+        return _json({"status": "error", "errors": [{"type": kind, "error": problem}]}, status, indents=False)
+    return _json({"status": word, "error": problem}, status, indents=False)
+
+
+async def _not_found(request: web.Request) -> web.Response:
+    return web.Response(status=404, text="404 page not found\n")
+
+
+def _json(values: Mapping[str, Any], status: int = 200, *, indents: bool = True) -> web.Response:
+    body = msgspec.json.encode(values)
+    if indents and len(body) <= MONITOR_INDENTED_BYTES_MAX:
+        body = msgspec.json.format(body, indent=2)
+    return web.Response(body=body, status=status, content_type="application/json", headers=_EVERYBODY)

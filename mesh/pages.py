@@ -1,0 +1,113 @@
+"""The pages of the monitor port: what they are called, and how what stands behind the `?` is handed to the reports.
+
+`/varz` belongs to every process; the others to one that runs a gateway, whose clients they show.
+"""
+
+import os
+import resource
+import sys
+import time
+from typing import Final
+
+from gateway.core import reports
+from gateway.core.connections import ConnzOptions, connz
+from gateway.core.nats_values import Building, Page
+from gateway.core.reports import SubszOptions
+from gateway.shell.gateway import Gateway
+from mesh.monitor import Maker
+from mesh.query import Query
+
+ALIASES: Final = {"/subscriptionsz": "/subsz"}
+CPU_WINDOW_S: Final = 1.0  # `cpu` is the mean of at least so long
+
+
+class ProcessUsage:
+    """What this process takes of the machine, under nats-server's names: bytes, cores, and per cent of one core."""
+
+    def __init__(self) -> None:
+        self._looked_s, self._used_s = time.monotonic(), time.process_time()
+        self._percent = 0.0
+
+    def page(self) -> Page:
+        now_s, used_s = time.monotonic(), time.process_time()
+        if now_s - self._looked_s >= CPU_WINDOW_S:
+            self._percent = round(100 * (used_s - self._used_s) / (now_s - self._looked_s), 1)
+            self._looked_s, self._used_s = now_s, used_s
+        return {"mem": _resident_bytes(), "cores": _cores(), "cpu": self._percent}
+
+
+def _resident_bytes() -> int:
+    """At the moment where Linux tells, else the most there ever was."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class GatewayPages:
+    """The pages that show `gateway`."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    def by_path(self) -> dict[str, Maker]:
+        """All but `/varz`."""
+        return {
+            "/connz": self.connz,
+            "/accountz": self.accountz,
+            "/subsz": self.subsz,
+            "/routez": self.routez,
+            "/leafz": self.leafz,
+            "/gatewayz": self.gatewayz,
+        }
+
+    def connz(self, query: Query) -> Building:
+        auth = query.boolean("auth")
+        subscriptions, detail = query.subscriptions()
+        options = ConnzOptions(
+            auth=auth,
+            subscriptions=subscriptions,
+            detail=detail,
+            offset=query.integer("offset"),
+            limit=query.integer("limit"),
+            id=query.unsigned("cid"),
+            state=query.state(),
+            sort=query.text("sort"),
+            user=query.text("user"),
+            account=query.text("acc"),
+        )
+        return connz(self._gateway.plane, self._gateway.closed, options, self._gateway.moment())
+
+    def subsz(self, query: Query) -> Building:
+        options = SubszOptions(
+            subscriptions=query.boolean("subs"),
+            offset=query.integer("offset"),
+            limit=query.integer("limit"),
+            test=query.text("test"),
+            account=query.text("acc"),
+        )
+        return reports.subsz(self._gateway.plane, options, self._gateway.moment())
+
+    def routez(self, query: Query) -> Page:
+        query.subscriptions()
+        return reports.routez(self._gateway.plane, self._gateway.moment())
+
+    def gatewayz(self, query: Query) -> Page:
+        query.subscriptions()
+        query.boolean("accs")
+        return reports.gatewayz(self._gateway.plane, self._gateway.moment())
+
+    def leafz(self, query: Query) -> Page:
+        query.boolean("subs")
+        return reports.leafz(self._gateway.plane, self._gateway.moment())
+
+    def accountz(self, query: Query) -> Page:
+        gateway = self._gateway
+        name = query.text("acc")
+        return reports.accountz(gateway.plane, name, started_ms=gateway.started_ms, moment=gateway.moment())
