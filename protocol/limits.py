@@ -31,6 +31,7 @@ RESPONSES_TRACKED_MAX: Final = 4_096  # reply subjects that one connection may s
 FIRST_PING_MS: Final = 2_000  # after CONNECT, as in nats-server
 STALL_MS: Final = 10  # a publisher waits this long per read for a subscriber that falls behind
 READ_BYTES: Final = 128 * KIB  # of one read; after a full one the other connections have their turn
+READ_SLACK_BYTES: Final = 64  # behind the read buffer, so that a parser may look a little past what was read
 TURN_BYTES_MAX: Final = 1 * MIB  # work for one connection, in and out, until the others have their turn
 TURN_EVENT_BYTES: Final = 4 * KIB  # what a protocol event that Python acts on counts as, beside its bytes
 CLIENT_TICK_MS: Final = 100  # how exact the timers of client connections are
