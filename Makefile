@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run install install-test test check format lint types rooms pytest simulate lock clean
+.PHONY: run install install-test test check format lint types rooms pytest simulate bench lock clean
 .DEFAULT_GOAL := run
 
 run: install
@@ -57,6 +57,11 @@ lock:
 SEEDS ?= 3000
 simulate: install-test
 	SEEDS=$(SEEDS) $(BIN)/pytest tests/simulation
+
+# The gateway beside nats-server, in ratios: prints the table, writes the page. BENCH="--rows '1to1*'": only some rows.
+BENCH ?= --write docs/performance.md
+bench: install-test
+	$(BIN)/python -m bench $(BENCH)
 
 clean:
 	rm -rf .venv build *.egg-info */*.so */*/*.so .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*

@@ -1,0 +1,17 @@
+"""How fast the gateway is beside nats-server: the same load, on the same machine, in one run, as ratios.
+
+`python -m bench` measures every row of `bench.rows` in rounds; in each round our gateway, nats-server and, where it
+makes sense, the relay (`bench.relay`: it only copies the same bytes) take their turn, in another order each time. What
+counts is the median of the rounds. Absolute figures belong to one machine and one hour; ratios travel better.
+
+    rows.py       what is measured, and the goal of each row
+    traffic.py    frames: what is sent, what has to arrive, in bytes
+    servers.py    the processes measured: configuration, start, CPU time, memory
+    wire.py       connections of the load generators
+    stream.py     the load generator of one-way traffic
+    requests.py   that of requests, around the program requests.c
+    standing.py   what only stands there: idle connections, subscriptions
+    report.py     results, the table, docs/performance.md
+
+Nothing here is imported by the programs, and speed is never asserted by a test.
+"""
