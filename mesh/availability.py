@@ -57,7 +57,5 @@ def _of_streams(configuration: Config) -> Iterator[str]:
 def _of_users(configuration: Config) -> Iterator[str]:
     for user in configuration.users:
         name = user.user or user.nkey or "(token)"
-        if user.nkey is not None:
-            yield f"users {name}: nkeys are not available in this version; use a password or a token"
         if user.role is not None:
             yield f"users {name}: roles are not available in this version; write permissions"

@@ -20,6 +20,7 @@ SECTIONS: Final[tuple[tuple[str, type[schema.Table]], ...]] = (
     ("[zones.ZONE.gateways.NODE]", schema.Gateway),
     ("[zones.ZONE.sinks.NODE]", schema.Sink),
     ("[links.ZONE.ZONE]", schema.Link),
+    ("[accounts.ACCOUNT]", schema.Account),
     ("[streams.STREAM]", schema.Stream),
     ("[[users]]", schema.User),
     ("[tls.clients]", schema.TlsClients),
@@ -54,7 +55,14 @@ Rules that concern several keys:
 - A zone without sinks needs `kept_by`, the name of a zone that has some, or `mode = "delivery-fabric"`.
 - Links between nodes that other machines can reach need `[tls.nodes]`, or `mesh.insecure = true`.
 - `ack = "geo"` needs as many other zones with sinks among `replicate` as `geo.zones` says.
-- A user has `user` and `password`, or `token`, or `nkey`.
+- A user has `user` and `password`, or `token`, or `nkey`. Names, tokens and nkeys belong to one user in the whole mesh,
+  whatever the accounts. `user` stands alone where the client's certificate names it (`tls.clients.map`), or where it
+  is `mesh.no_auth_user`.
+- Users and streams of an account other than `"$G"` name one that is declared, such as `[accounts.ACME]`. Subjects of
+  two accounts have nothing to do with each other, and streams of two accounts may have the same ones. Each account has
+  its own catch-all, `events-ACME`; without a table of its own it is tuned by `[streams.events]`.
+- With `tls.clients.map` (nats-server's `verify_and_map`) a client is the user whose name is an e-mail address, a DNS
+  name or a URI among the alternative names of its certificate, or its subject: `"CN=shop,OU=sales"`.
 - `max_payload` is at most `max_pending` and the `outbox.bytes` of every stream; where events are kept, an event and its
   subject fit into one record batch of {limits.BATCH_BYTES_MAX // limits.MIB} MiB.
 """
@@ -100,6 +108,8 @@ mesh = "edge-gw1:6222"
 [links.eu.us]
 copy_rate = "12MB/s"
 
+[accounts.ACME]
+
 [streams.orders]
 subjects = ["orders.>"]
 partitions = 4
@@ -119,6 +129,10 @@ password = "$2b$12$Kdc0Vx4WB4XwXV9Uu4nFMuX3rUR0LzU8iAtVcW4kd4lD5aCQFqn3a"
 role = "publisher"
 permissions = { publish = "orders.>", subscribe = "_INBOX.>", history = "orders" }
 
+[[users]]
+account = "ACME"
+nkey = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
+
 [tls.clients]
 cert = "pki/gateway.pem"
 key = "pki/gateway.key"
@@ -134,7 +148,9 @@ def render() -> str:
     """The whole page, as Markdown."""
     parts = [INTRODUCTION, "## A complete example\n", f"```toml\n{EXAMPLE}```\n", "## Reference\n"]
     for title, table in SECTIONS:
-        parts += [f"### `{title}`\n", f"{_cell(table.__doc__)}\n", "\n".join(_table(table)) + "\n"]
+        parts += [f"### `{title}`\n", f"{_cell(table.__doc__)}\n"]
+        if table.model_fields:
+            parts.append("\n".join(_table(table)) + "\n")
     return "\n".join(parts)
 
 

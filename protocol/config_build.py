@@ -2,23 +2,29 @@
 
 from protocol import config_model as model
 from protocol import config_schema as schema
-from protocol.config_checks import CATCH_ALL
+from protocol.accounts import DEFAULT_ACCOUNT
+from protocol.config_checks import CATCH_ALL, catch_all_of
 
 
 def build(file: schema.File) -> model.Config:
     """The configuration that a file without problems describes."""
-    streams = {name: _stream(name, stream) for name, stream in file.streams.items()}
-    catch_all = streams.pop(CATCH_ALL, None) or _stream(CATCH_ALL, schema.Stream())
+    catch_alls = _catch_alls(file)
     clients, nodes = file.tls.clients, file.tls.nodes
     return model.Config(
         mesh=_mesh(file.mesh),
         limits=_limits(file.limits),
         zones={name: _zone(name, zone) for name, zone in file.zones.items()},
         links=tuple(_link((one, other), link) for one, others in file.links.items() for other, link in others.items()),
-        streams=streams,
-        catch_all=catch_all,
+        accounts=tuple(file.accounts),
+        streams={
+            name: _stream(name, stream.account, stream)
+            for name, stream in file.streams.items()
+            if name not in catch_alls
+        },
+        catch_all=catch_alls.pop(CATCH_ALL),
+        account_catch_alls=tuple(catch_alls.values()),
         users=tuple(_user(user) for user in file.users),
-        tls_clients=model.TlsClients(**clients.model_dump()) if clients else None,
+        tls_clients=_tls_clients(clients) if clients else None,
         tls_nodes=model.TlsNodes(**nodes.model_dump()) if nodes else None,
     )
 
@@ -33,6 +39,7 @@ def _mesh(mesh: schema.Mesh) -> model.Mesh:
         buffer_bytes=mesh.buffer,
         insecure=mesh.insecure,
         contracts=mesh.contracts,
+        no_auth_user=mesh.no_auth_user,
     )
 
 
@@ -47,6 +54,8 @@ def _limits(limits: schema.Limits) -> model.Limits:
         ping_interval_ms=limits.ping_interval,
         ping_max=limits.ping_max,
         auth_timeout_ms=limits.auth_timeout,
+        lame_duck_duration_ms=limits.lame_duck_duration,
+        lame_duck_grace_period_ms=limits.lame_duck_grace_period,
     )
 
 
@@ -98,14 +107,22 @@ def _link(zones: tuple[str, str], link: schema.Link) -> model.Link:
     )
 
 
-def _stream(name: str, stream: schema.Stream) -> model.Stream:
+def _catch_alls(file: schema.File) -> dict[str, model.Stream]:
+    """Every account's, by name; those without a table of their own are tuned as `events` is."""
+    common = file.streams.get(CATCH_ALL, schema.Stream())
+    names = {catch_all_of(account): account for account in (DEFAULT_ACCOUNT, *file.accounts)}
+    return {name: _stream(name, account, file.streams.get(name, common)) for name, account in names.items()}
+
+
+def _stream(name: str, account: str, stream: schema.Stream) -> model.Stream:
     return model.Stream(
         name=name,
+        account=account,
         subjects=(">",) if stream.subjects is None else stream.subjects,
         partitions=stream.partitions,
         key=stream.key,
         ack=stream.ack,
-        reply=stream.reply or ("header" if name == CATCH_ALL else "always"),
+        reply=stream.reply or ("header" if stream.subjects is None else "always"),
         replicate=stream.replicate,
         retention_age_ms=stream.retention.age,
         retention_bytes=stream.retention.bytes,
@@ -127,6 +144,7 @@ def _user(user: schema.User) -> model.User:
     subscribe = user.permissions.subscribe or schema.SubscribeRule()
     responses = user.permissions.allow_responses
     return model.User(
+        account=user.account,
         user=user.user,
         password=user.password,
         token=user.token,
@@ -138,4 +156,17 @@ def _user(user: schema.User) -> model.User:
         subscribe_deny=subscribe.deny,
         allow_responses=model.Responses(max=responses.max, expires_ms=responses.expires) if responses else None,
         history=user.permissions.history,
+    )
+
+
+def _tls_clients(clients: schema.TlsClients) -> model.TlsClients:
+    return model.TlsClients(
+        cert=clients.cert,
+        key=clients.key,
+        ca=clients.ca,
+        verify=clients.verify,
+        first=clients.first,
+        map=clients.map,
+        timeout_ms=clients.timeout,
+        allow_non_tls=clients.allow_non_tls,
     )

@@ -11,14 +11,21 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 
 from protocol import limits
+from protocol.accounts import DEFAULT_ACCOUNT
 from protocol.config_lines import Path
 from protocol.config_problems import Problem, did_you_mean, dotted, explain, listed
 from protocol.config_schema import File, Gateway, Sink, Stream, Zone
-from protocol.config_units import Address, format_size, named, parse_name, shown
+from protocol.config_units import Address, format_duration, format_size, named, parse_name, shown
 from protocol.subjects import is_captured, is_valid_pattern, overlap
 
 CATCH_ALL: Final = "events"
 """The stream that keeps what no other stream takes."""
+
+
+def catch_all_of(account: str) -> str:
+    """The name of the stream that keeps what no other stream of `account` takes."""
+    return CATCH_ALL if account == DEFAULT_ACCOUNT else f"{CATCH_ALL}-{account}"
+
 
 RECORD_OVERHEAD_BYTES_MAX: Final = 1024
 """What a record batch adds to subject and payload of its one record, generously."""
@@ -37,6 +44,11 @@ class View(NamedTuple):
     def is_whole(self, *path: str | int) -> bool:
         """Whether nothing at, above or below `path` was left out."""
         return not any(path[: len(other)] == other[: len(path)] for other in self.broken)
+
+    def catch_alls(self) -> dict[str, str]:
+        """The account of every catch-all, by the name of the stream."""
+        accounts = (DEFAULT_ACCOUNT, *_tables(self.data, "accounts"))
+        return {catch_all_of(account): account for account in accounts}
 
     def mode_of(self, zone: Zone) -> str:
         return zone.mode or self.file.mesh.mode
@@ -122,8 +134,8 @@ def _copy_without(value: Any, steps: list[str | int]) -> Any:
 def names_are_well_formed(view: View) -> Iterator[Problem]:
     if not view.file.mesh.name and view.is_whole("mesh", "name"):
         yield Problem(("mesh", "name"), 'is missing; for example name = "acme"')
-    streams: list[Path] = [("streams", name) for name in _tables(view.data, "streams")]
-    for path in [*_zones_as_written(view), *_nodes_as_written(view), *streams]:
+    others: list[Path] = [(kind, name) for kind in ("accounts", "streams") for name in _tables(view.data, kind)]
+    for path in [*_zones_as_written(view), *_nodes_as_written(view), *others]:
         try:
             parse_name(path[-1])
         except ValueError as error:
@@ -289,34 +301,39 @@ def sizes_fit_into_each_other(view: View) -> Iterator[Problem]:
 
 
 def there_are_not_too_many_streams(view: View) -> Iterator[Problem]:
-    if len(view.file.streams) > limits.STREAMS_MAX:
-        yield Problem(("streams",), f"must be at most {limits.STREAMS_MAX} streams, got {len(view.file.streams)}")
+    if (accounts := len(view.file.accounts)) > limits.ACCOUNTS_MAX:
+        yield Problem(("accounts",), f"must be at most {limits.ACCOUNTS_MAX} accounts, got {accounts}")
+    catch_alls = view.catch_alls().keys() if view.file.mesh.catch_all and accounts else set()
+    if (streams := len(catch_alls | view.file.streams.keys())) > limits.STREAMS_MAX:
+        counted = " (each account has a catch-all)" if accounts else ""
+        yield Problem(("streams",), f"must be at most {limits.STREAMS_MAX} streams, got {streams}{counted}")
     if (patterns := len(_patterns(view))) > limits.STREAM_SUBJECTS_MAX:
         yield Problem(
             ("streams",), f"must be at most {limits.STREAM_SUBJECTS_MAX} subjects of all streams, got {patterns}"
         )
 
 
-def the_catch_all_is_only_tuned(view: View) -> Iterator[Problem]:
-    stream = view.file.streams.get(CATCH_ALL)
-    path = ("streams", CATCH_ALL)
-    if stream is None:
-        return
-    if not view.file.mesh.catch_all:
-        yield Problem(
-            path, f"'{CATCH_ALL}' is the catch-all, which mesh.catch_all = false turns off; remove one of them"
-        )
-    if stream.subjects is not None or not view.is_whole(*path, "subjects"):
-        yield Problem(
-            (*path, "subjects"),
-            f"'{CATCH_ALL}' is the catch-all and takes what no other stream takes; remove subjects, or choose "
-            "another name",
-        )
-    if stream.reply == "always":
-        yield Problem(
-            (*path, "reply"),
-            'must be "header": a catch-all that answers every publish would answer requests meant for services',
-        )
+def catch_alls_are_only_tuned(view: View) -> Iterator[Problem]:
+    for name, account in view.catch_alls().items():
+        path: Path = ("streams", name)
+        stream = view.file.streams.get(name)
+        if stream is None:
+            continue
+        what = f"{named(name)} is the catch-all" + ("" if name == CATCH_ALL else f" of account {named(account)}")
+        if not view.file.mesh.catch_all:
+            yield Problem(path, f"{what}, which mesh.catch_all = false turns off; remove one of them")
+        if stream.subjects is not None or not view.is_whole(*path, "subjects"):
+            yield Problem(
+                (*path, "subjects"),
+                f"{what} and takes what no other stream takes; remove subjects, or choose another name",
+            )
+        if stream.reply == "always":
+            yield Problem(
+                (*path, "reply"),
+                'must be "header": a catch-all that answers every publish would answer requests meant for services',
+            )
+        if "account" in stream.model_fields_set and stream.account != account:
+            yield Problem((*path, "account"), f"{what}: remove account, or write {shown(account)}")
 
 
 def named_streams_have_subjects(view: View) -> Iterator[Problem]:
@@ -337,9 +354,10 @@ def streams_do_not_overlap(view: View) -> Iterator[Problem]:
     patterns = _patterns(view)
     if len(patterns) > limits.STREAM_SUBJECTS_MAX:
         return  # reported already, and the pairs would be too many
+    accounts = {name: table.get("account", DEFAULT_ACCOUNT) for name, table in _stream_tables(view)}
     for index, (name, path, pattern) in enumerate(patterns):
         for other, other_path, other_pattern in patterns[:index]:
-            if name != other and overlap(pattern, other_pattern):
+            if name != other and accounts[name] == accounts[other] and overlap(pattern, other_pattern):
                 yield Problem(
                     path,
                     f"{shown(pattern)} overlaps {shown(other_pattern)} of {dotted(other_path[:-1])}: an event would "
@@ -350,17 +368,25 @@ def streams_do_not_overlap(view: View) -> Iterator[Problem]:
 
 def _patterns(view: View) -> list[tuple[str, Path, str]]:
     """(stream, path, pattern) of every good pattern of a named stream, from what was read."""
+    catch_alls = view.catch_alls()
     return [
         (name, ("streams", name, "subjects", position), pattern)
-        for name, stream in _tables(view.data, "streams").items()
-        if name != CATCH_ALL and isinstance(stream, Mapping) and isinstance(stream.get("subjects"), list)
+        for name, stream in _stream_tables(view)
+        if name not in catch_alls and isinstance(stream.get("subjects"), list)
         for position, pattern in enumerate(stream["subjects"])
         if isinstance(pattern, str) and pattern != ">" and is_valid_pattern(pattern) and is_captured(pattern)
     ]
 
 
+def _stream_tables(view: View) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, table in _tables(view.data, "streams").items():
+        if isinstance(table, Mapping):
+            yield name, table
+
+
 def _named_streams(view: View) -> list[tuple[str, Stream]]:
-    return [(name, stream) for name, stream in view.file.streams.items() if name != CATCH_ALL]
+    catch_alls = view.catch_alls()
+    return [(name, stream) for name, stream in view.file.streams.items() if name not in catch_alls]
 
 
 def copies_go_to_zones_with_sinks(view: View) -> Iterator[Problem]:
@@ -395,13 +421,36 @@ def geo_has_zones_to_ask(view: View) -> Iterator[Problem]:
 # -- users and TLS ----------------------------------------------------------------------------------------------------
 
 
+def accounts_are_declared(view: View) -> Iterator[Problem]:
+    if () in view.broken or ("accounts",) in view.broken:
+        return
+    declared = {DEFAULT_ACCOUNT, *_tables(view.data, "accounts")}
+    named_by: list[tuple[Path, str]] = [
+        *((("users", index, "account"), user.account) for index, user in enumerate(view.file.users)),
+        *((("streams", name, "account"), stream.account) for name, stream in view.file.streams.items()),
+    ]
+    for path, account in named_by:
+        if account not in declared:
+            yield Problem(
+                path,
+                f"there is no account {named(account)}: add [accounts.{account}]{did_you_mean(account, declared)}",
+            )
+
+
 def users_have_one_way_to_prove_themselves(view: View) -> Iterator[Problem]:
     for index, user in enumerate(view.file.users):
         ways = [key for key in ("password", "token", "nkey") if getattr(user, key) is not None]
         path: Path = ("users", index)
         if not all(view.is_whole(*path, key) for key in ("user", "password", "token", "nkey")):
             continue
-        if len(ways) != 1:
+        if not ways and user.user is not None:
+            if not _may_lack_a_password(view, user.user):
+                yield Problem(
+                    path,
+                    "password is missing; a user has none only where its certificate (map = true in [tls.clients]) or "
+                    "no_auth_user in [mesh] names it",
+                )
+        elif len(ways) != 1:
             there = f"both {' and '.join(ways)}" if ways else "none of them"
             yield Problem(path, f"must have exactly one of password (with user), token and nkey; it has {there}")
         elif ways == ["password"] and user.user is None:
@@ -410,7 +459,13 @@ def users_have_one_way_to_prove_themselves(view: View) -> Iterator[Problem]:
             yield Problem((*path, "user"), f"goes with a password only; remove it, or the {ways[0]}")
 
 
+def _may_lack_a_password(view: View, name: str) -> bool:
+    clients = view.file.tls.clients
+    return (clients is not None and clients.map) or name == view.file.mesh.no_auth_user or not view.is_whole("tls")
+
+
 def no_two_users_are_the_same(view: View) -> Iterator[Problem]:
+    """Whatever their accounts: it is the name that a client gives, not the account."""
     seen: dict[tuple[str, str], int] = {}
     for index, user in enumerate(view.file.users):
         for key in ("user", "token", "nkey"):
@@ -420,8 +475,18 @@ def no_two_users_are_the_same(view: View) -> Iterator[Problem]:
                 yield Problem(("users", index, key), f"{which} that users[{seen[key, value]}] has already")
 
 
+def who_says_nothing_is_a_user(view: View) -> Iterator[Problem]:
+    name = view.file.mesh.no_auth_user
+    known = [user.user or user.nkey or "" for user in view.file.users if user.token is None]
+    if name is not None and name not in known and view.is_whole("users"):
+        yield Problem(
+            ("mesh", "no_auth_user"), f"there is no user {named(name)} in [[users]]{did_you_mean(name, known)}"
+        )
+
+
 def history_names_streams(view: View) -> Iterator[Problem]:
-    streams = {CATCH_ALL, *_AUDIT_STREAMS, *view.file.streams}
+    accounts = view.catch_alls() | {name: stream.account for name, stream in _named_streams(view)}
+    streams = {*accounts, *_AUDIT_STREAMS}
     for index, user in enumerate(view.file.users):
         for position, log in enumerate(user.permissions.history or ()):
             path: Path = ("users", index, "permissions", "history", position)
@@ -430,12 +495,32 @@ def history_names_streams(view: View) -> Iterator[Problem]:
                 yield Problem(path, f"there is no stream {named(name)}{did_you_mean(name, streams)}")
             elif at and not view.is_zone(zone):
                 yield Problem(path, f"there is no zone {named(zone)}{did_you_mean(zone, view.file.zones)}")
+            elif accounts.get(name, user.account) != user.account:
+                yield Problem(path, f"{named(name)} is of account {named(accounts[name])}, not of the user's")
 
 
 def client_certificates_have_an_authority(view: View) -> Iterator[Problem]:
-    clients = view.file.tls.clients
-    if clients and clients.verify and clients.ca is None and view.is_whole("tls", "clients", "ca"):
-        yield Problem(("tls", "clients", "verify"), "needs ca: the authorities that client certificates come from")
+    clients, path = view.file.tls.clients, ("tls", "clients")
+    if clients is None:
+        return
+    if clients.verify and clients.ca is None and view.is_whole(*path, "ca"):
+        yield Problem((*path, "verify"), "needs ca: the authorities that client certificates come from")
+    if clients.map and not clients.verify and view.is_whole(*path, "verify"):
+        yield Problem((*path, "map"), "needs verify = true: a certificate that nobody has checked names nobody")
+    if clients.first and clients.allow_non_tls:
+        yield Problem(
+            (*path, "allow_non_tls"),
+            "cannot be with first = true: a client that waits for the greeting would never get it; remove one of them",
+        )
+
+
+def lame_ducks_have_time(view: View) -> Iterator[Problem]:
+    grace_ms, duration_ms = view.file.limits.lame_duck_grace_period, view.file.limits.lame_duck_duration
+    if grace_ms >= duration_ms:
+        yield Problem(
+            ("limits", "lame_duck_grace_period"),
+            f"must be below lame_duck_duration ({format_duration(duration_ms)}), got {format_duration(grace_ms)}",
+        )
 
 
 RULES: Final = (
@@ -449,13 +534,16 @@ RULES: Final = (
     links_join_two_zones,
     sizes_fit_into_each_other,
     there_are_not_too_many_streams,
-    the_catch_all_is_only_tuned,
+    catch_alls_are_only_tuned,
     named_streams_have_subjects,
     streams_do_not_overlap,
     copies_go_to_zones_with_sinks,
     geo_has_zones_to_ask,
+    accounts_are_declared,
     users_have_one_way_to_prove_themselves,
+    who_says_nothing_is_a_user,
     no_two_users_are_the_same,
     history_names_streams,
     client_certificates_have_an_authority,
+    lame_ducks_have_time,
 )

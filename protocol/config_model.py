@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from protocol.accounts import DEFAULT_ACCOUNT
 from protocol.config_units import Address
 from protocol.errors import ConfigError
 
@@ -26,6 +27,7 @@ class Mesh:
     buffer_bytes: int
     insecure: bool
     contracts: Literal["off", "warn", "enforce"]
+    no_auth_user: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,8 @@ class Limits:
     ping_interval_ms: int
     ping_max: int
     auth_timeout_ms: int
+    lame_duck_duration_ms: int
+    lame_duck_grace_period_ms: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +115,7 @@ class Stream:
     """
 
     name: str
+    account: str
     subjects: tuple[str, ...]
     partitions: int
     key: str
@@ -141,11 +146,12 @@ class Responses:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """Exactly one of `password` (with `user`), `token` and `nkey` is set. A rule that is None was not given.
+    """One of `password` (with `user`), `token` and `nkey` is set, or `user` alone. A rule that is None was not given.
 
     Entries of `subscribe_*` are a subject, or a subject and a queue group with a space between.
     """
 
+    account: str
     user: str | None
     password: str | None = field(repr=False)
     token: str | None = field(repr=False)
@@ -161,13 +167,16 @@ class User:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsClients:
-    """Files of the client port, PEM."""
+    """Files of the client port, PEM. `map`: a client is the user that its certificate names."""
 
     cert: str
     key: str
     ca: str | None
     verify: bool
     first: bool
+    map: bool
+    timeout_ms: int
+    allow_non_tls: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,14 +195,20 @@ class TlsNodes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """The whole mesh. `streams` are the named ones; `catch_all` is `events` as tuned, whether in use or not."""
+    """The whole mesh. `accounts` are those declared, the default one aside.
+
+    `streams` are the named ones; `catch_all` is `events` as tuned, whether in use or not, `account_catch_alls` those of
+    the accounts.
+    """
 
     mesh: Mesh
     limits: Limits
     zones: dict[str, Zone]
     links: tuple[Link, ...]
+    accounts: tuple[str, ...]
     streams: dict[str, Stream]
     catch_all: Stream
+    account_catch_alls: tuple[Stream, ...]
     users: tuple[User, ...]
     tls_clients: TlsClients | None
     tls_nodes: TlsNodes | None
@@ -229,8 +244,13 @@ class Config:
         return next(found, Link(zones=(one, other)))
 
     def effective_streams(self) -> tuple[Stream, ...]:
-        """The named streams in the order of the file, then the catch-all if it is in use."""
-        return (*self.streams.values(), *((self.catch_all,) if self.mesh.catch_all else ()))
+        """The named streams in the order of the file, then the catch-alls if they are in use."""
+        catch_alls = (self.catch_all, *self.account_catch_alls) if self.mesh.catch_all else ()
+        return (*self.streams.values(), *catch_alls)
+
+    def all_accounts(self) -> tuple[str, ...]:
+        """The default account, then those declared."""
+        return (DEFAULT_ACCOUNT, *self.accounts)
 
     def _kinds(self) -> dict[str, str]:
         return dict(self._nodes())

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
 from protocol import limits
+from protocol.accounts import DEFAULT_ACCOUNT, parse_account
 from protocol.config_units import (
     Address,
     format_duration,
@@ -26,6 +27,7 @@ from protocol.config_units import (
     parse_size,
     shown,
 )
+from protocol.nkeys import user_key
 from protocol.subjects import is_captured, is_valid_pattern
 
 
@@ -55,6 +57,14 @@ def _max_payload(value: object) -> int:
     return size_bytes
 
 
+def _lame_duck_duration(value: object) -> int:
+    duration_ms = parse_duration(value)
+    if duration_ms < limits.LAME_DUCK_DURATION_MS_MIN:
+        least = format_duration(limits.LAME_DUCK_DURATION_MS_MIN)
+        raise ValueError(f"must be at least {least}, got {shown(value)}")
+    return duration_ms
+
+
 _QUOTED_SIZE = Form('size: `"64MiB"`, `"12MB"`, bytes', lambda size: f'"{format_size(size)}"')
 _QUOTED_DURATION = Form('duration: `"500ms"`, `"2m"`, `"1h30m"`', lambda duration: f'"{format_duration(duration)}"')
 
@@ -64,7 +74,11 @@ PayloadSize = Annotated[int, PlainValidator(_max_payload), _QUOTED_SIZE]
 Rate = Annotated[int, PlainValidator(parse_rate), Form('rate: `"12MB/s"`', lambda rate: f'"{format_size(rate)}"')]
 Duration = Annotated[int, PlainValidator(parse_duration), _QUOTED_DURATION]
 PositiveDuration = Annotated[int, PlainValidator(_at_least_one(parse_duration, "more than 0")), _QUOTED_DURATION]
+LameDuckDuration = Annotated[int, PlainValidator(_lame_duck_duration), _QUOTED_DURATION]
 Name = Annotated[str, PlainValidator(parse_name), Form("name: letters, digits, `_`, `-`")]
+AccountName = Annotated[
+    str, PlainValidator(parse_account), Form("name under `[accounts]`", lambda account: f'"{account}"')
+]
 Host = Annotated[str, PlainValidator(parse_host), Form('host: `"0.0.0.0"`')]
 SocketAddress = Annotated[Address, PlainValidator(Address.parse), Form('address: `"host:port"`')]
 Mode = Literal["event-sinks", "delivery-fabric"]
@@ -110,13 +124,20 @@ def _partition_key(value: object) -> str:
     )
 
 
-_NKEY: Final = re.compile(r"U[A-Z2-7]{55}")
-
-
 def _user_nkey(value: object) -> str:
-    if isinstance(value, str) and _NKEY.fullmatch(value):
-        return value
-    raise ValueError('must be the public key of a user: "U" and 55 letters and digits, as `nk -gen user` makes it')
+    if isinstance(value, str):
+        try:
+            user_key(value)
+        except ValueError as error:
+            reason = str(error)
+        else:
+            return value
+    else:
+        reason = "is no text"
+    raise ValueError(
+        'must be the public key of a user, "U" and 55 letters and digits, as `nk -gen user -pubout` makes it; '
+        f"this one {reason}"
+    )
 
 
 def _all_or_list(value: object) -> object:
@@ -215,6 +236,9 @@ class Mesh(Table):
     contracts: Literal["off", "warn", "enforce"] = Field(
         default="off", description="What happens to events that break their contract."
     )
+    no_auth_user: Text | None = Field(
+        default=None, description="Name (or nkey) among `[[users]]`: who presents no credentials is that user."
+    )
 
 
 class Limits(Table):
@@ -238,6 +262,13 @@ class Limits(Table):
     )
     auth_timeout: PositiveDuration = Field(
         default=limits.AUTH_TIMEOUT_MS, description="Time for CONNECT after the greeting."
+    )
+    lame_duck_duration: LameDuckDuration = Field(
+        default=limits.LAME_DUCK_DURATION_MS,
+        description="A gateway in lame duck mode parts with its clients over so long.",
+    )
+    lame_duck_grace_period: Duration = Field(
+        default=limits.LAME_DUCK_GRACE_PERIOD_MS, description="... and waits so long before it begins to."
     )
 
 
@@ -361,11 +392,14 @@ class Geo(Table):
 
 
 class Stream(Table):
-    """A stream: the subjects that are kept together in one log per zone."""
+    """A stream: the subjects of one account that are kept together in one log per zone."""
 
+    account: AccountName = Field(
+        default=DEFAULT_ACCOUNT, description="Whose events it takes. Never changes while the stream lives."
+    )
     subjects: StreamSubjects | None = Field(
         default=None,
-        description="Patterns of the subjects it takes; no two streams may share one.",
+        description="Patterns of the subjects it takes; no two streams of an account may share one.",
         json_schema_extra={"default": "required, except for `events`"},
     )
     partitions: int = Field(
@@ -427,7 +461,11 @@ class Permissions(Table):
 class User(Table):
     """A user: `user` with `password`, or `token`, or `nkey`. Without users everybody may do everything."""
 
-    user: Text | None = Field(default=None, description="Name, with `password`.")
+    account: AccountName = Field(default=DEFAULT_ACCOUNT, description="Whose subjects the user publishes and hears.")
+    user: Text | None = Field(
+        default=None,
+        description="Name, with `password`; alone, where certificates name users or `mesh.no_auth_user` does.",
+    )
     password: Text | None = Field(default=None, description="In the clear, or its bcrypt hash (`$2b$...`).")
     token: Text | None = Field(default=None, description="In the clear, or its bcrypt hash.")
     nkey: Nkey | None = Field(default=None, description="Public key of a user who signs with the private one.")
@@ -438,6 +476,10 @@ class User(Table):
     permissions: Permissions = Permissions()
 
 
+class Account(Table):
+    """An account: a space of subjects of its own, apart from all others; `"$G"` is always there. It has no keys yet."""
+
+
 class TlsClients(Table):
     """TLS on the port of NATS clients."""
 
@@ -446,6 +488,9 @@ class TlsClients(Table):
     ca: FilePath | None = Field(default=None, description="Authorities that client certificates are checked against.")
     verify: bool = Field(default=False, description="Demand a certificate of every client; needs `ca`.")
     first: bool = Field(default=False, description="TLS before the greeting, not after it.")
+    map: bool = Field(default=False, description="The certificate says which user a client is; needs `verify`.")
+    timeout: PositiveDuration = Field(default=limits.TLS_TIMEOUT_MS, description="Time for the handshake.")
+    allow_non_tls: bool = Field(default=False, description="Let clients without TLS in, too; not with `first`.")
 
 
 class TlsNodes(Table):
@@ -470,6 +515,7 @@ class File(Table):
     limits: Limits = Limits()
     zones: dict[str, Zone] = {}
     links: dict[str, dict[str, Link]] = {}
+    accounts: dict[str, Account] = {}
     streams: dict[str, Stream] = {}
     users: Annotated[tuple[User, ...], Field(strict=False)] = ()
     tls: Tls = Tls()

@@ -32,7 +32,6 @@ link = "127.0.0.1:6337"
 raft = "127.0.0.1:6338"
 data = "data3"
 """
-NKEY = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4"
 
 
 def text(**parts: str) -> str:
@@ -62,7 +61,6 @@ def test_a_plain_mesh_of_one_gateway_and_one_sink_is_available():
             {"more": SECOND_ZONE + '[streams.orders]\nsubjects = ["orders.>"]\nack = "geo"'},
             "streams.orders.ack: 'geo' is not available in this version; write 'quorum'",
         ),
-        ({"more": f'[[users]]\nnkey = "{NKEY}"'}, f"users {NKEY}: nkeys are not available"),
         (
             {"more": '[[users]]\nuser = "a"\npassword = "b"\nrole = "publisher"'},
             "users a: roles are not available in this version; write permissions",

@@ -57,6 +57,7 @@ def test_a_small_file_has_every_default() -> None:
         buffer_bytes=0,
         insecure=False,
         contracts="off",
+        no_auth_user=None,
     )
     assert parsed.limits == config.Limits(
         max_payload_bytes=1024**2,
@@ -68,6 +69,8 @@ def test_a_small_file_has_every_default() -> None:
         ping_interval_ms=120_000,
         ping_max=2,
         auth_timeout_ms=2_000,
+        lame_duck_duration_ms=120_000,
+        lame_duck_grace_period_ms=10_000,
     )
     assert parsed.sink("sink1") == config.Sink(
         name="sink1",
@@ -82,6 +85,7 @@ def test_a_small_file_has_every_default() -> None:
         fsync="always",
     )
     assert (parsed.streams, parsed.users, parsed.links) == ({}, (), ())
+    assert (parsed.accounts, parsed.account_catch_alls, parsed.all_accounts()) == ((), (), ("$G",))
     assert parsed.tls_clients is None
     assert parsed.tls_nodes is None
 
@@ -107,14 +111,23 @@ def test_the_full_file_reads_key_by_key() -> None:
     assert (telemetry.partitions, telemetry.key, telemetry.ack, telemetry.reply) == (16, "token:2", "geo", "header")
     assert (telemetry.replicate, telemetry.retention_age_ms) == (("us",), 604_800_000)
     assert telemetry.retention_bytes == 100 * 1000**3
-    assert parsed.tls_clients is not None
-    assert parsed.tls_clients.verify
+    assert parsed.tls_clients == config.TlsClients(
+        cert="pki/gateway.pem",
+        key="pki/gateway.key",
+        ca="pki/ca.pem",
+        verify=True,
+        first=False,
+        map=True,
+        timeout_ms=2_000,
+        allow_non_tls=False,
+    )
+    assert (parsed.mesh.no_auth_user, parsed.accounts) == ("guest", ("ACME",))
     assert parsed.tls_nodes is not None
     assert parsed.tls_nodes.of("eu-gw1").cert == "pki/eu-gw1.pem"
 
 
 def test_users_and_their_permissions_as_nats_writes_them() -> None:
-    shop, by_token, by_key = config.parse(FULL, "full.toml").users
+    shop, by_token, by_key, guest = config.parse(FULL, "full.toml").users
     assert (shop.user, shop.role, shop.history) == ("shop", "publisher", ("orders", "orders@us", "$AUDIT"))
     assert (shop.publish_allow, shop.publish_deny) == (("orders.>",), ("orders.secret",))
     assert (shop.subscribe_allow, shop.subscribe_deny) == (("_INBOX.>", "orders.> workers"), None)
@@ -122,6 +135,8 @@ def test_users_and_their_permissions_as_nats_writes_them() -> None:
     assert (by_token.token, by_token.user, by_token.publish_allow) == ("s3cr3t", None, ("telemetry.>",))
     assert by_token.allow_responses == config.Responses(max=5, expires_ms=60_000)
     assert by_key.nkey is not None
+    assert (shop.account, by_key.account) == ("$G", "ACME")
+    assert (guest.user, guest.account, guest.password) == ("guest", "ACME", None)
     assert (by_key.role, by_key.history, by_key.allow_responses) == ("operator", None, None)
 
 
@@ -132,12 +147,30 @@ def test_secrets_do_not_show_in_what_is_printed() -> None:
 
 
 def test_the_catch_all_comes_last_and_can_be_tuned_or_left_out() -> None:
-    orders, telemetry, events = config.parse(FULL, "full.toml").effective_streams()
+    orders, telemetry, events, of_acme = config.parse(FULL, "full.toml").effective_streams()
     assert (orders.name, telemetry.name, events.name) == ("orders", "telemetry", "events")
+    assert of_acme == dataclasses.replace(events, name="events-ACME", account="ACME")
     assert (events.subjects, events.reply, events.retention_age_ms) == ((">",), "header", 5_400_000)
     assert "events" not in config.parse(FULL, "full.toml").streams
     without = config.parse(changed('name = "small"', 'name = "small"\ncatch_all = false'), "small.toml")
     assert without.effective_streams() == ()
+
+
+def test_the_catch_all_of_an_account_is_tuned_by_a_table_of_its_own() -> None:
+    text = SMALL + "[accounts.ACME]\n[streams.events]\nretention.age = '1h'\n[streams.events-ACME]\npartitions = 2\n"
+    events, of_acme = config.parse(text, "small.toml").effective_streams()
+    assert (events.name, events.account, events.partitions, events.retention_age_ms) == ("events", "$G", 1, 3_600_000)
+    assert (of_acme.name, of_acme.account, of_acme.partitions) == ("events-ACME", "ACME", 2)
+    assert (of_acme.subjects, of_acme.reply, of_acme.retention_age_ms) == ((">",), "header", 0)
+
+
+def test_subjects_of_streams_may_overlap_in_different_accounts() -> None:
+    text = SMALL + "[accounts.ACME]\n[streams.a]\nsubjects = ['a.>']\n[streams.b]\nsubjects = ['a.b']\naccount = 'ACME'"
+    assert [stream.account for stream in config.parse(text, "small.toml").streams.values()] == ["$G", "ACME"]
+    assert problems(text.replace("[streams.a]", "[streams.a]\naccount = 'ACME'")) == [
+        'streams.b.subjects[0]: "a.b" overlaps "a.>" of streams.a.subjects: an event would belong to two streams, '
+        "'b' and 'a'"
+    ]
 
 
 def test_nodes_are_found_by_name_and_the_error_says_which_there_are() -> None:
@@ -244,7 +277,7 @@ def test_an_empty_file_says_what_a_mesh_needs() -> None:
         ("limits = 3\n" + SMALL, ["limits: must be a table, got 3"]),
         ("streams = []\n" + SMALL, ["streams: must be a table, got a list"]),
         ('users = "me"\n' + SMALL, ['users: must be a list, got "me"']),
-        ("qqq = 3\n" + SMALL, ["unknown key 'qqq'; known: limits, links, mesh, streams, tls, users, zones"]),
+        ("qqq = 3\n" + SMALL, ["unknown key 'qqq'; known: accounts, limits, links, mesh, streams, tls, users, zones"]),
         (SMALL + "[stream.x]\n", ["unknown key 'stream'; did you mean 'streams'?"]),
         (SMALL + "[limits]\nmax_payload = 0", ["limits.max_payload: must be from 1 byte to 64MiB, got 0"]),
         (SMALL + "[limits]\nwrite_deadline = '0'", ['limits.write_deadline: must be more than 0, got "0"']),
@@ -484,8 +517,8 @@ def test_an_empty_file_says_what_a_mesh_needs() -> None:
         (
             SMALL + "[[users]]\nnkey = 'SUAM'",
             [
-                'users[0].nkey: must be the public key of a user: "U" and 55 letters and digits, as `nk -gen user` '
-                "makes it"
+                'users[0].nkey: must be the public key of a user, "U" and 55 letters and digits, as `nk -gen user '
+                "-pubout` makes it; this one is not base32"
             ],
         ),
         (
@@ -507,6 +540,58 @@ def test_an_empty_file_says_what_a_mesh_needs() -> None:
             SMALL + "[tls.clients]\ncert = 'a'\nkey = 'b'\nverify = true",
             ["tls.clients.verify: needs ca: the authorities that client certificates come from"],
         ),
+        (
+            SMALL + "[tls.clients]\ncert = 'a'\nkey = 'b'\nca = 'c'\nmap = true\nfirst = true\nallow_non_tls = true",
+            [
+                "tls.clients.map: needs verify = true: a certificate that nobody has checked names nobody",
+                "tls.clients.allow_non_tls: cannot be with first = true: a client that waits for the greeting would "
+                "never get it; remove one of them",
+            ],
+        ),
+        (
+            SMALL + "[limits]\nlame_duck_duration = '30s'\nlame_duck_grace_period = '30s'",
+            ["limits.lame_duck_grace_period: must be below lame_duck_duration (30s), got 30s"],
+        ),
+        (
+            SMALL + "[limits]\nlame_duck_duration = '29s'",
+            ['limits.lame_duck_duration: must be at least 30s, got "29s"'],
+        ),
+        # accounts
+        (
+            SMALL + "[accounts.ACME]\nusers = 1\n[accounts.'$SYS']\n"
+            "[[users]]\nuser = 'a'\npassword = 'x'\naccount = 'ACNE'\n"
+            "[[users]]\nuser = 'a'\npassword = 'y'\naccount = 'ACME'\n[streams.s]\nsubjects = ['s']\naccount = '$SYS'",
+            [
+                "accounts.ACME: unknown key 'users'",
+                'accounts."$SYS": a name consists of 1 to 128 letters, digits, `_` and `-`, got "$SYS"',
+                "users[0].account: there is no account 'ACNE': add [accounts.ACNE]; did you mean 'ACME'?",
+                'users[1].user: "a" that users[0] has already',
+                'streams.s.account: must be the name of an account under [accounts], got "$SYS"',
+            ],
+        ),
+        (
+            SMALL + "[accounts.A]\n[streams.events-A]\naccount = '$G'\nsubjects = ['s']",
+            [
+                "streams.events-A.account: 'events-A' is the catch-all of account 'A': remove account, or write \"A\"",
+                "streams.events-A.subjects: 'events-A' is the catch-all of account 'A' and takes what no other stream "
+                "takes; remove subjects, or choose another name",
+            ],
+        ),
+        (
+            SMALL + "[accounts.A]\n[[users]]\ntoken = 'x'\naccount = 'A'\npermissions.history = ['events', 'events-A']",
+            ["users[0].permissions.history[0]: 'events' is of account '$G', not of the user's"],
+        ),
+        (
+            changed("[mesh]", "[mesh]\nno_auth_user = 'gest'") + "[[users]]\nuser = 'guest'\npassword = 'x'",
+            ["mesh.no_auth_user: there is no user 'gest' in [[users]]; did you mean 'guest'?"],
+        ),
+        (
+            SMALL + "[[users]]\nuser = 'guest'",
+            [
+                "users[0]: password is missing; a user has none only where its certificate (map = true in "
+                "[tls.clients]) or no_auth_user in [mesh] names it"
+            ],
+        ),
         (SMALL + "[tls.nodes]\ncert = 'a'\nkey = 'b'", ['tls.nodes.ca: is missing (file: "pki/ca.pem")']),
     ],
 )
@@ -527,6 +612,11 @@ def test_a_broken_part_is_not_reported_again_as_missing() -> None:
 def test_the_number_of_streams_and_subjects_is_bounded() -> None:
     many = SMALL + "".join(f"[streams.s{number}]\nsubjects = ['a{number}']\n" for number in range(1_001))
     assert problems(many) == ["streams: must be at most 1000 streams, got 1001"]
+    many = SMALL + "".join(f"[accounts.a{number}]\n" for number in range(1_001))
+    assert set(problems(many)) == {
+        "accounts: must be at most 1000 accounts, got 1001",
+        "streams: must be at most 1000 streams, got 1002 (each account has a catch-all)",
+    }
     wide = SMALL + f"[streams.a]\nsubjects = {['a.b'] * 2_001}\n"
     assert problems(wide) == ["streams: must be at most 2000 subjects of all streams, got 2001"]
 
