@@ -49,11 +49,14 @@ cdef enum:
     BUCKETS = 256  # of subscription generations, by the first token
     WAYS = 4  # plans with the same place in the table
     SETS_MIN = 16
+    SEEN = 4096  # marks of subjects that came once
     OUT_BYTES_MIN = 512
     OUT_BYTES_HINT_MAX = 262144
     FRAME_HEAD_BYTES = 64  # what a frame needs beside its subject, sid, reply and payload
+    MANAGED_BYTES_MAX = 512  # of a SUB or UNSUB that need not be looked at more closely
     PUBLISH_BYTES_MIN = 11  # PUB a 0, empty
 
+cdef list _NONE = []
 cdef uint32_t _SETS_MAX = ROUTE_PLANS_MAX // WAYS
 NEVER_MS = -1
 
@@ -251,42 +254,22 @@ cdef class Sublist:
             self.buckets[_bucket(text, size)] += 1
 
     def match(self, str subject):
-        plain, queues = [], {}
-        self.find(_encode(subject), plain, queues)
-        return Result(tuple(plain), tuple([tuple(members) for members in queues.values()]))
+        plain = []
+        queues = self.find(_encode(subject), plain)
+        return Result(tuple(plain), tuple([tuple(members) for members in (queues or {}).values()]))
 
-    cdef find(self, bytes subject, list plain, dict queues):
-        """Puts all who are subscribed to `subject` and may get it into `plain` and `queues` (queue → members)."""
-        present = self.literals.get(subject)
+    cdef dict find(self, bytes subject, list plain):
+        """Puts all who are subscribed to `subject` and may get it into `plain`; queue → members, or None."""
+        cdef dict queues = None
+        present = self.literals.get(subject) if self.literals else None
         if present is not None:
-            if isinstance(present, _Node):
-                _collect(present, subject, plain, queues)
+            if type(present) is _Node:
+                queues = _collect(<_Node>present, subject, plain, queues)
             elif _accepts(present, subject):
                 plain.append(present)
-        if not self.root.is_empty():
-            self._walk(subject.split(b"."), subject, plain, queues)
-
-    cdef _walk(self, list tokens, bytes subject, list plain, dict queues):
-        cdef list reached = [self.root], following
-        cdef _Node node
-        if b"" in tokens:
-            return
-        for token in tokens:
-            following = []
-            for node in reached:
-                if node.rest is not None:
-                    _collect(node.rest, subject, plain, queues)
-                if node.star is not None:
-                    following.append(node.star)
-                if node.children is not None:
-                    child = node.children.get(token)
-                    if child is not None:
-                        following.append(child)
-            reached = following
-            if not reached:
-                return
-        for node in reached:
-            _collect(node, subject, plain, queues)
+        if not self.root.is_empty() and _is_routable(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject)):
+            queues = _walk(self.root, subject, 0, plain, queues)
+        return queues
 
     def __iter__(self):
         cdef list stack = [self.root]
@@ -312,26 +295,68 @@ cdef bint _accepts(Subscription entry, bytes subject) except -1:
     return not session.filters or bool(session._permissions.may_receive(_decode(subject), entry.queue))
 
 
-cdef _collect(_Node node, bytes subject, list plain, dict queues):
-    if node.plain:
+cdef bint _is_routable(const char* subject, Py_ssize_t size) noexcept nogil:
+    """Whether no token of it is empty."""
+    cdef Py_ssize_t i
+    cdef char before = c"."
+    for i in range(size):
+        if subject[i] == c"." and before == c".":
+            return False
+        before = subject[i]
+    return before != c"."
+
+
+cdef dict _walk(_Node node, bytes subject, Py_ssize_t at, list plain, dict queues):
+    """What matches below `node`, from the token on that begins at `at`. As deep as the deepest pattern, not deeper."""
+    cdef const char* text = PyBytes_AS_STRING(subject)
+    cdef Py_ssize_t end = at, size = PyBytes_GET_SIZE(subject)
+    cdef _Node child
+    if node.rest is not None:
+        queues = _collect(node.rest, subject, plain, queues)
+    if node.star is None and node.children is None:
+        return queues
+    while end < size and text[end] != c".":
+        end += 1
+    if node.children is not None:
+        child = node.children.get(PyBytes_FromStringAndSize(text + at, end - at))
+        if child is not None:
+            queues = _below(child, subject, end + 1, plain, queues)
+    if node.star is not None:
+        queues = _below(node.star, subject, end + 1, plain, queues)
+    return queues
+
+
+cdef dict _below(_Node node, bytes subject, Py_ssize_t at, list plain, dict queues):
+    if at > PyBytes_GET_SIZE(subject):
+        return _collect(node, subject, plain, queues)
+    return _walk(node, subject, at, plain, queues)
+
+
+cdef dict _collect(_Node node, bytes subject, list plain, dict queues):
+    if node.plain is not None:
         for entry in node.plain:
             if _accepts(entry, subject):
                 plain.append(entry)
-    if node.queues:
+    if node.queues is not None:
         for queue, members in node.queues.items():
             kept = [entry for entry in members if _accepts(entry, subject)]
             if kept:
+                if queues is None:
+                    queues = {}
                 queues.setdefault(queue, []).extend(kept)
+    return queues
 
 
 @cython.final
 cdef class Account:
     cdef readonly str name
     cdef readonly Sublist sublist
+    cdef readonly dict watches
 
     def __init__(self, str name):
         self.name = name
         self.sublist = Sublist()
+        self.watches = {}
 
 
 # -- route plans ------------------------------------------------------------------------------------------------------
@@ -375,8 +400,9 @@ cdef inline uint64_t _mix(const char* text, Py_ssize_t size) noexcept nogil:
 cdef class Plans:
     """The route plans of one account for one set of permissions: a table of sets of `WAYS` plans.
 
-    What is found moves one place forward in its set; what is new takes the last place. So subjects that come once pass
-    through without driving out those that come again, and nothing ever has to be searched for a victim.
+    A subject is kept when it comes for the second time, as far as a small table of marks remembers the first; what
+    comes once, like the inbox of a request, uses the one plan `passing` and leaves no trace. What is found moves one
+    place forward in its set, what is new takes the last place: nothing ever has to be searched for a victim.
     """
 
     cdef Account account
@@ -384,8 +410,11 @@ cdef class Plans:
     cdef uint32_t sets
     cdef Py_ssize_t count
     cdef Py_ssize_t size_bytes
+    cdef Plan passing
+    cdef uint32_t seen[SEEN]
 
     def __cinit__(self):
+        self.passing = Plan.__new__(Plan)
         self.sets = SETS_MIN
         self.slots = <PyObject**>calloc(self.sets * WAYS, sizeof(PyObject*))
         if self.slots == NULL:
@@ -462,9 +491,14 @@ cdef class Plans:
                 self._place(<Plan>old[i])
         free(old)
 
-    cdef resized(self, Plan plan, Py_ssize_t size_bytes):
-        self.size_bytes += size_bytes - plan.size_bytes
-        plan.size_bytes = size_bytes
+    cdef Plan candidate(self, uint64_t mixed):
+        """A plan to fill in: one to keep if this subject has been here lately, else the one for those that pass."""
+        cdef uint32_t* place = self.seen + (mixed & (SEEN - 1))
+        cdef uint32_t mark = <uint32_t>(mixed >> 32)
+        if place[0] == mark:
+            return Plan.__new__(Plan)
+        place[0] = mark
+        return self.passing
 
 
 # -- sessions ---------------------------------------------------------------------------------------------------------
@@ -490,7 +524,7 @@ cdef class Session:
     cdef public object entry
     cdef public str user
     cdef object _permissions
-    cdef bint filters, unrestricted
+    cdef bint filters, unrestricted, hears_all
     cdef public object answerable
 
     cdef PyObject* out_object
@@ -567,6 +601,7 @@ cdef class Session:
         self._permissions = permissions
         self.filters = permissions.filters
         self.unrestricted = permissions.unrestricted
+        self.hears_all = permissions.hears_all
         self.plans = self.last = None
 
     @property
@@ -680,6 +715,7 @@ cdef inline bint _number(const char* text, Py_ssize_t size, Py_ssize_t* value) n
 cdef class Forwarder:
     cdef readonly object stats
     cdef public bint keeps_events
+    cdef public Py_ssize_t subscriptions_max
     cdef object policy
     cdef Py_ssize_t stall_bytes
     cdef uint32_t random
@@ -693,6 +729,7 @@ cdef class Forwarder:
 
     def __init__(self, policy, seed, stall_bytes):
         self.stats = Stats()
+        self.subscriptions_max = 0
         self.keeps_events = True
         self.policy = policy
         self.stall_bytes = stall_bytes
@@ -805,10 +842,10 @@ cdef class Forwarder:
         cdef dict found
         cdef Plan plan
         if sender is None:
-            plain, found = [], {}
-            account.sublist.find(subject, plain, found)
-            queues = list(found.values())
-            head = b"HMSG %b " % subject
+            plain = []
+            found = account.sublist.find(subject, plain)
+            queues = _NONE if found is None else list(found.values())
+            head = _head(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
         else:
             plan = self._plan(sender, PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
             plain, queues, head = plan.plain, plan.queues, plan.head
@@ -816,7 +853,8 @@ cdef class Forwarder:
 
     def deliver(self, list receivers not None, bytes subject not None, bytes reply not None,
                 bytes header_block not None, bytes payload not None):
-        return self._spread(None, b"HMSG %b " % subject, receivers, [], reply, header_block, payload)
+        head = _head(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
+        return self._spread(None, head, receivers, _NONE, reply, header_block, payload)
 
     cdef Py_ssize_t _spread(self, Session sender, bytes head, list plain, list queues, bytes reply, bytes header_block,
                             bytes payload) except -1:
@@ -866,19 +904,19 @@ cdef class Forwarder:
             plans = session.plans = self._plans_of(session)
         plan = plans.find(subject, size, mixed)
         if plan is None:
-            plan = Plan()
-            plan.head = b"HMSG %b " % PyBytes_FromStringAndSize(subject, size)
+            plan = plans.candidate(mixed)
+            plan.head = _head(subject, size)
             plan.subject = PyBytes_AS_STRING(plan.head) + 5
             plan.subject_size = size
             plan.mixed = mixed
             plan.bucket = _bucket(subject, size)
             self._resolve(session, plan)
-            plans.keep(plan)
+            if plan is not plans.passing:
+                plans.keep(plan)
         elif plan.generation != sublist.wild + sublist.buckets[plan.bucket] + self.epoch:
             before = plan.size_bytes
             self._resolve(session, plan)
-            after, plan.size_bytes = plan.size_bytes, before
-            plans.resized(plan, after)
+            plans.size_bytes += plan.size_bytes - before
         session.last = plan
         return plan
 
@@ -892,18 +930,20 @@ cdef class Forwarder:
     cdef _resolve(self, Session session, Plan plan):
         cdef Sublist sublist = session._account.sublist
         cdef list plain = []
-        cdef dict queues = {}
-        cdef bytes subject = PyBytes_FromStringAndSize(plan.subject, plan.subject_size)
+        cdef dict queues
         cdef char first = plan.subject[0] if plan.subject_size else 0
         cdef Py_ssize_t receivers
         if session.unrestricted and first != c"$" and (first == c"_" or not self.keeps_events):
             plan.kind = 0
         else:
-            plan.kind = self.policy.kind(session, _decode(subject))
+            plan.kind = self.policy.kind(session, _decode(PyBytes_FromStringAndSize(plan.subject, plan.subject_size)))
         plan.generation = sublist.wild + sublist.buckets[plan.bucket] + self.epoch
-        sublist.find(subject, plain, queues)
+        if sublist.count == 0:
+            queues = None
+        else:
+            queues = sublist.find(PyBytes_FromStringAndSize(plan.subject, plan.subject_size), plain)
         plan.plain = plain
-        plan.queues = list(queues.values())
+        plan.queues = _NONE if queues is None else list(queues.values())
         receivers = len(plain)
         for members in plan.queues:
             receivers += len(members)
@@ -921,7 +961,7 @@ cdef class Forwarder:
         cdef const char* start
         cdef const char* words[3]
         cdef Py_ssize_t sizes[3]
-        cdef Py_ssize_t subject_size, total, header_size, max_line, max_payload
+        cdef Py_ssize_t subject_size, total, header_size, max_line, max_payload, managed
         cdef int64_t in_msgs = 0, in_bytes = 0
         cdef int count, numbers
         if session.verbose or session.pedantic or not session.connected:
@@ -938,7 +978,12 @@ cdef class Forwarder:
                     subject = line + 5
                     numbers = 2
                 else:
-                    break
+                    managed = self._manage(session, line, end)
+                    if managed == 0:
+                        break
+                    line += managed
+                    self.turn_bytes += _TURN_EVENT_BYTES // 8
+                    continue
                 # the subject: that of the message before, or one to look up
                 if (
                     plan is not None
@@ -1025,6 +1070,43 @@ cdef class Forwarder:
                 self.stats.in_msgs += in_msgs
                 self.stats.in_bytes += in_bytes
         return line - data
+
+    cdef Py_ssize_t _manage(self, Session session, const char* line, const char* end) except -1:
+        """A complete and ordinary SUB or UNSUB: done as the policy would do it. Its size, or 0 for anything else."""
+        cdef const char* words[3]
+        cdef Py_ssize_t sizes[3]
+        cdef bytes sid
+        cdef Subscription subscription
+        cdef int count
+        if not session.hears_all or self.subscriptions_max or session._account.watches:
+            return 0
+        if memcmp(line, b"SUB ", 4) == 0:
+            here = _words(line + 4, end, words, sizes, &count)
+            if here == NULL or count < 2 or here - line > MANAGED_BYTES_MAX or not _is_pattern(words[0], sizes[0]):
+                return 0
+            sid = PyBytes_FromStringAndSize(words[count - 1], sizes[count - 1])
+            if sid in session.subscriptions:
+                return 0
+            subscription = Subscription.__new__(Subscription)
+            subscription.session = session
+            subscription.wire_pattern = PyBytes_FromStringAndSize(words[0], sizes[0])
+            subscription.wire_queue = PyBytes_FromStringAndSize(words[1], sizes[1]) if count == 3 else None
+            subscription.sid = sid
+            session.subscriptions[sid] = subscription
+            session._account.sublist.insert(subscription)
+            self.stats.subscriptions += 1
+        elif end - line > 8 and memcmp(line, b"UNSUB ", 6) == 0:
+            here = _words(line + 6, end, words, sizes, &count)
+            if here == NULL or count != 1 or here - line > MANAGED_BYTES_MAX:
+                return 0
+            subscription = session.subscriptions.pop(PyBytes_FromStringAndSize(words[0], sizes[0]), None)
+            if subscription is not None:
+                self.remove(subscription)
+                self.stats.subscriptions -= 1
+        else:
+            return 0
+        session.last_heard_ms = session.last_activity_ms = self.now_ms
+        return here - line
 
     cdef _special(self, Session session, Plan plan, const char* subject, Message* message):
         """Makes the event that the parser would have made."""
@@ -1114,6 +1196,38 @@ cdef class Forwarder:
         return 0
 
 
+cdef const char* _words(const char* here, const char* end, const char** words, Py_ssize_t* sizes, int* count) noexcept nogil:
+    """Up to three words, single spaces between them, CR LF behind them: where the next line begins, or NULL."""
+    cdef const char* start
+    count[0] = 0
+    while count[0] < 3:
+        start = here
+        while here < end and <unsigned char>here[0] > 32:
+            here += 1
+        if end - here < 2 or here == start:
+            return NULL
+        words[count[0]] = start
+        sizes[count[0]] = here - start
+        count[0] += 1
+        if here[0] == c"\r":
+            return here + 2 if here[1] == c"\n" else NULL
+        if here[0] != c" ":
+            return NULL
+        here += 1
+    return NULL
+
+
+cdef bint _is_pattern(const char* pattern, Py_ssize_t size) noexcept nogil:
+    """Whether it may be subscribed to, among words without white space and control characters."""
+    cdef Py_ssize_t i
+    if not _is_routable(pattern, size):
+        return False
+    for i in range(size - 1):
+        if pattern[i] == c">" and pattern[i + 1] == c"." and (i == 0 or pattern[i - 1] == c"."):
+            return False
+    return True
+
+
 cdef char* _put_plain(char* out, Message* message) noexcept:
     """The rest of a MSG for somebody who knows no headers."""
     if message.reply_size:
@@ -1126,6 +1240,15 @@ cdef char* _put_plain(char* out, Message* message) noexcept:
     out += message.payload_size
     memcpy(out, b"\r\n", 2)
     return out + 2
+
+
+cdef bytes _head(const char* subject, Py_ssize_t size):
+    cdef bytes head = PyBytes_FromStringAndSize(NULL, size + 6)
+    cdef char* text = PyBytes_AS_STRING(head)
+    memcpy(text, b"HMSG ", 5)
+    memcpy(text + 5, subject, size)
+    text[size + 5] = c" "
+    return head
 
 
 cdef bytes _rest(bytes reply, bytes header_block, bytes payload):

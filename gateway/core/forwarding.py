@@ -9,8 +9,8 @@ permitted, a system subject, kept by a stream) and who gets it, permissions cons
 and set of permissions, kept in a cache that is bounded in entries and bytes, and holds until a subscription is added or
 removed: a plan remembers the generation that it was made in, so that nothing has to be searched when that moves on.
 
-The twin does the ordinary case (a plain PUB or HPUB, complete in what was read) in place and without Python objects,
-and hands everything else to the same parser and the same policy. What it does must be what is written here.
+The twin does the ordinary case (a plain PUB or HPUB, complete in what was read) in place and without Python objects, a
+plain SUB or UNSUB without asking where nothing is limited, and hands everything else to the same parser and the same policy. What it does must be what is written here.
 
 Fairness: one call of `receive` stops after `TURN_BYTES_MAX` bytes of work and says that there is more; the parser
 (here) or the session (in the twin) keeps the rest. What is copied counts by its size, what Python acts on as
@@ -154,6 +154,7 @@ class Forwarder:
     def __init__(self, policy: Policy, seed: int, stall_bytes: int = MAX_PENDING_BYTES) -> None:
         self.stats = Stats()
         self.keeps_events = True  # False: no subject is `Kind.KEPT`, and the policy need not be asked
+        self.subscriptions_max = 0  # of one session; 0: the policy sees to it alone
         self._policy = policy
         self._stall_bytes = stall_bytes
         self._random = seed & _MASK or 1

@@ -75,6 +75,7 @@ class Permissions:
             self._subscribe_allow = [_Rule.read(text) for text in entry.subscribe_allow]
         self._subscribe_deny = [_Rule.read(text) for text in entry.subscribe_deny]
         self.filters = bool(self._subscribe_deny)  # whether `may_receive` can say no
+        self.hears_all = self._subscribe_allow is None and not self.filters  # `may_subscribe` never says no
         self.unrestricted = self._publish_allow is None and not self._publish_deny  # `may_publish` never says no
         self._verdicts: dict[str, bool] = {}
         self.responses = entry.responses

@@ -17,13 +17,13 @@ Source: nats-server `server/client.go`; differences are named where they are, an
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, Protocol
 
 from gateway.core.engine import BEST, Engine
 from gateway.core.forwarding import Kind
 from gateway.core.identity import AnswerableReplies, Directory, UserEntry, Verification
 from gateway.core.liveness import Due, Liveness
-from gateway.core.session import DEFAULT_ACCOUNT, Account, Closed, Session, Subscription
+from gateway.core.session import DEFAULT_ACCOUNT, Account, Closed, Session, Subscription, Watch
 from protocol import headers, nats, subjects
 from protocol.errors import FrameError
 from protocol.limits import (
@@ -80,14 +80,6 @@ class Hooks(Protocol):
         """The socket of `session` is gone."""
 
 
-class Watch(NamedTuple):
-    """Somebody wants to know when `session` has no subscription to `subject` any more."""
-
-    session: Session
-    subject: str
-    lost: Callable[[], None]
-
-
 class Plane:
     """All sessions of one gateway worker. `choose(n)` picks 0..n-1: timer jitter, and where queue choices begin."""
 
@@ -112,8 +104,8 @@ class Plane:
         self.port = options.port
         self._stall_bytes = options.max_pending_bytes // 2
         self.forwarder = engine.forwarder(self, 1 + choose(_SEEDS), self._stall_bytes)
+        self.forwarder.subscriptions_max = options.max_subscriptions
         self.stats = self.forwarder.stats
-        self._watches: dict[Account, dict[str, list[Watch]]] = {}
         self._actions: dict[type, Callable[[Session, Any], None]] = {
             nats.Subscribe: self._subscribe,
             nats.Unsubscribe: self._unsubscribe,
@@ -225,15 +217,15 @@ class Plane:
         """Whether `session` has a subscription that matches `route`."""
         return bool(self._own_receivers(session, route))
 
-    def watch(self, session: Session, subject: str, lost: Callable[[], None]) -> "Watch":
+    def watch(self, session: Session, subject: str, lost: Callable[[], None]) -> Watch:
         """Calls `lost` once, when no subscription of `session` matches the literal `subject` any more."""
         watch = Watch(session, subject, lost)
-        self._watches.setdefault(session.account, {}).setdefault(subject, []).append(watch)
+        session.account.watches.setdefault(subject, []).append(watch)
         return watch
 
-    def unwatch(self, watch: "Watch") -> None:
+    def unwatch(self, watch: Watch) -> None:
         """`watch` need not be called any more."""
-        watches = self._watches.get(watch.session.account, {})
+        watches = watch.session.account.watches
         if watch in watches.get(watch.subject, ()):
             watches[watch.subject].remove(watch)
             if not watches[watch.subject]:
@@ -347,15 +339,15 @@ class Plane:
         del session.subscriptions[subscription.sid]
         self.forwarder.remove(subscription)
         self.stats.subscriptions -= 1
-        if session.account in self._watches:
-            self._tell_watchers(subscription)
+        if session.account.watches:
+            self._tell_watchers(session, subscription.pattern)
 
-    def _tell_watchers(self, subscription: Subscription) -> None:
-        watches, pattern = self._watches[subscription.session.account], subscription.pattern
+    def _tell_watchers(self, session: Session, pattern: str) -> None:
+        watches = session.account.watches
         subjects_lost = [pattern] if pattern in watches else [s for s in watches if subjects.matches(pattern, s)]
         for subject in subjects_lost:
             for watch in list(watches[subject]):
-                if watch.session is subscription.session and not self.has_interest(watch.session, subject):
+                if watch.session is session and not self.has_interest(watch.session, subject):
                     self.unwatch(watch)
                     watch.lost()
 

@@ -10,6 +10,7 @@ These classes hold; what happens to them is decided by `gateway.core.forwarding`
 
 from collections.abc import Callable
 from enum import StrEnum
+from typing import NamedTuple
 
 from gateway.core.identity import EVERYTHING, AnswerableReplies, Permissions, UserEntry, Verification
 from gateway.core.sublist import Sublist
@@ -54,13 +55,25 @@ class Subscription:
         self.closed = False
 
 
-class Account:
-    """A space of subjects: who is subscribed in it is reached from it, and from nowhere else."""
+class Watch(NamedTuple):
+    """`lost` is called once, when `session` has no subscription any more that matches the literal `subject`."""
 
-    __slots__ = ("name", "sublist")
+    session: "Session"
+    subject: str
+    lost: Callable[[], None]
+
+
+class Account:
+    """A space of subjects: who is subscribed in it is reached from it, and from nowhere else.
+
+    `watches`: who wants to know when a subject has lost its last subscription.
+    """
+
+    __slots__ = ("name", "sublist", "watches")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.watches: dict[str, list[Watch]] = {}
         self.sublist: Sublist[Subscription] = Sublist(_accepts)
 
 
