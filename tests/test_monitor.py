@@ -1,127 +1,145 @@
-"""The monitor port, and what the gateway shows on it."""
+"""The monitor port as an HTTP server: what it serves, refuses and counts."""
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, Counter
-from support.gateway import make_plane
 
-from gateway.core import reports
-from gateway.core.identity import UserEntry
+from gateway.core.nats_values import BadQuery, Building
 from mesh.monitor import Monitor
+from mesh.query import Query
+from protocol.limits import MONITOR_INDENTED_BYTES_MAX
 
-HOUR_MS = 3_600_000
+Get = Callable[[str], Awaitable[tuple[int, str, Any]]]
+WAIT_S = 5.0
 
 
-class Health:
+class State:
+    """What the pages show; `long_page` waits in its second turn until it is let go."""
+
     problem: str | None = None
+    items = 2
+    goes_on = True
+
+    def __init__(self) -> None:
+        self.begun = asyncio.Event()
+
+
+def echo(query: Query) -> dict[str, Any]:
+    return {"name": query.text("name"), "number": query.integer("number")}
+
+
+def refuse(query: Query) -> Building:
+    yield
+    raise BadQuery("not like this")
 
 
 @pytest.fixture
-def health() -> Health:
-    return Health()
+def state() -> State:
+    return State()
 
 
 @pytest.fixture
-async def get(health: Health) -> AsyncIterator[Any]:
+async def monitor(state: State) -> AsyncIterator[Monitor]:
+    def long_page(query: Query) -> Building:
+        state.begun.set()
+        while not state.goes_on:
+            yield
+        return {"items": ["x" * 100] * state.items}
+
     registry = CollectorRegistry()
     Counter("things", "Things that happened", registry=registry).inc(3)
-    monitor = Monitor(
-        "127.0.0.1", 0, lambda: {"in_msgs": 5}, lambda: health.problem, registry, {"/connz": lambda: {"total": 2}}
-    )
-    host, port = await monitor.start()
-    async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
-
-        async def request(path: str) -> tuple[int, str, Any]:
-            async with session.get(path) as answer:
-                is_json = answer.content_type == "application/json"
-                return answer.status, answer.content_type, await (answer.json() if is_json else answer.text())
-
-        yield request
+    pages = {"/varz": echo, "/connz": long_page, "/subsz": refuse}
+    monitor = Monitor("127.0.0.1", 0, lambda: state.problem, registry, pages, {"/other": "/varz"})
+    yield monitor
     await monitor.stop()
 
 
-async def test_pages(get: Any) -> None:
-    assert await get("/varz") == (200, "application/json", {"in_msgs": 5})
-    assert await get("/connz") == (200, "application/json", {"total": 2})
+@pytest.fixture
+async def http(monitor: Monitor) -> AsyncIterator[aiohttp.ClientSession]:
+    host, port = await monitor.start()
+    async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
+        yield session
+
+
+@pytest.fixture
+async def get(http: aiohttp.ClientSession) -> Get:
+    async def request(path: str) -> tuple[int, str, Any]:
+        async with http.get(path) as answer:
+            is_json = answer.content_type == "application/json"
+            return answer.status, answer.content_type, await (answer.json() if is_json else answer.text())
+
+    return request
+
+
+async def test_pages(get: Get) -> None:
+    assert await get("/varz") == (200, "application/json", {"name": "", "number": 0})
+    assert await get("/connz") == (200, "application/json", {"items": ["x" * 100] * 2})
     status, kind, text = await get("/metrics")
     assert (status, kind) == (200, "text/plain")
     assert "\nthings_total 3.0\n" in text
     status, kind, text = await get("/")
     assert (status, kind) == (200, "text/html")
-    assert [path in text for path in ("/varz", "/connz", "/healthz", "/metrics")] == [True] * 4
-    assert (await get("/other"))[0] == 404
+    assert [f'href=".{path}"' in text for path in ("/varz", "/connz", "/healthz", "/metrics")] == [True] * 4
+    assert await get("/nothing") == (404, "text/plain", "404 page not found\n")
 
 
-async def test_health(get: Any, health: Health) -> None:
+async def test_parameters(get: Get) -> None:
+    assert (await get("/varz?number=%2B5&name=a%20b&name=c&callback=f"))[2] == {"name": "a b", "number": 5}
+    refusal = "Error decoding int for 'number': strconv.Atoi: parsing \"x\": invalid syntax"
+    assert await get("/varz?number=x") == (400, "text/plain", refusal)
+    assert await get("/subsz") == (400, "text/plain", "not like this")
+
+
+async def test_requests_are_counted(get: Get, monitor: Monitor) -> None:
+    for path in ("/varz", "/other", "/varz?number=x", "/healthz", "/nothing", "/metrics", "/"):
+        await get(path)
+    assert monitor.requests == {"/varz": 3, "/healthz": 1, "/metrics": 1, "/": 1}
+
+
+async def test_every_method_gets_the_page(http: aiohttp.ClientSession) -> None:
+    async with http.post("/varz") as answer:
+        assert (answer.status, answer.headers["Access-Control-Allow-Origin"]) == (200, "*")
+    async with http.head("/varz") as answer:
+        assert (answer.status, await answer.text()) == (200, "")
+
+
+async def test_a_short_page_is_laid_out_and_a_long_one_is_not(http: aiohttp.ClientSession, state: State) -> None:
+    async with http.get("/connz") as answer:
+        assert '{\n  "items": [\n    "' in await answer.text()
+    state.items = MONITOR_INDENTED_BYTES_MAX // 100
+    async with http.get("/connz") as answer:
+        assert '{"items":["' in await answer.text()
+
+
+async def test_a_page_that_takes_long_leaves_room_for_others(get: Get, state: State) -> None:
+    state.goes_on = False
+    slow = asyncio.ensure_future(get("/connz"))
+    async with asyncio.timeout(WAIT_S):
+        await state.begun.wait()
+        assert (await get("/healthz"))[0] == 200
+        assert not slow.done()
+        state.goes_on = True
+        assert (await slow)[0] == 200
+
+
+async def test_health(get: Get, state: State) -> None:
     assert await get("/healthz") == (200, "application/json", {"status": "ok"})
-    health.problem = "no sink"
-    expected = {"status": "unavailable", "status_code": 503, "error": "no sink"}
-    assert await get("/healthz") == (503, "application/json", expected)
+    assert await get("/healthz?details=1&js-enabled-only=true") == (200, "application/json", {"status": "ok"})
+    state.problem = "no sink"
+    assert await get("/healthz") == (503, "application/json", {"status": "unavailable", "error": "no sink"})
+    expected = {"status": "error", "errors": [{"type": "JETSTREAM", "error": "no sink"}]}
+    assert await get("/healthz?details=true") == (503, "application/json", expected)
 
 
 async def test_an_address_in_use_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        monitor = Monitor("127.0.0.1", port, dict, lambda: None, CollectorRegistry())
+        monitor = Monitor("127.0.0.1", port, lambda: None, CollectorRegistry(), {})
         with pytest.raises(OSError, match="in use"):
             await monitor.start()
         await asyncio.wait_for(monitor.stop(), 1)
-
-
-# -- what the gateway shows -------------------------------------------------------------------------------------------
-
-
-def test_reports_have_nats_servers_names() -> None:
-    plane = make_plane(users=(UserEntry("u", "p"),), max_subscriptions=7, ping_interval_ms=2_000)
-    session = plane.connect("10.0.0.1", 50_000, 1_000)
-    connect = b'CONNECT {"user":"u","pass":"p","name":"me","lang":"python3","version":"2.0"}\r\n'
-    plane.receive(session, connect + b"SUB a.* 1\r\nSUB b q s\r\nUNSUB s 9\r\nPUB a.b 2\r\nhi\r\n", 2_000)
-
-    varz = reports.varz(plane, started_ms=0, now_ms=26 * HOUR_MS + 61_000, wall_ms=1_700_000_000_123)
-    assert varz["uptime"] == "1d2h1m1s"
-    assert varz["now"] == "2023-11-14T22:13:20.123Z"
-    assert (varz["in_msgs"], varz["in_bytes"], varz["out_msgs"], varz["subscriptions"]) == (1, 2, 1, 2)
-    assert (varz["connections"], varz["max_subscriptions"], varz["auth_required"]) == (1, 7, True)
-    assert varz["ping_interval"] == 2_000_000_000
-
-    connz = reports.connz(plane, now_ms=11_000, wall_ms=1_700_000_000_000)
-    assert (connz["num_connections"], connz["total"]) == (1, 1)
-    (shown,) = connz["connections"]  # type: ignore[misc]
-    assert (shown["cid"], shown["ip"], shown["port"], shown["idle"], shown["uptime"]) == (
-        1,
-        "10.0.0.1",
-        50_000,
-        "9s",
-        "10s",
-    )
-    assert (shown["start"], shown["authorized_user"], shown["lang"]) == ("2023-11-14T22:13:10.000Z", "u", "python3")
-    assert (shown["subscriptions"], shown["in_msgs"], shown["out_bytes"]) == (2, 1, 2)
-
-    subsz = reports.subsz(plane, wall_ms=1_700_000_000_000)
-    assert (subsz["num_subscriptions"], subsz["num_inserts"], subsz["num_removes"]) == (2, 2, 0)
-    details = sorted(subsz["subscriptions_list"], key=lambda detail: detail["subject"])  # type: ignore[call-overload]
-    assert details == [
-        {"subject": "a.*", "sid": "1", "msgs": 1, "cid": 1},
-        {"subject": "b", "qgroup": "q", "sid": "s", "msgs": 0, "max": 9, "cid": 1},
-    ]
-
-
-def test_lists_are_bounded() -> None:
-    plane = make_plane()
-    for _ in range(5):
-        plane.receive(plane.connect("10.0.0.1", 1, 0), b"SUB a 1\r\n", 0)
-    connz = reports.connz(plane, now_ms=0, wall_ms=0, limit=3)
-    subsz = reports.subsz(plane, wall_ms=0, limit=3)
-    assert (connz["num_connections"], connz["total"], len(subsz["subscriptions_list"])) == (3, 5, 3)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("elapsed_ms", "text"), [(0, "0s"), (59_999, "59s"), (60_000, "1m0s"), (24 * HOUR_MS, "1d0h0m0s")]
-)
-def test_duration(elapsed_ms: int, text: str) -> None:
-    assert reports.duration(elapsed_ms) == text

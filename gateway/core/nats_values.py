@@ -21,6 +21,7 @@ Building = Generator[None, None, Page]
 A = TypeVar("A")
 B = TypeVar("B")
 
+CALENDAR_JITTER_MS = 50  # two clocks that are read one after the other do not agree on the millisecond
 _UNITS = (("y", 365 * 86_400), ("d", 86_400), ("h", 3_600), ("m", 60))
 
 
@@ -33,6 +34,11 @@ class Moment(NamedTuple):
 
     now_ms: int
     wall_ms: int
+
+    def at(self, now_ms: int, wall_ms: int) -> "Moment":
+        """A later moment, when the clocks show this: by the same calendar, unless somebody has set it."""
+        expected_ms = self.wall_ms + now_ms - self.now_ms
+        return Moment(now_ms, expected_ms if abs(wall_ms - expected_ms) <= CALENDAR_JITTER_MS else wall_ms)
 
     def date(self, at_ms: int) -> str:
         """When the clock of the plane showed `at_ms`."""

@@ -96,6 +96,7 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         self.closed = ClosedConnections()
         self.started_ms = monotonic_ms()
+        self._calendar = Moment(self.started_ms, wall_ms())
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -140,7 +141,9 @@ class Gateway:
 
     def moment(self) -> Moment:
         """Now, for what is shown of this gateway; `started_ms` is by the same clock."""
-        return Moment(monotonic_ms(), self._wall_ms())
+        now_ms = monotonic_ms()
+        self._calendar = self._calendar.at(now_ms, self._wall_ms())
+        return self._calendar
 
     @property
     def publishers_waiting(self) -> int:
