@@ -10,7 +10,8 @@ and set of permissions, kept in a cache that is bounded in entries and bytes, an
 removed: a plan remembers the generation that it was made in, so that nothing has to be searched when that moves on.
 
 The twin does the ordinary case (a plain PUB or HPUB, complete in what was read) in place and without Python objects, a
-plain SUB or UNSUB without asking where nothing is limited, and hands everything else to the same parser and the same policy. What it does must be what is written here.
+plain SUB or UNSUB without asking where nothing is limited, and hands everything else to the same parser and the same
+policy. What it does must be what is written here.
 
 Fairness: one call of `receive` stops after `TURN_BYTES_MAX` bytes of work and says that there is more; the parser
 (here) or the session (in the twin) keeps the rest. What is copied counts by its size, what Python acts on as
