@@ -11,14 +11,13 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import structlog
 import uvloop
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
-from gateway.core import reports
 from gateway.core.nats_values import Page
 from gateway.shell.gateway import Gateway
 from gateway.shell.link import Dial
@@ -26,7 +25,7 @@ from mesh import logs
 from mesh.availability import not_available
 from mesh.metrics import GatewayMetrics, MonitorMetrics, SinkMetrics
 from mesh.monitor import Maker, Monitor
-from mesh.pages import ALIASES, GatewayPages, ProcessUsage
+from mesh.pages import GatewayPages, ProcessUsage
 from mesh.query import Query
 from mesh.settings import UpOptions, program_version
 from protocol import config
@@ -50,15 +49,17 @@ class Node:
         PlatformCollector(registry=registry)
         self._registry = registry
         self._usage = ProcessUsage()
+        self._pages = GatewayPages(gateway) if gateway is not None else None
         self._not_serving: str | None = "starting"
         self.monitor: Monitor | None = None
         self._monitor_address: config.Address | None = None
         own = gateway.node if gateway is not None else sink.node if sink is not None else None
         if own is not None and own.monitor is not None:
             self._monitor_address = bind = own.bind(own.monitor)
-            pages: Mapping[str, Maker] = GatewayPages(gateway).by_path() if gateway is not None else {}
-            aliases = ALIASES if gateway is not None else {}
-            self.monitor = Monitor(bind.host, bind.port, self.health, registry, {"/varz": self.varz, **pages}, aliases)
+            pages: dict[str, Maker] = {"/varz": self.varz}
+            if self._pages is not None:
+                pages |= self._pages.by_path()
+            self.monitor = Monitor(bind.host, bind.port, self.health, registry, pages)
             registry.register(MonitorMetrics(self.monitor))
         self.clients: tuple[str, int] | None = None
         self.monitored: tuple[str, int] | None = None
@@ -101,9 +102,8 @@ class Node:
     def varz(self, query: Query) -> Page:
         """`/varz`: the gateway under nats-server's names, the process and the monitor too, the sink under its own."""
         page: Page = {"version": VERSION}
-        if self.gateway is not None:
-            started_ms, moment = self.gateway.started_ms, self.gateway.moment()
-            page |= reports.varz(self.gateway.plane, started_ms=started_ms, moment=moment)
+        if self._pages is not None:
+            page |= self._pages.varz()
         page |= self._usage.page()
         if self.monitor is not None and self.monitored is not None:
             host, port = self.monitored
@@ -162,6 +162,19 @@ def run_sinkd(file: str, node: str) -> int:
             "sinkd", node, link=running.sink.listening if running.sink else None, monitor=running.monitored
         ),
     )
+
+
+def run_configured(
+    configuration: config.Config, node: str, made: Callable[[Node], None], started: Callable[[Node], None]
+) -> int:
+    """A gateway of a configuration at hand that keeps nothing; `made` is called before it listens, `started` then."""
+
+    def make() -> Node:
+        running = Node(Gateway(configuration, node, None, VERSION), None)
+        made(running)
+        return running
+
+    return _run(make, started)
 
 
 def _load(file: str) -> config.Config:

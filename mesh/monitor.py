@@ -32,6 +32,7 @@ STOP_GRACE_S = 1.0  # for requests under way
 Maker = Callable[[Query], Page | Building]
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
+_ALIASES: Final = {"/subscriptionsz": "/subsz"}
 _SCOPES: Final = ("js-enabled", "js-enabled-only", "js-server-only", "js-meta-only")
 _EVERYBODY: Final = {"Access-Control-Allow-Origin": "*"}
 
@@ -39,7 +40,7 @@ _EVERYBODY: Final = {"Access-Control-Allow-Origin": "*"}
 class Monitor:
     """Listens on `host`:`port` (0: any free one). `healthz` says what is wrong, or None; `pages` are made by path.
 
-    `requests` counts those for each page; paths in `aliases` count as the page that they stand for.
+    `requests` counts those for each page.
     """
 
     def __init__(
@@ -49,13 +50,11 @@ class Monitor:
         healthz: Callable[[], str | None],
         registry: CollectorRegistry,
         pages: Mapping[str, Maker],
-        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self._host, self._port = host, port
         self._healthz = healthz
         self._registry = registry
         self._pages = dict(pages)
-        self._aliases = dict(aliases or {})
         self._making = asyncio.Lock()
         self._runner: web.AppRunner | None = None
         self.requests: Counter[str] = Counter()
@@ -65,7 +64,7 @@ class Monitor:
         application = web.Application()
         handlers: dict[str, Handler] = {"/": self._index, "/healthz": self._health, "/metrics": self._metrics}
         handlers |= {path: self._show(path, maker) for path, maker in self._pages.items()}
-        handlers |= {alias: handlers[path] for alias, path in self._aliases.items()}
+        handlers |= {alias: handlers[path] for alias, path in _ALIASES.items() if path in handlers}
         for path, handler in handlers.items():
             application.router.add_route("*", path, handler)
         application.router.add_route("*", "/{path:.*}", _not_found)

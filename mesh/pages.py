@@ -16,8 +16,8 @@ from gateway.core.reports import SubszOptions
 from gateway.shell.gateway import Gateway
 from mesh.monitor import Maker
 from mesh.query import Query
+from protocol.limits import TLS_TIMEOUT_MS
 
-ALIASES: Final = {"/subscriptionsz": "/subsz"}
 CPU_WINDOW_S: Final = 1.0  # `cpu` is the mean of at least so long
 
 
@@ -51,7 +51,7 @@ def _cores() -> int:
 
 
 class GatewayPages:
-    """The pages that show `gateway`."""
+    """The pages that show `gateway`. `varz` is its part of a page that others add to."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
@@ -66,6 +66,18 @@ class GatewayPages:
             "/leafz": self.leafz,
             "/gatewayz": self.gatewayz,
         }
+
+    def varz(self) -> Page:
+        gateway = self._gateway
+        page = reports.varz(gateway.plane, started_ms=gateway.started_ms, moment=gateway.moment())
+        page["write_deadline"] = gateway.configuration.limits.write_deadline_ms * 1_000_000
+        tls = gateway.configuration.tls_clients
+        page["tls_timeout"] = (TLS_TIMEOUT_MS if tls is None else tls.timeout_ms) / 1_000
+        if tls is not None and not tls.allow_non_tls:
+            page["tls_required"] = True
+        if tls is not None and (tls.verify or tls.map):
+            page["tls_verify"] = True
+        return page
 
     def connz(self, query: Query) -> Building:
         auth = query.boolean("auth")

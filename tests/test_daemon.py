@@ -1,5 +1,7 @@
 """A node as it is put together from its configuration: where it listens, what its monitor says."""
 
+import asyncio
+
 import aiohttp
 
 from gateway.shell.gateway import Gateway
@@ -38,3 +40,44 @@ async def test_every_socket_of_a_node_is_bound_to_listen(tmp_path):
                 assert await answer.json() == {"status": "ok"}
         finally:
             await alone.stop()
+
+
+async def test_who_probes_a_node_hears_why_it_does_not_serve(tmp_path, monkeypatch):
+    configuration = config.parse(FILE.format(folder=tmp_path), "mesh.toml")
+    sink = Sink(configuration, "sink1")
+    node = Node(None, sink)
+    begun, may_go_on = asyncio.Event(), asyncio.Event()
+
+    def slowly(step):
+        async def run():
+            begun.set()
+            await may_go_on.wait()
+            begun.clear()
+            may_go_on.clear()
+            await step()
+
+        return run
+
+    monkeypatch.setattr(sink, "start", slowly(sink.start))
+    monkeypatch.setattr(sink, "stop", slowly(sink.stop))
+    starting = asyncio.ensure_future(node.start())
+    await asyncio.wait_for(begun.wait(), 5)
+    host, port = node.monitored
+    async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
+
+        async def get(path):
+            async with session.get(path) as answer:
+                return answer.status, await answer.json()
+
+        expected = {"status": "unavailable", "error": f"recovering the log in {tmp_path}"}
+        assert await get("/healthz") == (503, expected)
+        assert "sink" not in (await get("/varz"))[1]
+        may_go_on.set()
+        await asyncio.wait_for(starting, 10)
+        assert await get("/healthz") == (200, {"status": "ok"})
+        assert (await get("/varz"))[1]["sink"]["node"] == "sink1"
+        stopping = asyncio.ensure_future(node.stop())
+        await asyncio.wait_for(begun.wait(), 5)
+        assert await get("/healthz") == (503, {"status": "unavailable", "error": "stopping"})
+    may_go_on.set()
+    await asyncio.wait_for(stopping, 10)

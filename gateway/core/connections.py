@@ -104,7 +104,7 @@ _SORTS: Final[dict[str, tuple[_Key, bool]]] = {  # what to sort by, and whether 
     "bytes_from": (lambda shown, now_ms: shown.in_bytes, True),
     "last": (lambda shown, now_ms: shown.last_activity_ms, True),
     "idle": (lambda shown, now_ms: shown.last_activity_ms, False),
-    "uptime": (lambda shown, now_ms: shown.lived_ms(now_ms), False),
+    "uptime": (lambda shown, now_ms: (shown.lived_ms(now_ms), -shown.id), False),
     "stop": (lambda shown, now_ms: shown.stopped_ms, True),
     "reason": (lambda shown, now_ms: shown.reason, False),
     "rtt": (lambda shown, now_ms: shown.rtt_ms, True),
@@ -122,7 +122,7 @@ def connz(plane: Plane, closed: ClosedConnections, options: ConnzOptions, moment
     window = Window.of(options.offset, 1 if options.id else options.limit)
     total, found = yield from _find(plane, closed, options)
     key, largest_first = _SORTS[sort]
-    found.sort(key=lambda shown: shown.id)
+    found.sort(key=lambda shown: shown.id, reverse=largest_first)  # what ties, times above all, as if there were no tie
     found.sort(key=lambda shown: key(shown, moment.now_ms), reverse=largest_first)
     shown = yield from paced(window.of_list(found), lambda connection: _describe(connection, options, moment))
     if options.subscriptions or options.detail:
@@ -212,13 +212,14 @@ def _describe(connection: Connection, options: ConnzOptions, moment: Moment) -> 
         "name": connection.name,
         "lang": connection.lang,
         "version": connection.version,
-        "tls_version": connection.tls_version.removeprefix("TLSv"),
+        "tls_version": connection.tls_version,
         "tls_cipher_suite": connection.tls_cipher,
         "tls_first": connection.tls_first,
     }
     if options.auth:
         other = connection.account if connection.account != DEFAULT_ACCOUNT else ""
-        texts |= {"authorized_user": connection.user, "account": other, "name_tag": connection.account}
+        tag = connection.account if connection.stopped_ms == NEVER_MS else other
+        texts |= {"authorized_user": connection.user, "account": other, "name_tag": tag}
     return page | {name: text for name, text in texts.items() if text}
 
 

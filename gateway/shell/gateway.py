@@ -55,6 +55,7 @@ class Gateway:
         *,
         wall_ms: Callable[[], int] = wall_clock_ms,
     ) -> None:
+        self.configuration = configuration
         self.node = configuration.gateway(node)
         self.zone, mesh = self.node.zone, configuration.mesh.name
         self._wall_ms = wall_ms
