@@ -57,6 +57,7 @@ cdef enum:
     PUBLISH_BYTES_MIN = 11  # PUB a 0, empty
 
 cdef list _NONE = []
+cdef uint64_t _NEVER = <uint64_t>-1  # a generation that never is
 cdef uint32_t _SETS_MAX = ROUTE_PLANS_MAX // WAYS
 NEVER_MS = -1
 
@@ -396,6 +397,14 @@ cdef inline uint64_t _mix(const char* text, Py_ssize_t size) noexcept nogil:
     return mixed ^ (mixed >> 29)
 
 
+cdef void _retire(PyObject* held):
+    """Sessions may hold a plan longer than the table does: what is large of it goes now, and it is never valid again."""
+    cdef Plan plan = <Plan>held
+    plan.plain = plan.queues = None
+    plan.generation = _NEVER
+    Py_DECREF(plan)
+
+
 @cython.final
 cdef class Plans:
     """The route plans of one account for one set of permissions: a table of sets of `WAYS` plans.
@@ -437,7 +446,7 @@ cdef class Plans:
             plan = self.slots[i]
             if plan != NULL:
                 self.slots[i] = NULL
-                Py_DECREF(<object>plan)
+                _retire(plan)
         self.count = self.size_bytes = 0
 
     cdef inline Plan find(self, const char* subject, Py_ssize_t size, uint64_t mixed):
@@ -455,7 +464,7 @@ cdef class Plans:
         return None
 
     cdef keep(self, Plan plan):
-        if self.size_bytes > _PLAN_BYTES_MAX:
+        if self.size_bytes + plan.size_bytes > _PLAN_BYTES_MAX:
             self._drop_all()
         if self.count > (self.sets * WAYS) // 4 * 3 and self.sets < _SETS_MAX:
             self._grow()
@@ -475,7 +484,7 @@ cdef class Plans:
         victim = places[WAYS - 1]
         places[WAYS - 1] = <PyObject*>plan
         self.size_bytes -= (<Plan>victim).size_bytes
-        Py_DECREF(<object>victim)
+        _retire(victim)
 
     cdef _grow(self):
         cdef PyObject** old = self.slots
@@ -490,6 +499,15 @@ cdef class Plans:
             if old[i] != NULL:
                 self._place(<Plan>old[i])
         free(old)
+
+    cdef resized(self, Plan plan, Py_ssize_t before_bytes):
+        """A plan that is held was renewed, and has other receivers than before."""
+        self.size_bytes += plan.size_bytes - before_bytes
+        if self.size_bytes > _PLAN_BYTES_MAX:
+            plain, queues, generation = plan.plain, plan.queues, plan.generation
+            self._drop_all()
+            plan.plain, plan.queues, plan.generation = plain, queues, generation
+            self.keep(plan)
 
     cdef Plan candidate(self, uint64_t mixed):
         """A plan to fill in: one to keep if this subject has been here lately, else the one for those that pass."""
@@ -633,13 +651,20 @@ cdef class Session:
             self.out_object = <PyObject*>made
             made = None
         else:
-            _PyBytes_Resize(&self.out_object, room)
+            try:
+                _PyBytes_Resize(&self.out_object, room)
+            except MemoryError:  # what was there is gone too
+                self.out = NULL
+                self.out_size = self.out_room = 0
+                raise
         self.out = PyBytes_AS_STRING(<object>self.out_object)
         self.out_room = room
         return 0
 
     def write(self, bytes data not None):
         cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
+        if size == 0:  # nothing to reserve
+            return
         memcpy(self.reserve(size), PyBytes_AS_STRING(data), size)
         self.out_size += size
 
@@ -754,15 +779,16 @@ cdef class Forwarder:
     def take_dirty(self):
         cdef Session session
         taken = self.dirty
-        if taken:
-            self.dirty = []
-            for session in taken:
-                session.dirty = False
+        if not taken:
+            return []
+        self.dirty = []
+        for session in taken:
+            session.dirty = False
         return taken
 
     def receive(self, Session session not None, data, int64_t now_ms):
         cdef Py_buffer view
-        cdef Py_ssize_t at
+        cdef Py_ssize_t at = 0
         self.now_ms = now_ms
         if session.closing is not None:
             return False
@@ -772,42 +798,44 @@ cdef class Forwarder:
         self.turn_bytes = 0
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
-            at = self._proceed(session, <const char*>view.buf, view.len)
-            if at < view.len and session.closing is None:
-                session.left = PyBytes_FromStringAndSize(<const char*>view.buf + at, view.len - at)
+            self._proceed(session, <const char*>view.buf, view.len, &at)
             return at < view.len and not session.stopped()
         finally:
+            if at < view.len and session.closing is None:
+                session.left = PyBytes_FromStringAndSize(<const char*>view.buf + at, view.len - at)
             PyBuffer_Release(&view)
             if self.out_msgs:
                 self.stats.out_msgs += self.out_msgs
                 self.stats.out_bytes += self.out_bytes
                 self.out_msgs = self.out_bytes = 0
 
-    cdef Py_ssize_t _proceed(self, Session session, const char* data, Py_ssize_t size) except -1:
-        """Acts on what is there; where it stopped."""
-        cdef Py_ssize_t at = 0, wanted = session.parser.wanted_bytes()
-        while at < size and not session.stopped():
+    cdef int _proceed(self, Session session, const char* data, Py_ssize_t size, Py_ssize_t* at) except -1:
+        """Acts on what is there from `at` on. Where it stopped stands in `at`, even when a callback has raised."""
+        cdef Py_ssize_t wanted = session.parser.wanted_bytes()
+        while at[0] < size and not session.stopped():
             if self.turn_bytes > _TURN_BYTES_MAX:
                 break
             if wanted == 0:
-                at = self._forward(session, data, size, at)
-                if at == size or session.stopped() or self.turn_bytes > _TURN_BYTES_MAX:
+                self._forward(session, data, size, at)
+                if at[0] == size or session.stopped() or self.turn_bytes > _TURN_BYTES_MAX:
                     break
-            at = self._parse(session, data, size, at, wanted)
+            self._parse(session, data, size, at, wanted)
             wanted = session.parser.wanted_bytes()
-        return at
+        return 0
 
-    cdef Py_ssize_t _parse(self, Session session, const char* data, Py_ssize_t size, Py_ssize_t at, Py_ssize_t wanted) except -1:
-        """One piece of protocol, or what there is of it, by the parser; where it ended."""
+    cdef int _parse(self, Session session, const char* data, Py_ssize_t size, Py_ssize_t* at, Py_ssize_t wanted) except -1:
+        """One piece of protocol, or what there is of it, by the parser."""
+        cdef const char* begin = data + at[0]
         cdef const char* line_feed
-        cdef Py_ssize_t piece = size - at
+        cdef Py_ssize_t piece = size - at[0]
         if wanted > 0:
             piece = min(piece, wanted)
         else:
-            line_feed = <const char*>memchr(data + at, c"\n", piece)
+            line_feed = <const char*>memchr(begin, c"\n", piece)
             if line_feed != NULL:
-                piece = line_feed + 1 - data - at
-        session.parser.receive(PyBytes_FromStringAndSize(data + at, piece))
+                piece = line_feed + 1 - begin
+        at[0] += piece
+        session.parser.receive(PyBytes_FromStringAndSize(begin, piece))
         event = session.parser.next_event()
         if event is not None:
             self.turn_bytes += _TURN_EVENT_BYTES
@@ -815,7 +843,7 @@ cdef class Forwarder:
                 self._publish(session, event)
             else:
                 self.policy.act(session, event)
-        return at + piece
+        return 0
 
     # -- subscriptions ----
 
@@ -905,6 +933,7 @@ cdef class Forwarder:
         plan = plans.find(subject, size, mixed)
         if plan is None:
             plan = plans.candidate(mixed)
+            plan.generation = _NEVER
             plan.head = _head(subject, size)
             plan.subject = PyBytes_AS_STRING(plan.head) + 5
             plan.subject_size = size
@@ -916,7 +945,7 @@ cdef class Forwarder:
         elif plan.generation != sublist.wild + sublist.buckets[plan.bucket] + self.epoch:
             before = plan.size_bytes
             self._resolve(session, plan)
-            plans.size_bytes += plan.size_bytes - before
+            plans.resized(plan, before)
         session.last = plan
         return plan
 
@@ -932,12 +961,12 @@ cdef class Forwarder:
         cdef list plain = []
         cdef dict queues
         cdef char first = plan.subject[0] if plan.subject_size else 0
+        cdef uint64_t generation = sublist.wild + sublist.buckets[plan.bucket] + self.epoch
         cdef Py_ssize_t receivers
         if session.unrestricted and first != c"$" and (first == c"_" or not self.keeps_events):
             plan.kind = 0
         else:
             plan.kind = self.policy.kind(session, _decode(PyBytes_FromStringAndSize(plan.subject, plan.subject_size)))
-        plan.generation = sublist.wild + sublist.buckets[plan.bucket] + self.epoch
         if sublist.count == 0:
             queues = None
         else:
@@ -948,14 +977,15 @@ cdef class Forwarder:
         for members in plan.queues:
             receivers += len(members)
         plan.size_bytes = sizeof(PyObject*) * receivers + PyBytes_GET_SIZE(plan.head) + FRAME_HEAD_BYTES
+        plan.generation = generation
 
-    cdef Py_ssize_t _forward(self, Session session, const char* data, Py_ssize_t size, Py_ssize_t at) except -1:
-        """Handles ordinary publishes from `at` on; where the first piece begins that is something else or incomplete."""
+    cdef int _forward(self, Session session, const char* data, Py_ssize_t size, Py_ssize_t* at) except -1:
+        """Handles ordinary publishes from `at` on, up to the first piece that is something else or incomplete."""
         cdef Sublist sublist = session._account.sublist
         cdef Plan plan = session.last
         cdef Message message
         cdef const char* end = data + size
-        cdef const char* line = data + at
+        cdef const char* line = data + at[0]
         cdef const char* subject
         cdef const char* here
         cdef const char* start
@@ -965,7 +995,7 @@ cdef class Forwarder:
         cdef int64_t in_msgs = 0, in_bytes = 0
         cdef int count, numbers
         if session.verbose or session.pedantic or not session.connected:
-            return at
+            return 0
         max_line = session.parser.max_control_line_bytes
         max_payload = session.parser.max_payload_bytes
         self.interrupted = False
@@ -978,7 +1008,7 @@ cdef class Forwarder:
                     subject = line + 5
                     numbers = 2
                 else:
-                    managed = self._manage(session, line, end)
+                    managed = self._manage(session, line, min(end, line + max_line))
                     if managed == 0:
                         break
                     line += managed
@@ -1063,13 +1093,14 @@ cdef class Forwarder:
                     plan = session.last
                     self.interrupted = False
         finally:
+            at[0] = line - data
             if in_msgs:
                 session.in_msgs += in_msgs
                 session.in_bytes += in_bytes
                 session.last_heard_ms = session.last_activity_ms = self.now_ms
                 self.stats.in_msgs += in_msgs
                 self.stats.in_bytes += in_bytes
-        return line - data
+        return 0
 
     cdef Py_ssize_t _manage(self, Session session, const char* line, const char* end) except -1:
         """A complete and ordinary SUB or UNSUB: done as the policy would do it. Its size, or 0 for anything else."""

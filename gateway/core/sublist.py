@@ -2,8 +2,9 @@
 
 Most patterns are literal (every inbox is), and for them one lookup says all. Every level of the trie is one token of a
 pattern; `*` and `>` have places of their own beside the literal tokens, so a wildcard that is *published* to is an
-ordinary token. Matching walks the trie level by level with the set of nodes that the tokens so far can have reached: no
-recursion, so the depth of a subject costs no stack.
+ordinary token. Matching walks the trie depth first, what is literal before what is a wildcard, with a list of the nodes
+that are still to be looked at: no recursion, so the depth of a pattern costs no stack. This order is the one in which
+receivers get a message and queue members are picked.
 
 `accepts` takes entries out of a result, which is how permissions become part of a cached route instead of a check per
 message. Results are cached by `gateway.core.forwarding`, until the generation moves on.
@@ -151,20 +152,19 @@ class Sublist(Generic[E]):
         if not all(tokens):
             return []
         found: list[_Node[E]] = []
-        reached = [self._root]
-        for token in tokens:
-            following = []
-            for node in reached:
-                if node.rest is not None:
-                    found.append(node.rest)
-                if node.star is not None:
-                    following.append(node.star)
-                if (child := node.children.get(token)) is not None:
-                    following.append(child)
-            reached = following
-            if not reached:
-                break
-        return found + reached
+        stack = [(self._root, 0)]
+        while stack:
+            node, depth = stack.pop()
+            if depth == len(tokens):
+                found.append(node)
+                continue
+            if node.rest is not None:
+                found.append(node.rest)
+            if node.star is not None:
+                stack.append((node.star, depth + 1))
+            if (child := node.children.get(tokens[depth])) is not None:
+                stack.append((child, depth + 1))
+        return found
 
     def _collect(self, nodes: list[_Node[E]], subject: str) -> Result[E]:
         plain: list[E] = []
