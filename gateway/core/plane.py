@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from gateway.core.encryption import Encryption
 from gateway.core.engine import BEST, Engine
 from gateway.core.forwarding import Kind
 from gateway.core.identity import AnswerableReplies, Directory, UserEntry, Verification
@@ -46,7 +47,10 @@ PROTOCOL_VERSION: Final = "2.12.0"
 
 @dataclass(frozen=True)
 class PlaneOptions:
-    """What an operator sets. `max_subscriptions` (per connection) 0: no limit. `server_version` is our own."""
+    """What an operator sets. `max_subscriptions` (per connection) 0: no limit. `server_version` is our own.
+
+    `tls_*` go into INFO; with `tls_required` or `tls_available` the shell makes a handshake and then calls `secured`.
+    """
 
     server_id: str
     server_name: str
@@ -62,6 +66,9 @@ class PlaneOptions:
     ping_max: int = PINGS_OUTSTANDING_MAX
     auth_timeout_ms: int = AUTH_TIMEOUT_MS
     users: tuple[UserEntry, ...] = ()
+    tls_required: bool = False
+    tls_verify: bool = False
+    tls_available: bool = False
 
 
 class Hooks(Protocol):
@@ -101,6 +108,7 @@ class Plane:
         )
         self._now_ms = 0
         self._verifications: list[Session] = []
+        self._connect_urls: tuple[str, ...] = ()
         self.port = options.port
         self._stall_bytes = options.max_pending_bytes // 2
         self.forwarder = engine.forwarder(self, 1 + choose(_SEEDS), self._stall_bytes)
@@ -137,8 +145,15 @@ class Plane:
             return session
         self.sessions[session.id] = session
         self.stats.connections += 1
-        self._liveness.opened(session, now_ms, self._directory.is_required)
+        if not (options.tls_required or options.tls_available):
+            self._liveness.opened(session, now_ms, self._directory.is_required)
         return session
+
+    def secured(self, session: Session, encryption: Encryption | None, now_ms: int) -> None:
+        """The handshake is over, or (None) the client goes on in plain text, as it may: its timers begin."""
+        session.tls = encryption
+        if session.closing is None:
+            self._liveness.opened(session, now_ms, self._directory.is_required)
 
     def receive(self, session: Session, data: bytes | bytearray | memoryview, now_ms: int) -> bool:
         """Act on what `session` has sent; whether it is to be called again soon, with b"", for more of the same.
@@ -190,6 +205,20 @@ class Plane:
         session.paused = False
         session.pings_out = 0
         self._touch(session)
+
+    def set_connect_urls(self, urls: tuple[str, ...]) -> None:
+        """Where else clients can connect, `host:port`: clients are told now, and whenever they connect."""
+        self._connect_urls = urls
+        self._tell_clients({})
+
+    def lame_duck(self) -> None:
+        """Tell all clients that this gateway retires; one that has not been greeted yet is not told."""
+        self._tell_clients({"ldm": True})
+
+    def _tell_clients(self, news: dict[str, Any]) -> None:
+        for session in self.sessions.values():
+            if session.info_sent and session.options.protocol >= nats.CLIENT_PROTOCOL_MAX and session.closing is None:
+                self._send(session, nats.info_line(self._info(session) | news))
 
     def take_dirty(self) -> list[Session]:
         """The sessions that have output, are closing, or were paused or resumed since the last call."""
@@ -463,13 +492,22 @@ class Plane:
             "port": self.port,
             "headers": True,
         }
-        if self._directory.is_required:
-            info["auth_required"] = True
-        return info | {
+        for name, holds in (
+            ("auth_required", self._directory.is_required),
+            ("tls_required", options.tls_required),
+            ("tls_verify", options.tls_verify),
+            ("tls_available", options.tls_available),
+        ):
+            if holds:
+                info[name] = True
+        info |= {
             "max_payload": options.max_payload_bytes,
             "client_id": session.id,
             "client_ip": session.client_ip,
         }
+        if self._connect_urls:
+            info["connect_urls"] = self._connect_urls
+        return info
 
 
 _REASONS = {

@@ -152,10 +152,13 @@ class Connection(asyncio.BufferedProtocol):
         transport = self.transport
         if self._linger is not None or transport.is_closing():
             return
-        transport.write(out)
+        self._write(out)
         unsent_bytes = transport.get_write_buffer_size()
         if unsent_bytes or self._is_blocked:
             self._note_unsent(len(out), unsent_bytes)
+
+    def _write(self, out: bytes) -> None:
+        self.transport.write(out)
 
     def _note_unsent(self, written_bytes: int, unsent_bytes: int) -> None:
         self.session.unsent_bytes = unsent_bytes
@@ -171,12 +174,16 @@ class Connection(asyncio.BufferedProtocol):
         if not self.transport.can_write_eof():
             self.transport.close()
             return
+        self._say_goodbye()
         self._linger = asyncio.get_running_loop().call_later(CLOSE_LINGER_MS / 1_000, self.transport.close)
         self.transport.resume_reading()
         try:
             self.transport.write_eof()
         except OSError:
             self.transport.close()  # the client was faster
+
+    def _say_goodbye(self) -> None:
+        """What the encryption has to say at the end."""
 
     def _begin_stall(self) -> None:
         """Reads no more until the next turn of the loop, or until a subscriber was given time."""

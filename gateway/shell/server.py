@@ -15,11 +15,13 @@ from gateway.core.identity import UserEntry, Verification
 from gateway.core.plane import Plane
 from gateway.core.session import Closed, Session
 from gateway.shell.connection import Connection
+from gateway.shell.tls import ClientTls, TlsConnection
 from protocol.limits import (
     CLIENT_BACKLOG,
     CLIENT_TICK_MS,
     PASSWORD_BYTES_MAX,
     PASSWORD_THREADS,
+    PLAIN_BYTES,
     READ_BYTES,
     READ_SLACK_BYTES,
     SERVER_STOP_GRACE_MS,
@@ -30,7 +32,10 @@ log = structlog.get_logger()
 
 
 class ClientServer:
-    """Listens on `host`:`port` (0: any free one) for `plane`; `now_ms` is the clock of all its timers."""
+    """Listens on `host`:`port` (0: any free one) for `plane`; `now_ms` is the clock of all its timers.
+
+    With `tls` the plane must have been made with the options of INFO that fit (`tls_required`, ...).
+    """
 
     def __init__(
         self,
@@ -40,16 +45,22 @@ class ClientServer:
         port: int,
         now_ms: Callable[[], int],
         write_deadline_ms: int = WRITE_DEADLINE_MS,
+        tls: ClientTls | None = None,
     ) -> None:
         self.plane = plane
         self.now_ms = now_ms
         self.is_reading = True
         self.read_buffer = memoryview(bytearray(READ_BYTES + READ_SLACK_BYTES))[:READ_BYTES]  # of all connections
+        self.plain_buffer = memoryview(bytearray(PLAIN_BYTES + READ_SLACK_BYTES))[
+            :PLAIN_BYTES
+        ]  # what TLS has decrypted
+        self._tls = tls
         self._host, self._port = host, port
         self._write_deadline_ms = write_deadline_ms
         self._server: asyncio.Server | None = None
         self._connections: dict[int, Connection] = {}
         self._blocked: set[Connection] = set()
+        self._handshakes: dict[TlsConnection, int] = {}  # until when
         self._all_gone: asyncio.Event | None = None
         self._ticking: asyncio.Task[None] | None = None
         self._verifying: set[asyncio.Task[None]] = set()
@@ -58,13 +69,14 @@ class ClientServer:
     async def start(self) -> tuple[str, int]:
         """Accept clients; the address that is listened on. OSError when it cannot be had."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self), self._host, self._port, backlog=CLIENT_BACKLOG
-        )
+        self._server = await loop.create_server(self._connection, self._host, self._port, backlog=CLIENT_BACKLOG)
         host, port = self._server.sockets[0].getsockname()[:2]
         self.plane.listening(port)
         self._ticking = loop.create_task(self._tick())
         return host, port
+
+    def _connection(self) -> Connection:
+        return Connection(self) if self._tls is None else TlsConnection(self, self._tls)
 
     def stop_reading(self) -> None:
         """Take no more connections and no more bytes; what is under way still goes out."""
@@ -137,6 +149,12 @@ class ClientServer:
         """Not all of its output was taken by the socket."""
         self._blocked.add(connection)
 
+    def handshake_begins(self, connection: TlsConnection, timeout_ms: int) -> None:
+        self._handshakes[connection] = self.now_ms() + timeout_ms
+
+    def handshake_over(self, connection: TlsConnection) -> None:
+        self._handshakes.pop(connection, None)
+
     # -- timers and threads -------------------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
@@ -144,6 +162,9 @@ class ClientServer:
             await asyncio.sleep(CLIENT_TICK_MS / 1_000)
             now_ms = self.now_ms()
             self.plane.tick(now_ms)
+            for greeted, until_ms in list(self._handshakes.items()):
+                if now_ms >= until_ms:
+                    greeted.handshake_timed_out()
             for connection in list(self._blocked):
                 if not connection.check_progress(now_ms, self._write_deadline_ms):
                     self._blocked.discard(connection)

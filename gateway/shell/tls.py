@@ -1,0 +1,327 @@
+"""TLS on the client port: certificates and rules from the configuration, and connections that encrypt.
+
+    socket ─► shared read buffer ─► incoming ─► SSLObject ─► shared buffer of plain text ─► Plane.receive
+    socket ◄─ outgoing ◄─ SSLObject ◄─ Session.take
+
+As in nats-server the client is greeted in plain text (INFO with `tls_required`) and then makes the handshake. With
+`first` the handshake comes before INFO; with `allow_non_tls` the first byte of a client tells whether it wants one. Who
+sends anything else, or does not finish within `timeout`, is closed without a word.
+
+The handshake, decryption and encryption run in the loop, on memory alone: a handshake with an elliptic-curve key takes
+less than a millisecond. OpenSSL writes one record of 16 KiB per call, whatever it is given.
+
+Source: nats-server `server/server.go` (createClientEx), RFC 8446.
+"""
+
+import asyncio
+import contextlib
+import datetime
+import ssl
+from collections.abc import Callable
+from enum import Enum, auto
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from gateway.core.encryption import Encryption, PeerCertificate
+from gateway.core.session import Closed
+from gateway.shell.connection import Connection
+from protocol.config import TlsClients
+from protocol.errors import ConfigError
+from protocol.limits import READ_BYTES, TLS_RECORD_BYTES, TLS_WRITE_BYTES
+
+if TYPE_CHECKING:
+    from gateway.shell.server import ClientServer
+
+CIPHERS_1_2 = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Forward secrecy and authenticated encryption only; TLS 1.3 has no others."""
+
+_HANDSHAKE_RECORD = 22
+"""The first byte of a ClientHello's record."""
+
+log = structlog.get_logger()
+
+
+class ClientTls:
+    """`[tls.clients]`, ready for handshakes. ConfigError: a file that is of no use, with what would be right."""
+
+    def __init__(self, settings: TlsClients) -> None:
+        self.first = settings.first
+        self.verifies = settings.verify or settings.map
+        self.allows_plain = settings.allow_non_tls
+        self.timeout_ms = settings.timeout_ms
+        problems = list(_problems(settings))
+        if problems:
+            raise ConfigError(problems)
+        self.context = _context(settings, verifies=self.verifies)
+
+
+def _context(settings: TlsClients, *, verifies: bool) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_ciphers(CIPHERS_1_2)
+    try:
+        context.load_cert_chain(settings.cert, settings.key)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError([f"tls.clients: {settings.cert} and {settings.key} cannot be used: {error}"]) from error
+    if verifies:
+        context.verify_mode = ssl.CERT_REQUIRED
+        if settings.ca is not None:
+            context.load_verify_locations(settings.ca)
+        else:
+            context.load_default_certs(ssl.Purpose.CLIENT_AUTH)
+    return context
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def _problems(settings: TlsClients) -> list[str]:
+    """What is wrong with the files, one line each; a certificate that is out of date is only logged."""
+    problems: list[str] = []
+    certificates = _read("cert", settings.cert, problems, _certificates)
+    key = _read("key", settings.key, problems, _private_key)
+    if settings.ca is not None:
+        _read("ca", settings.ca, problems, _certificates)
+    if certificates and key is not None:
+        if key.public_key() != certificates[0].public_key():
+            problems.append(
+                f"tls.clients.key: {settings.key} is not the key of the first certificate in {settings.cert}; "
+                "write the key that it was made with, and the server's certificate before those of authorities"
+            )
+        _log_dates(settings.cert, certificates[0])
+    return problems
+
+
+def _read(key: str, file: str, problems: list[str], read: Callable[[bytes], Any]) -> Any:
+    try:
+        return read(Path(file).read_bytes())
+    except OSError as error:
+        problems.append(f"tls.clients.{key}: {file}: {(error.strerror or str(error)).lower()}")
+    except ValueError as error:
+        problems.append(f"tls.clients.{key}: {file}: {error}")
+    return None
+
+
+def _certificates(content: bytes) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(content)
+    except ValueError as error:
+        raise ValueError("holds no certificate; expected PEM with BEGIN CERTIFICATE") from error
+
+
+def _private_key(content: bytes) -> Any:
+    try:
+        return load_pem_private_key(content, None)
+    except TypeError as error:
+        raise ValueError("the key is encrypted with a passphrase; expected one without") from error
+    except ValueError as error:
+        raise ValueError("holds no private key; expected PEM with BEGIN PRIVATE KEY") from error
+
+
+def _log_dates(file: str, certificate: x509.Certificate) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    begins, ends = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not begins <= now <= ends:
+        log.warning("certificate_out_of_date", file=file, begins=begins.isoformat(), ends=ends.isoformat())
+
+
+# -- connections ------------------------------------------------------------------------------------------------------
+
+
+class _State(Enum):
+    """What the next bytes of a client may be."""
+
+    ANY = auto()  # a handshake or plain text: the first byte tells
+    FIRST = auto()  # the first of a handshake
+    HANDSHAKE = auto()
+    PLAIN = auto()  # for ever
+    ENCRYPTED = auto()  # for ever
+
+
+class TlsConnection(Connection):
+    """A client socket of a port that speaks TLS."""
+
+    __slots__ = ("_incoming", "_outgoing", "_ssl", "_state", "_tls")
+
+    def __init__(self, server: "ClientServer", tls: ClientTls) -> None:
+        super().__init__(server)
+        self._tls = tls
+        self._state = _State.ANY if tls.allows_plain else _State.FIRST
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._ssl = tls.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+
+    # -- from the loop ------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._server.handshake_begins(self, self._tls.timeout_ms)
+        super().connection_made(transport)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = self._server.read_buffer[:nbytes]
+        if self._state in (_State.ANY, _State.FIRST):
+            self._look_at_first_byte(data[0])
+        if self._state is _State.PLAIN:
+            super().buffer_updated(nbytes)
+        elif self.session.closing is None:
+            self._incoming.write(data)
+            if self._state is _State.ENCRYPTED or self._shake_hands():
+                self._receive_decrypted(is_full=nbytes >= READ_BYTES)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._server.handshake_over(self)
+        super().connection_lost(error)
+
+    # -- from the server ----------------------------------------------------------------------------------------------
+
+    def update(self) -> None:
+        if self._holds_info and self.session.closing is None:
+            return
+        super().update()
+
+    def handshake_timed_out(self) -> None:
+        """The client has not finished in time; one that has said nothing and may do without goes on in plain text."""
+        if self._state is _State.ANY:
+            self._go_on(_State.PLAIN, None)
+        else:
+            self._fail("the client has not finished the handshake in time")
+
+    # -- handshake ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _holds_info(self) -> bool:
+        return self._tls.first and self._state in (_State.FIRST, _State.HANDSHAKE)
+
+    def _look_at_first_byte(self, byte: int) -> None:
+        if byte == _HANDSHAKE_RECORD:
+            self._state = _State.HANDSHAKE
+        elif self._state is _State.ANY:
+            self._go_on(_State.PLAIN, None)
+        else:
+            self._fail("the first bytes are those of no TLS handshake")
+
+    def _shake_hands(self) -> bool:
+        """A step of the handshake; whether it is over and all is well."""
+        try:
+            self._ssl.do_handshake()
+        except ssl.SSLWantReadError:
+            self.transport.write(self._outgoing.read())
+            return False
+        except ssl.SSLError as error:
+            self.transport.write(self._outgoing.read())  # the alert
+            self._fail(getattr(error, "verify_message", "") or error.reason or str(error))
+            return False
+        self.transport.write(self._outgoing.read())
+        self._go_on(_State.ENCRYPTED, _encryption(self._ssl, self._tls))
+        return True
+
+    def _go_on(self, state: _State, encryption: Encryption | None) -> None:
+        self._state = state
+        self._server.handshake_over(self)
+        self._plane.secured(self.session, encryption, self._server.now_ms())
+        self.update()
+
+    def _fail(self, detail: str) -> None:
+        self._server.handshake_over(self)
+        self.session.take()  # INFO, where it comes after the handshake
+        self._plane.close(self.session, Closed.TLS_HANDSHAKE, detail=detail)
+        self._server.flush()
+
+    # -- encryption ---------------------------------------------------------------------------------------------------
+
+    def _receive_decrypted(self, *, is_full: bool) -> None:
+        server, session = self._server, self.session
+        count = self._decrypt(server.plain_buffer)
+        has_more = self._plane.receive(session, server.plain_buffer[:count], server.now_ms()) if count else False
+        if self._outgoing.pending:  # a key update
+            self.transport.write(self._outgoing.read())
+        server.flush()
+        if has_more or is_full or session.stall_ms:
+            self._begin_stall()
+
+    def _decrypt(self, plain: memoryview) -> int:
+        """Fills `plain`, which holds more than one read can bring, with all that is whole; how much that is."""
+        count, read, incoming = 0, self._ssl.read, self._incoming
+        try:
+            while incoming.pending or self._ssl.pending():
+                got = int(read(len(plain) - count, plain[count:]))
+                if not got:
+                    self._plane.close(self.session, Closed.CLIENT)  # it has said goodbye
+                    break
+                count += got
+        except ssl.SSLWantReadError:
+            pass  # the rest of the record is under way
+        except ssl.SSLError as error:
+            self._plane.close(self.session, Closed.CLIENT, flushes=False, detail=f"TLS: {error.reason or error}")
+        return count
+
+    def _write(self, out: bytes) -> None:
+        if self._state is not _State.ENCRYPTED:
+            self.transport.write(out)
+            return
+        view, write, outgoing = memoryview(out), self._ssl.write, self._outgoing
+        for start in range(0, len(out), TLS_RECORD_BYTES):
+            write(view[start : start + TLS_RECORD_BYTES])
+            if outgoing.pending >= TLS_WRITE_BYTES:
+                self.transport.write(outgoing.read())
+        if outgoing.pending:
+            self.transport.write(outgoing.read())
+
+    def _say_goodbye(self) -> None:
+        if self._state is _State.ENCRYPTED:
+            with contextlib.suppress(ssl.SSLError):  # ours is written; the client's is not waited for
+                self._ssl.unwrap()
+            self.transport.write(self._outgoing.read())
+
+
+def _encryption(secured: ssl.SSLObject, tls: ClientTls) -> Encryption:
+    cipher = secured.cipher()
+    der = secured.getpeercert(binary_form=True) if tls.verifies else None
+    return Encryption(
+        version=(secured.version() or "").removeprefix("TLSv"),
+        cipher=cipher_name(cipher[0] if cipher else ""),
+        first=tls.first,
+        certificate=None if der is None else peer_certificate(der),
+    )
+
+
+def cipher_name(name: str) -> str:
+    """The name that IANA and nats-server give to what OpenSSL calls `name`: they differ for TLS 1.2."""
+    if name.startswith("TLS_"):
+        return name
+    exchange, _, cipher = (
+        name.replace("-", "_")
+        .replace("AES128", "AES_128")
+        .replace("AES256", "AES_256")
+        .partition("_RSA_" if "-RSA-" in name else "_ECDSA_")
+    )
+    signature = "RSA" if "-RSA-" in name else "ECDSA"
+    hashed = "_SHA256" if cipher.endswith("POLY1305") else ""
+    return f"TLS_{exchange}_{signature}_WITH_{cipher}{hashed}"
+
+
+def peer_certificate(der: bytes) -> PeerCertificate | None:
+    """The names in a certificate; None for one with parts that cannot be read: it names nobody."""
+    try:
+        certificate = x509.load_der_x509_certificate(der)
+        names = _alternative_names(certificate)
+        return PeerCertificate(
+            emails=tuple(names.get_values_for_type(x509.RFC822Name)),
+            dns_names=tuple(names.get_values_for_type(x509.DNSName)),
+            uris=tuple(names.get_values_for_type(x509.UniformResourceIdentifier)),
+            subject=certificate.subject.rfc4514_string(),
+        )
+    except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        log.warning("client_certificate_unreadable", error=str(error))
+        return None
+
+
+def _alternative_names(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
+    try:
+        return certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return x509.SubjectAlternativeName([])
