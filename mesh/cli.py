@@ -471,6 +471,22 @@ def check(context: click.Context, file: str) -> None:
     context.exit(checking.run(file, _wants_json(context)))
 
 
+@cli.group("config")
+def configs() -> None:
+    """Make configurations."""
+
+
+@configs.command("import")
+@click.argument("file")
+@click.option("-o", "--output", metavar="FILE", help="Write it there, not to stdout.")
+@click.pass_context
+def config_import(context: click.Context, file: str, output: str | None) -> None:
+    """Make a mesh.toml of FILE, a nats-server's configuration."""
+    from mesh.commands import config_import as importing
+
+    context.exit(importing.run(file, output))
+
+
 @cli.command()
 @_global_options(on_group=False)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
@@ -493,7 +509,11 @@ def main() -> None:
 
 
 def gateway_main() -> None:
-    """The console script `gateway`: `mesh gateway`."""
+    """The console script `gateway`: `mesh gateway`; by the name `nats-server` it takes that one's command line."""
+    if os.path.basename(sys.argv[0]) == "nats-server":
+        from mesh.nats_server import nats_server_main
+
+        nats_server_main()
     sys.exit(_main(gateway, "gateway"))
 
 

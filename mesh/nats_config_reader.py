@@ -5,8 +5,8 @@ say `nats.conf:3:7`. `$NAME` is the value of a key that was read before in this 
 environment variable, which is read as a value too. `include` puts the keys of another file in its place; its path is
 relative to the file that includes it.
 
-Source: nats-server's `conf/parse.go` (2.15). Where that one goes on in silence we refuse: keys without a value, suffixes
-that are none (`1kbb`), numbers that leave 64 bits by their suffix, files that include each other for ever.
+Source: nats-server's `conf/parse.go` (2.15). Where that one goes on in silence we refuse: keys without a value,
+suffixes that are none (`1kbb`), numbers that leave 64 bits by their suffix, files that include each other for ever.
 """
 
 import hashlib

@@ -18,6 +18,7 @@ from mesh.nats_config_reader import Node, Place, Tree
 from protocol.config_units import named, shown
 from protocol.errors import ConfigError
 
+_PLACE: Final = re.compile(r"[^\n]*?:([0-9]+):([0-9]+): ")
 _DURATION: Final = re.compile(r"[-+]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:ns|us|µs|μs|ms|s|m|h))+")
 _DURATION_PART: Final = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h)")
 _UNITS_NS: Final = {"ns": 1, "us": 10**3, "µs": 10**3, "μs": 10**3, "ms": 10**6} | {
@@ -69,7 +70,13 @@ class Findings:
 
     def raise_problems(self) -> None:
         if self.problems:
-            raise ConfigError(list(self.problems))
+            raise ConfigError(sorted(self.problems, key=_by_place))
+
+
+def _by_place(problem: str) -> tuple[int, int]:
+    """Those of a file in its order, others before them."""
+    match = _PLACE.match(problem)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 Handlers = Mapping[str, Callable[[str, Node], None]]
