@@ -43,6 +43,7 @@ CLIENT_TICK_MS: Final = 100  # how exact the timers of client connections are
 CLOSE_LINGER_MS: Final = 500  # how long a closed client may take to read our last words
 SERVER_STOP_GRACE_MS: Final = 5_000  # for sending what waits, when a gateway stops
 PASSWORD_THREADS: Final = 2  # bcrypt lets go of the interpreter; two do not starve the loop
+NONCE_BYTES: Final = 11  # that a client with an nkey signs; nats-server's number
 CLIENT_BACKLOG: Final = 1_024  # connections that wait to be accepted
 PASSWORD_BYTES_MAX: Final = 72  # what bcrypt looks at; longer ones are refused
 MONITOR_LIST_DEFAULT: Final = 1_024  # connections or subscriptions in one answer of the monitor

@@ -28,6 +28,7 @@ from protocol.limits import MAX_CONTROL_LINE_BYTES, MAX_PAYLOAD_BYTES
 OK: Final = b"+OK\r\n"
 PING: Final = b"PING\r\n"
 PONG: Final = b"PONG\r\n"
+LINE_END: Final = b"\r\n"
 CLIENT_PROTOCOL_MAX: Final = 1  # 1: the client understands INFO at any time
 
 UNKNOWN_OPERATION: Final = "Unknown Protocol Operation"
@@ -98,7 +99,11 @@ class Failure(NamedTuple):
     detail: str
 
 
-Event: TypeAlias = Connect | Publish | Subscribe | Unsubscribe | Ping | Pong | Complaint | Failure
+class Extension(msgspec.Struct, frozen=True):
+    """An event of a protocol that is built upon this one (`protocol.routes`)."""
+
+
+Event: TypeAlias = Connect | Publish | Subscribe | Unsubscribe | Ping | Pong | Complaint | Failure | Extension
 
 _VERB = re.compile(rb"(?:(PUB|HPUB|SUB|UNSUB|-ERR)[ \t]|(CONNECT|INFO|PING|PONG|\+OK))[ \t]*", re.IGNORECASE)
 _BEGINNINGS = (b"PUB ", b"HPUB ", b"SUB ", b"UNSUB ", b"-ERR ", b"CONNECT", b"INFO", b"PING", b"PONG", b"+OK")
@@ -114,10 +119,13 @@ _DETAIL_BYTES = 64
 class ClientParser:
     """Bytes of one client in, events out.
 
-    The owner sets `expect_connect` (anything but CONNECT is an authorization violation), `headers` (HPUB is allowed)
-    and `pedantic` (complain about subjects that are not literal) as they become known. After a `Failure` there are no
-    more events.
+    The owner sets `expect_connect` (anything but CONNECT is an authorization violation, unless `lets_in` lets the client
+    in without), `headers` (HPUB is allowed) and `pedantic` (complain about subjects that are not literal) as they become
+    known. After a `Failure` there are no more events.
     """
+
+    _verb = _VERB
+    _beginnings: tuple[bytes, ...] = _BEGINNINGS
 
     def __init__(
         self,
@@ -127,6 +135,7 @@ class ClientParser:
         self.max_payload_bytes = max_payload_bytes
         self.max_control_line_bytes = max_control_line_bytes
         self.expect_connect = False
+        self.lets_in: Callable[[], bool] | None = None
         self.headers = False
         self.pedantic = True
         self._data = b""
@@ -176,9 +185,9 @@ class ClientParser:
 
     def _read_line(self) -> Event | None:
         data, at = self._data, self._at
-        if self.expect_connect and data[at] not in b"Cc":
+        if self.expect_connect and data[at] not in b"Cc" and not (self.lets_in is not None and self.lets_in()):
             return self._fail(AUTHORIZATION_VIOLATION, "the first line is not CONNECT")
-        match = _VERB.match(data, at)
+        match = self._verb.match(data, at)
         if match is None:
             return self._read_beginning()
         verb = match[0].strip().upper()
@@ -195,11 +204,11 @@ class ClientParser:
             self._keep(verb + b" " + data[start:], 0)  # blanks before an argument do not pile up
             return None
         self._at = end + 1
-        return _ARGUMENTS[verb](self, data[start : max(argument_end, start + 1)])
+        return self._argument(verb, data[start : max(argument_end, start + 1)])
 
     def _read_beginning(self) -> Event | None:
         start = self._data[self._at :]
-        if len(start) < len(b"CONNECT") and any(verb.startswith(start.upper()) for verb in _BEGINNINGS):
+        if len(start) < len(b"CONNECT") and any(verb.startswith(start.upper()) for verb in self._beginnings):
             self._keep(start, 0)
             return None
         return self._fail(UNKNOWN_OPERATION, f"line begins with {start[:_DETAIL_BYTES]!r}")
@@ -226,13 +235,19 @@ class ClientParser:
         if refused:
             return None
         header_end = start + header_bytes
-        return Publish(subject, reply, data[start:header_end], data[header_end:end])
+        return self._published(subject, reply, data[start:header_end], data[header_end:end])
 
     def _read_nothing(self) -> Event | None:
         self._at = len(self._data)
         return None
 
+    def _published(self, subject: bytes, reply: bytes, header_block: bytes, payload: bytes) -> Event:
+        return Publish(subject, reply, header_block, payload)
+
     # -- arguments ------------------------------------------------------------------------------------------------
+
+    def _argument(self, verb: bytes, argument: bytes) -> Event | None:
+        return _ARGUMENTS[verb](self, argument)
 
     def _connect(self, argument: bytes) -> Event | None:
         return Connect(argument)
@@ -351,6 +366,10 @@ class ConnectOptions(msgspec.Struct, frozen=True):
     user: str = ""
     password: str = msgspec.field(default="", name="pass")
     token: str = msgspec.field(default="", name="auth_token")
+    nkey: str = ""
+    signature: str = msgspec.field(default="", name="sig")
+    jwt: str = ""
+    tls_required: bool = False
     name: str = ""
     lang: str = ""
     version: str = ""

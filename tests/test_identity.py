@@ -1,10 +1,15 @@
 """Users, their secrets and their permissions. What nats-server does too: tests/test_differential.py."""
 
+import base64
+
+import nkeys
 import pytest
 
+from gateway.core.encryption import PeerCertificate
 from gateway.core.identity import (
     EVERYTHING,
     AnswerableReplies,
+    Credentials,
     Directory,
     Permissions,
     Responses,
@@ -47,6 +52,12 @@ def test_publish(allow: tuple[str, ...] | None, deny: tuple[str, ...], allowed: 
 def test_subscribe(allow: tuple[str, ...] | None, deny: tuple[str, ...], allowed: list[str], denied: list[str]) -> None:
     permissions = Permissions(UserEntry(subscribe_allow=allow, subscribe_deny=deny))
     assert [text for text in allowed + denied if permissions.may_subscribe(*text.split())] == allowed
+
+
+def test_leave_to_answer_takes_the_place_of_leave_to_publish() -> None:
+    assert not Permissions(UserEntry(responses=Responses())).may_publish("a")
+    assert not Permissions(UserEntry(responses=Responses(), publish_deny=("z",))).may_publish("a")
+    assert Permissions(UserEntry(responses=Responses(), publish_allow=("a",))).may_publish("a")
 
 
 def test_what_is_denied_is_not_received_through_a_wide_subscription() -> None:
@@ -101,17 +112,107 @@ DIRECTORY = Directory((PLAIN, HASHED, TOKEN, *HASHED_TOKENS))
 
 
 def test_plain_secrets_are_compared_at_once() -> None:
-    assert DIRECTORY.check("plain", "secret", "") is PLAIN
-    assert DIRECTORY.check("", "", "token") is TOKEN
-    for user, password, token in [("plain", "x", ""), ("plain", "", "token"), ("nobody", "secret", ""), ("", "", "")]:
-        assert DIRECTORY.check(user, password, token) is None
+    assert DIRECTORY.check(Credentials("plain", "secret")) is PLAIN
+    assert DIRECTORY.check(Credentials(token="token")) is TOKEN
+    for presented in (
+        Credentials("plain", "x"),
+        Credentials("plain", "", "token"),
+        Credentials("nobody", "secret"),
+        Credentials(password="secret"),
+        Credentials(nkey=PUBLIC),
+        Credentials(),
+    ):
+        assert DIRECTORY.check(presented) is None
 
 
 def test_hashed_secrets_are_handed_out() -> None:
-    assert DIRECTORY.check("hashed", "x", "") == Verification("x", (("$2b$04$abc", HASHED),))
-    assert DIRECTORY.check("", "", "x") == Verification(
+    assert DIRECTORY.check(Credentials("hashed", "x")) == Verification("x", (("$2b$04$abc", HASHED),))
+    assert DIRECTORY.check(Credentials(token="x")) == Verification(
         "x", (("$2a$04$one", HASHED_TOKENS[0]), ("$2y$04$two", HASHED_TOKENS[1]))
     )
+
+
+def test_where_nobody_has_a_name_the_token_alone_counts() -> None:
+    assert Directory((TOKEN,)).check(Credentials("anybody", "x", "token")) is TOKEN
+
+
+# -- nkeys ------------------------------------------------------------------------------------------------------------
+
+PAIR = nkeys.from_seed(nkeys.encode_seed(bytes(32), nkeys.PREFIX_BYTE_USER))
+OTHER = nkeys.from_seed(nkeys.encode_seed(bytes(range(32)), nkeys.PREFIX_BYTE_USER))
+PUBLIC, OTHERS = PAIR.public_key.decode(), OTHER.public_key.decode()
+SIGNER = UserEntry(nkey=PUBLIC, account="ACME")
+WITH_NKEYS = Directory((SIGNER, PLAIN))
+
+
+def signature(pair: nkeys.KeyPair, nonce: str = "nonce") -> str:
+    return base64.urlsafe_b64encode(pair.sign(nonce.encode())).rstrip(b"=").decode()
+
+
+def test_an_nkey_is_proved_by_a_signature_over_the_nonce_of_this_connection() -> None:
+    assert WITH_NKEYS.wants_signatures
+    assert not DIRECTORY.wants_signatures
+    assert WITH_NKEYS.check(Credentials(nkey=PUBLIC, signature=signature(PAIR), nonce="nonce")) is SIGNER
+    for presented in (
+        Credentials(nkey=PUBLIC, nonce="nonce"),
+        Credentials(nkey=PUBLIC, signature=signature(PAIR), nonce="another"),
+        Credentials(nkey=PUBLIC, signature=signature(OTHER), nonce="nonce"),
+        Credentials(nkey=OTHERS, signature=signature(OTHER), nonce="nonce"),
+        Credentials("plain", "secret", nkey=OTHERS),  # an nkey decides alone, where there are some
+    ):
+        assert WITH_NKEYS.check(presented) is None
+    assert WITH_NKEYS.check(Credentials("plain", "secret")) is PLAIN
+    assert DIRECTORY.check(Credentials("plain", "secret", nkey=OTHERS)) is PLAIN  # and counts for nothing elsewhere
+
+
+# -- who says nothing -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("password", [None, "secret", "$2b$04$abc"])
+def test_who_presents_nothing_is_no_auth_user_whatever_the_password(password: str | None) -> None:
+    guest = UserEntry("guest", password)
+    directory = Directory((guest, PLAIN), "guest")
+    assert directory.check(Credentials()) is guest
+    assert directory.check(Credentials(nkey=PUBLIC, signature="x")) is guest
+    assert directory.without_connect() is guest
+    assert directory.is_required
+    assert not directory.asks
+    for presented in (
+        Credentials("plain"),
+        Credentials("plain", "x"),
+        Credentials(password="x"),
+        Credentials(token="x"),
+    ):
+        assert directory.check(presented) is None
+    assert directory.check(Credentials("plain", "secret")) is PLAIN
+
+
+def test_an_nkey_as_no_auth_user_needs_no_signature_but_connect() -> None:
+    directory = Directory((SIGNER, PLAIN), PUBLIC)
+    assert directory.check(Credentials()) is SIGNER
+    assert directory.check(Credentials(nkey=PUBLIC, signature="whatever")) is SIGNER
+    assert directory.without_connect() is None
+    assert directory.check(Credentials("plain", "secret")) is PLAIN
+    assert directory.check(Credentials("plain")) is None
+
+
+# -- certificates -----------------------------------------------------------------------------------------------------
+
+
+def test_the_certificate_says_who_it_is_and_a_password_counts_beside_it() -> None:
+    shop, named = UserEntry("shop.acme.com"), UserEntry("CN=till,O=acme", "secret")
+    directory = Directory((shop, named), "shop.acme.com", maps_certificates=True)
+    certificate = PeerCertificate((), ("other", "shop.acme.com"), (), "CN=x")
+    assert directory.check(Credentials(certificate=certificate)) is shop
+    assert directory.check(Credentials("whoever", certificate=certificate)) is shop
+    assert directory.check(Credentials("whoever", "x", certificate=certificate)) is None
+    till = PeerCertificate((), (), (), "CN=till,O=acme")
+    assert directory.check(Credentials(password="secret", certificate=till)) is named
+    assert directory.check(Credentials(certificate=till)) is None
+    assert directory.check(Credentials("shop.acme.com", certificate=PeerCertificate((), (), (), "CN=z"))) is None
+    assert directory.check(Credentials("shop.acme.com")) is None
+    assert directory.check(Credentials()) is None
+    assert directory.without_connect() is None
 
 
 def test_without_users_nobody_has_to_say_who_he_is() -> None:

@@ -26,7 +26,7 @@ def test_a_public_key_is_read_as_the_library_wrote_it() -> None:
 def test_a_mistyped_key_is_none(position: int, letter: str) -> None:
     mistyped = PUBLIC[:position] + letter + PUBLIC[position + 1 :]
     if mistyped != PUBLIC:
-        with pytest.raises(ValueError, match="public key of a user|checksum"):
+        with pytest.raises(ValueError, match=r"public key of a user|checksum"):
             user_key(mistyped)
 
 
@@ -39,7 +39,7 @@ def test_keys_of_others_than_users_are_refused(prefix: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "U", PUBLIC.lower(), PUBLIC[:-8], PUBLIC + "A" * 8, "é" * 56, "\0" * 56])
 def test_other_texts_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="base32|public key"):
+    with pytest.raises(ValueError, match=r"base32|public key"):
         user_key(text)
 
 

@@ -10,10 +10,16 @@ subscriptions only. Two rules differ from nats-server, both towards safety:
 
 A subscription that is allowed but wide enough to meet a denied pattern is kept; what is denied is left out at delivery.
 
+A client is known by the first of these that decides: its nkey and a signature over the nonce of INFO; the certificate
+of its TLS connection, where those name users; user and password; a token. Who presents nothing at all is
+`no_auth_user`, if there is one. A JWT counts for nothing, as with a nats-server without operators. One rule differs: a
+`no_auth_user` with a bcrypt password is let in too (nats-server compares the hash with itself and refuses).
+
 Passwords and tokens are plain or bcrypt. Bcrypt is slow on purpose, so this module never computes it: `Directory.check`
 hands out a `Verification`, and whoever runs threads gives the verdict back.
 
-Source: NATS documentation, 'Authorization'; nats-server `server/client.go` (canSubscribe, pubAllowed, checkDenySub).
+Source: NATS documentation, 'Authorization'; nats-server `server/client.go` (canSubscribe, pubAllowed, checkDenySub) and
+`server/auth.go` (processClientOrLeafAuthentication, validateResponsePermissions).
 """
 
 import re
@@ -21,7 +27,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from hmac import compare_digest
 
-from protocol import subjects
+from gateway.core.certificates import CertificateUsers
+from gateway.core.encryption import PeerCertificate
+from protocol import nkeys, subjects
+from protocol.accounts import DEFAULT_ACCOUNT
 from protocol.limits import PERMISSION_VERDICTS_MAX, RESPONSES_EXPIRE_MS, RESPONSES_MAX, RESPONSES_TRACKED_MAX
 
 _BCRYPT = re.compile(r"\$2[abxy]\$\d{2}\$.+")
@@ -37,7 +46,11 @@ class Responses:
 
 @dataclass(frozen=True)
 class UserEntry:
-    """One user as configured: `user` with `password`, or `token` alone. None for an allow list or `history`: all."""
+    """One user as configured: `user` with `password`, `token` alone, or `nkey` alone.
+
+    `user` without `password` is for clients that their certificate names, and for `no_auth_user`. None for an allow
+    list or `history`: all; but with `responses` a publish allow list of None is empty, as in nats-server.
+    """
 
     user: str = ""
     password: str | None = None
@@ -48,6 +61,8 @@ class UserEntry:
     subscribe_deny: tuple[str, ...] = ()
     responses: Responses | None = None
     history: tuple[str, ...] | None = None
+    nkey: str | None = None
+    account: str = DEFAULT_ACCOUNT
 
 
 # -- permissions ------------------------------------------------------------------------------------------------------
@@ -69,6 +84,8 @@ class Permissions:
 
     def __init__(self, entry: UserEntry) -> None:
         self._publish_allow = entry.publish_allow
+        if entry.responses is not None and entry.publish_allow is None:
+            self._publish_allow = ()
         self._publish_deny = entry.publish_deny
         self._subscribe_allow = None
         if entry.subscribe_allow is not None:
@@ -160,6 +177,26 @@ class AnswerableReplies:
 # -- users ------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What a client presents; "" where it presents nothing. `signature` is over `nonce`, the one that INFO gave it.
+
+    `certificate` is None without TLS, or where no certificate was asked for.
+    """
+
+    user: str = ""
+    password: str = ""
+    token: str = ""
+    nkey: str = ""
+    signature: str = ""
+    nonce: str = ""
+    certificate: PeerCertificate | None = None
+
+    @property
+    def are_absent(self) -> bool:
+        return not (self.user or self.password or self.token)
+
+
 @dataclass(frozen=True)
 class Verification:
     """`secret` has to be compared with these bcrypt hashes, in order; the first that fits says who it is."""
@@ -169,32 +206,79 @@ class Verification:
 
 
 class Directory:
-    """All users of a gateway. Without users everybody is let in and may do everything."""
+    """All users of a gateway. Without users everybody is let in and may do everything.
 
-    def __init__(self, users: tuple[UserEntry, ...]) -> None:
-        self._by_name = {entry.user: entry for entry in users if entry.password is not None}
+    `no_auth_user` is the name or nkey of one of them, or "". With `maps_certificates` it is the client's certificate
+    that says which of the named users a client is.
+    """
+
+    def __init__(
+        self, users: tuple[UserEntry, ...], no_auth_user: str = "", *, maps_certificates: bool = False
+    ) -> None:
+        self._by_name = {entry.user: entry for entry in users if entry.user}
+        self._by_nkey = {entry.nkey: entry for entry in users if entry.nkey is not None}
         self._with_token = [entry for entry in users if entry.token is not None]
         self._permissions = {entry: Permissions(entry) for entry in users}
+        self._no_auth_user = no_auth_user
+        self._certificate_users = CertificateUsers(self._by_name) if maps_certificates and self._by_name else None
 
     @property
     def is_required(self) -> bool:
+        """Whether clients have to say who they are, be it by saying nothing."""
         return bool(self._permissions)
+
+    @property
+    def asks(self) -> bool:
+        """Whether INFO tells clients that they need credentials."""
+        return self.is_required and not self._no_auth_user
+
+    @property
+    def wants_signatures(self) -> bool:
+        """Whether INFO carries a nonce."""
+        return bool(self._by_nkey)
+
+    def without_connect(self) -> UserEntry | None:
+        """Who a client is that begins with something else than CONNECT, if that is anybody."""
+        return None if self._certificate_users is not None else self._by_name.get(self._no_auth_user)
 
     def permissions(self, entry: UserEntry) -> Permissions:
         return self._permissions[entry]
 
-    def check(self, user: str, password: str, token: str) -> UserEntry | Verification | None:
+    def check(self, presented: Credentials) -> UserEntry | Verification | None:
         """Who that is: a user at once, a `Verification` to run, or None for nobody."""
-        secrets: list[tuple[str, UserEntry]]
-        if user:
-            entry = self._by_name.get(user)
-            secret, secrets = password, [] if entry is None else [(entry.password or "", entry)]
-        else:
-            secret, secrets = token, [(entry.token or "", entry) for entry in self._with_token if token]
-        hashed = []
-        for expected, entry in secrets:
-            if _BCRYPT.fullmatch(expected):
-                hashed.append((expected, entry))
-            elif compare_digest(expected.encode("utf-8", "surrogatepass"), secret.encode("utf-8", "surrogatepass")):
-                return entry
-        return Verification(secret, tuple(hashed)) if hashed else None
+        nkey = presented.nkey or (self._no_auth_user if presented.are_absent else "")
+        if nkey in self._by_nkey or (presented.nkey and self._by_nkey):
+            return self._check_nkey(nkey, presented)
+        if self._certificate_users is not None:
+            return self._check_certificate(self._certificate_users, presented)
+        if presented.are_absent and self._no_auth_user in self._by_name:
+            return self._by_name[self._no_auth_user]
+        if presented.user and self._by_name:
+            entry = self._by_name.get(presented.user)
+            return None if entry is None else _compare(presented.password, [(entry.password or "", entry)])
+        tokens = [(entry.token or "", entry) for entry in self._with_token]
+        return _compare(presented.token, tokens) if presented.token else None
+
+    def _check_nkey(self, nkey: str, presented: Credentials) -> UserEntry | None:
+        entry = self._by_nkey.get(nkey)
+        if nkey == self._no_auth_user or nkeys.is_signed(nkey, presented.nonce, presented.signature):
+            return entry
+        return None
+
+    def _check_certificate(self, users: CertificateUsers, presented: Credentials) -> UserEntry | Verification | None:
+        """A user that has a password too must give it."""
+        name = None if presented.certificate is None else users.find(presented.certificate)
+        if name is None:
+            return None
+        entry = self._by_name[name]
+        return _compare(presented.password, [(entry.password or "", entry)])
+
+
+def _compare(secret: str, expected: Iterable[tuple[str, UserEntry]]) -> UserEntry | Verification | None:
+    hashed = []
+    for right, entry in expected:
+        if _BCRYPT.fullmatch(right):
+            hashed.append((right, entry))
+        elif compare_digest(right.encode("utf-8", "surrogatepass"), secret.encode("utf-8", "surrogatepass")):
+            return entry
+    return Verification(secret, tuple(hashed)) if hashed else None

@@ -25,8 +25,9 @@ from gateway.core.session import Session
 from gateway.shell.history import HistoryService
 from gateway.shell.link import Dial, SinkLink
 from gateway.shell.server import ClientServer
+from gateway.shell.tls import ClientTls
 from protocol import config, link
-from protocol.limits import OUTBOX_DRAIN_MS_MAX
+from protocol.limits import NONCE_BYTES, OUTBOX_DRAIN_MS_MAX
 from protocol.streams import StreamDefinition, StreamState
 from protocol.subjects import SYSTEM_TOKENS
 
@@ -67,6 +68,7 @@ class Gateway:
             port=bind.port,
             now_ms=monotonic_ms,
             write_deadline_ms=configuration.limits.write_deadline_ms,
+            tls=ClientTls(configuration.tls_clients) if configuration.tls_clients is not None else None,
         )
         self.outbox = Outbox(self.zone, self._answer)
         self.link: SinkLink | None = None
@@ -86,7 +88,7 @@ class Gateway:
             self.plane,
             self.link,
             self.zone,
-            self.server.flush,
+            self.server.flush_history,
             _may_read,
             configuration.limits.max_pending_bytes,
         )
@@ -174,6 +176,9 @@ class Gateway:
         elif reply:
             self.plane.no_responders(session, reply, subject)
 
+    def nonce(self) -> bytes:
+        return secrets.token_bytes(NONCE_BYTES)
+
     def session_closed(self, session: Session) -> None:
         self.closed.add(session, monotonic_ms())
         self._waiting.pop(session, None)
@@ -245,7 +250,7 @@ def _may_read(session: Session, stream: str) -> bool:
 
 
 def _options(configuration: config.Config, node: config.Gateway, version: str) -> PlaneOptions:
-    limits = configuration.limits
+    limits, tls = configuration.limits, configuration.tls_clients
     return PlaneOptions(
         server_id=f"M{secrets.token_hex(16).upper()}",
         server_name=node.name,
@@ -261,6 +266,12 @@ def _options(configuration: config.Config, node: config.Gateway, version: str) -
         ping_max=limits.ping_max,
         auth_timeout_ms=limits.auth_timeout_ms,
         users=tuple(_user(user) for user in configuration.users),
+        tls_required=tls is not None and not tls.allow_non_tls,
+        tls_verify=tls is not None and tls.verify,
+        tls_available=tls is not None and tls.allow_non_tls,
+        accounts=configuration.accounts,
+        no_auth_user=configuration.mesh.no_auth_user or "",
+        maps_certificates=configuration.tls_clients is not None and configuration.tls_clients.map,
     )
 
 
@@ -276,6 +287,8 @@ def _user(user: config.User) -> UserEntry:
         subscribe_deny=user.subscribe_deny or (),
         responses=Responses(responses.max, responses.expires_ms) if responses is not None else None,
         history=user.history,
+        nkey=user.nkey,
+        account=user.account,
     )
 
 

@@ -15,6 +15,7 @@ from gateway.core.engine import Engine
 from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Session
 from gateway.shell.server import ClientServer
+from gateway.shell.tls import ClientTls
 
 
 @dataclass
@@ -35,6 +36,9 @@ class Hooks:
 
     def service(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> None:
         self.served.append((subject, reply, header_block, payload))
+
+    def nonce(self) -> bytes:
+        return b"nonce-bytes"
 
     def session_closed(self, session: Session) -> None:
         self.closed.append(session)
@@ -63,7 +67,9 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def serve(*, write_deadline_ms: int = 10_000, port: int = 0, **options: Any) -> AsyncIterator[Served]:
+async def serve(
+    *, write_deadline_ms: int = 10_000, port: int = 0, tls: ClientTls | None = None, **options: Any
+) -> AsyncIterator[Served]:
     """A client port on 127.0.0.1; `options` are those of `PlaneOptions`."""
     hooks = Hooks()
     plane = make_plane(hooks, **options)
@@ -73,6 +79,7 @@ async def serve(*, write_deadline_ms: int = 10_000, port: int = 0, **options: An
         port=port,
         now_ms=lambda: time.monotonic_ns() // 1_000_000,
         write_deadline_ms=write_deadline_ms,
+        tls=tls,
     )
     _, bound = await server.start()
     try:
