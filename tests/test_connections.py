@@ -8,6 +8,7 @@ import pytest
 from support.gateway import ENGINES, make_plane
 
 from gateway.core.connections import ClosedConnections, ConnzOptions, connz
+from gateway.core.encryption import Encryption, PeerCertificate
 from gateway.core.identity import UserEntry
 from gateway.core.nats_values import BadQuery, Moment
 from gateway.core.plane import Plane
@@ -95,6 +96,22 @@ def test_users_and_accounts_are_shown_when_asked_for(make: MakePlane) -> None:
     assert [(each.get("account"), each["name_tag"]) for each in shown] == [(None, "$G")] * 2
     assert cids(page(plane, user="u")) == [1]
     assert (cids(page(plane, user="nobody")), page(plane, user="nobody")["total"]) == ([], 2)
+
+
+def test_encryption(make: MakePlane) -> None:
+    plane, closed = make(), ClosedConnections()
+    certificate = PeerCertificate(emails=(), dns_names=(), uris=(), subject="CN=shop,O=ACME")
+    for peer in (None, certificate):
+        joined(plane).tls = Encryption("1.3", "TLS_AES_128_GCM_SHA256", first=peer is None, certificate=peer)
+    shown = page(plane, auth=True)["connections"]
+    assert [(each["tls_version"], each["tls_cipher_suite"]) for each in shown] == [
+        ("1.3", "TLS_AES_128_GCM_SHA256")
+    ] * 2
+    assert [each.get("tls_first") for each in shown] == [True, None]
+    assert [each.get("tls_peer_certs") for each in shown] == [None, [{"subject": "CN=shop,O=ACME"}]]
+    assert not [each for each in page(plane)["connections"] if "tls_peer_certs" in each]
+    leave(plane, closed, plane.sessions[2])
+    assert page(plane, closed, state="closed")["connections"][0]["tls_version"] == "1.3"
 
 
 def test_connections_of_an_account(make: MakePlane) -> None:

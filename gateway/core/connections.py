@@ -5,19 +5,21 @@ connection leaves its last snapshot behind, packed into a few hundred bytes, in 
 
 Filters and sort orders are those of nats-server. Differences: an account that is not there gives an empty list (there:
 `null`, and no server id); a closed connection has lost its subscriptions already; a list of connections with their
-subscriptions shows `MONITOR_LIST_MAX` subscriptions at most.
+subscriptions shows `MONITOR_LIST_MAX` subscriptions at most; of a client certificate only the subject is shown.
 
 Source: nats-server `server/monitor.go` (Connz), `monitor_sort_opts.go`, `ring.go`.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final, Literal
+from operator import attrgetter
+from typing import Final, Literal
 
 import msgspec
 
+from gateway.core.encryption import Encryption
 from gateway.core.nats_values import BadQuery, Building, Moment, Page, Window, duration, go_duration, paced, readable
 from gateway.core.plane import Plane
 from gateway.core.session import DEFAULT_ACCOUNT, NEVER_MS, Session, Subscription
@@ -25,6 +27,7 @@ from protocol.limits import MONITOR_CLOSED_CHARACTERS_MAX, MONITOR_CLOSED_MAX, M
 
 State = Literal["open", "closed", "any"]
 _TOKEN_SHOWN: Final = "[REDACTED]"
+_PLAIN: Final = Encryption(version="", cipher="", first=False)
 
 
 class Connection(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -50,6 +53,7 @@ class Connection(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tls_version: str
     tls_cipher: str
     tls_first: bool
+    tls_subject: str
     stopped_ms: int = NEVER_MS
     reason: str = ""
 
@@ -92,22 +96,21 @@ class ClosedConnections:
 
 _unpack = msgspec.msgpack.Decoder(Connection).decode
 
-_Key = Callable[[Connection, int], Any]
-_SORTS: Final[dict[str, tuple[_Key, bool]]] = {  # what to sort by, and whether the largest comes first
-    "cid": (lambda shown, now_ms: shown.id, False),
-    "start": (lambda shown, now_ms: shown.id, False),
-    "subs": (lambda shown, now_ms: shown.subscriptions, True),
-    "pending": (lambda shown, now_ms: shown.pending_bytes, True),
-    "msgs_to": (lambda shown, now_ms: shown.out_msgs, True),
-    "msgs_from": (lambda shown, now_ms: shown.in_msgs, True),
-    "bytes_to": (lambda shown, now_ms: shown.out_bytes, True),
-    "bytes_from": (lambda shown, now_ms: shown.in_bytes, True),
-    "last": (lambda shown, now_ms: shown.last_activity_ms, True),
-    "idle": (lambda shown, now_ms: shown.last_activity_ms, False),
-    "uptime": (lambda shown, now_ms: (shown.lived_ms(now_ms), -shown.id), False),
-    "stop": (lambda shown, now_ms: shown.stopped_ms, True),
-    "reason": (lambda shown, now_ms: shown.reason, False),
-    "rtt": (lambda shown, now_ms: shown.rtt_ms, True),
+_SORTS: Final = {  # by which column, and whether the largest comes first
+    "cid": ("id", False),
+    "start": ("id", False),
+    "subs": ("subscriptions", True),
+    "pending": ("pending_bytes", True),
+    "msgs_to": ("out_msgs", True),
+    "msgs_from": ("in_msgs", True),
+    "bytes_to": ("out_bytes", True),
+    "bytes_from": ("in_bytes", True),
+    "last": ("last_activity_ms", True),
+    "idle": ("last_activity_ms", False),
+    "uptime": ("", False),
+    "stop": ("stopped_ms", True),
+    "reason": ("reason", False),
+    "rtt": ("rtt_ms", True),
 }
 _ONLY_CLOSED: Final = ("stop", "reason")
 
@@ -121,9 +124,7 @@ def connz(plane: Plane, closed: ClosedConnections, options: ConnzOptions, moment
         raise BadQuery(f"sort by {sort} only valid on closed connections")
     window = Window.of(options.offset, 1 if options.id else options.limit)
     total, found = yield from _find(plane, closed, options)
-    key, largest_first = _SORTS[sort]
-    found.sort(key=lambda shown: shown.id, reverse=largest_first)  # what ties, times above all, as if there were no tie
-    found.sort(key=lambda shown: key(shown, moment.now_ms), reverse=largest_first)
+    _sort(found, sort, moment.now_ms)
     shown = yield from paced(window.of_list(found), lambda connection: _describe(connection, options, moment))
     if options.subscriptions or options.detail:
         yield from _add_subscriptions(plane, shown, options.detail)
@@ -138,6 +139,16 @@ def connz(plane: Plane, closed: ClosedConnections, options: ConnzOptions, moment
     }
 
 
+def _sort(connections: list[Connection], sort: str, now_ms: int) -> None:
+    """Of those that tie, by their times above all, the older is the older."""
+    column, largest_first = _SORTS[sort]
+    connections.sort(key=attrgetter("id"), reverse=largest_first or sort == "uptime")
+    if sort == "uptime":
+        connections.sort(key=lambda connection: connection.lived_ms(now_ms))
+    elif column != "id":
+        connections.sort(key=attrgetter(column), reverse=largest_first)
+
+
 def _find(
     plane: Plane, closed: ClosedConnections, options: ConnzOptions
 ) -> Generator[None, None, tuple[int, list[Connection]]]:
@@ -149,12 +160,16 @@ def _find(
     if options.state != "open":
         gone = yield from closed.all()
         there += [each for each in gone if options.account in ("", each.account)]
-    found = [each for each in there if options.id in (0, each.id) and options.user in ("", each.user)]
+    found = there
+    if options.id:
+        found = [each for each in found if each.id == options.id]
+    if options.user:
+        found = [each for each in found if each.user == options.user]
     return len(there), found
 
 
 def _snapshot(session: Session, characters_max: int | None = None, stopped_ms: int = NEVER_MS) -> Connection:
-    options, tls = session.options, session.tls
+    options, tls = session.options, session.tls if isinstance(session.tls, Encryption) else _PLAIN
     user = session.user or options.user or (_TOKEN_SHOWN if options.token else "")
     name, lang, version, user = (text[:characters_max] for text in (options.name, options.lang, options.version, user))
     return Connection(
@@ -175,9 +190,10 @@ def _snapshot(session: Session, characters_max: int | None = None, stopped_ms: i
         version=version,
         user=user,
         account=session.account.name,
-        tls_version=getattr(tls, "version", ""),
-        tls_cipher=getattr(tls, "cipher", ""),
-        tls_first=getattr(tls, "first", False),
+        tls_version=tls.version,
+        tls_cipher=tls.cipher,
+        tls_first=tls.first,
+        tls_subject=tls.certificate.subject if tls.certificate is not None and stopped_ms == NEVER_MS else "",
         stopped_ms=stopped_ms,
         reason=str(session.closing or "") if stopped_ms != NEVER_MS else "",
     )
@@ -220,6 +236,8 @@ def _describe(connection: Connection, options: ConnzOptions, moment: Moment) -> 
         other = connection.account if connection.account != DEFAULT_ACCOUNT else ""
         tag = connection.account if connection.stopped_ms == NEVER_MS else other
         texts |= {"authorized_user": connection.user, "account": other, "name_tag": tag}
+        if connection.tls_subject:
+            page["tls_peer_certs"] = [{"subject": connection.tls_subject}]
     return page | {name: text for name, text in texts.items() if text}
 
 
