@@ -19,8 +19,6 @@ def _of_mesh(configuration: Config) -> Iterator[str]:
         yield f"mesh.contracts: {mesh.contracts!r} is not available in this version; write 'off'"
     if mesh.buffer_bytes:
         yield "mesh.buffer: the ephemeral ring is not available in this version; write '0'"
-    if configuration.tls_clients is not None:
-        yield "tls.clients: TLS for clients is not available in this version; leave the table out"
     if configuration.tls_nodes is not None:
         yield "tls.nodes: TLS between nodes is not available in this version; leave it out and set mesh.insecure = true"
     if len(configuration.zones) > 1:

@@ -48,7 +48,6 @@ def test_a_plain_mesh_of_one_gateway_and_one_sink_is_available():
     [
         ({"mesh": 'contracts = "warn"'}, "mesh.contracts: 'warn' is not available in this version; write 'off'"),
         ({"mesh": 'buffer = "1MiB"'}, "mesh.buffer: the ephemeral ring is not available"),
-        ({"more": '[tls.clients]\ncert = "c.pem"\nkey = "k.pem"'}, "tls.clients: TLS for clients is not available"),
         ({"more": '[tls.nodes]\nca = "a"\ncert = "c"\nkey = "k"'}, "tls.nodes: TLS between nodes is not available"),
         ({"more": SECOND_ZONE}, "zones: links between zones are not available in this version; leave one of eu, us"),
         ({"more": SECOND_GATEWAY}, "zones.eu.gateways: links between gateways are not available"),

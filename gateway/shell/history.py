@@ -35,11 +35,14 @@ class HistoryService:
         plane: Plane,
         sink: SinkLink | None,
         zone: str,
-        flush: Callable[[], None],
+        flush: Callable[[Session], None],
         may_read: Callable[[Session, str], bool],
         pending_bytes_max: int,
     ) -> None:
-        """`may_read(session, stream)` is whether the user may read that log at all."""
+        """`may_read(session, stream)` is whether the user may read that log at all.
+
+        `flush(session)` sends what is queued for it, and lets it be slow to take that.
+        """
         self._plane, self._sink, self._zone, self._flush, self._may_read = plane, sink, zone, flush, may_read
         self._queued_bytes_max = pending_bytes_max // FETCH_PENDING_PART
         self._tasks: dict[int, dict[asyncio.Task[None], str]] = {}  # of each session: task → reply subject
@@ -63,7 +66,7 @@ class HistoryService:
             fail(session, reply, LogError("THROTTLING_QUOTA_EXCEEDED", message))
             return
         work = partial(serve, session, subject, reply, body)
-        task = asyncio.get_running_loop().create_task(self._guard(work, partial(fail, session, reply)))
+        task = asyncio.get_running_loop().create_task(self._guard(session, work, partial(fail, session, reply)))
         tasks[task] = reply
         task.add_done_callback(lambda done: tasks.pop(done, None))
 
@@ -86,7 +89,9 @@ class HistoryService:
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
-    async def _guard(self, work: Callable[[], Awaitable[None]], fail: Callable[[LogError], None]) -> None:
+    async def _guard(
+        self, session: Session, work: Callable[[], Awaitable[None]], fail: Callable[[LogError], None]
+    ) -> None:
         try:
             await work()
         except LogError as error:
@@ -97,7 +102,7 @@ class HistoryService:
         except Exception:  # a bug of ours: the log has it, and the requester is not left waiting
             log.exception("log_request_failed")
             fail(LogError("UNKNOWN_SERVER_ERROR", "the gateway has failed at this request; its log says how"))
-        self._flush()
+        self._flush(session)
 
     def _fail_stream(self, session: Session, reply: str, error: LogError) -> None:
         self._plane.deliver(session, reply, reply, "", history.error_headers(error), b"")
@@ -164,7 +169,7 @@ class HistoryService:
                     self.records_shown += self._plane.deliver(
                         session, reply, reply, "", shown.header_block, shown.payload
                     )
-                self._flush()
+                self._flush(session)
                 if progress.is_done or not await self._paced(session, reply):
                     break
             if session.closing is not None or not self._plane.has_interest(session, reply):
