@@ -29,7 +29,7 @@ from libc.string cimport memchr, memcmp, memcpy
 from gateway.core.forwarding import Stats
 from gateway.core.identity import EVERYTHING
 from gateway.core.sublist import Result
-from protocol import nats, subjects
+from protocol import nats, routes, subjects
 from protocol.limits import ROUTE_PLAN_BYTES_MAX, ROUTE_PLANS_MAX, TURN_BYTES_MAX, TURN_EVENT_BYTES
 
 cdef extern from "Python.h":
@@ -38,6 +38,7 @@ cdef extern from "Python.h":
 COMPILED = True
 
 cdef object _Publish = nats.Publish
+cdef object _RouteMessage = routes.RouteMessage
 cdef object _decode = subjects.decode
 cdef object _encode = subjects.encode
 cdef object _OK = nats.OK
@@ -52,6 +53,7 @@ cdef enum:
     SEEN = 4096  # marks of subjects that came once
     OUT_BYTES_MIN = 512
     OUT_BYTES_HINT_MAX = 262144
+    PLAN_BYTES = 256  # what a plan takes beside its subject and its receivers
     FRAME_HEAD_BYTES = 64  # what a frame needs beside its subject, sid, reply and payload
     MANAGED_BYTES_MAX = 512  # of a SUB or UNSUB that need not be looked at more closely
     PUBLISH_BYTES_MIN = 11  # PUB a 0, empty
@@ -69,6 +71,7 @@ NEVER_MS = -1
 @cython.no_gc
 cdef class Subscription:
     cdef readonly Session session
+    cdef readonly Account account
     cdef bytes wire_pattern
     cdef bytes wire_queue
     cdef readonly bytes sid
@@ -76,8 +79,9 @@ cdef class Subscription:
     cdef public int64_t received
     cdef public bint closed
 
-    def __init__(self, Session session, str pattern, str queue, bytes sid):
+    def __init__(self, Session session, str pattern, str queue, bytes sid, Account account=None):
         self.session = session
+        self.account = session._account if account is None else account
         self.wire_pattern = _encode(pattern)
         self.wire_queue = _encode(queue) if queue else None
         self.sid = sid
@@ -351,16 +355,57 @@ cdef dict _collect(_Node node, bytes subject, list plain, dict queues):
 @cython.final
 cdef class Account:
     cdef readonly str name
+    cdef bytes wire_name
     cdef readonly Sublist sublist
     cdef readonly dict watches
 
     def __init__(self, str name):
         self.name = name
+        self.wire_name = name.encode()
         self.sublist = Sublist()
         self.watches = {}
 
 
 # -- route plans ------------------------------------------------------------------------------------------------------
+
+
+@cython.final
+@cython.no_gc
+cdef class Receivers:
+    """Who gets a message: clients, one of each group, and peers where somebody is subscribed plainly."""
+
+    cdef list plain  # of clients' subscriptions
+    cdef list groups  # of lists of clients' subscriptions
+    cdef list names  # of the groups; this and what follows is None where no peer wants anything
+    cdef list remote  # of lists of peers' subscriptions, as `groups`
+    cdef list peers  # sessions
+    cdef Py_ssize_t count
+
+
+cdef bint _is_far(entry):
+    return (<Subscription>entry).session.is_peer
+
+
+cdef Receivers _arrange(list plain, dict queues):
+    cdef Receivers receivers = Receivers.__new__(Receivers)
+    cdef list members
+    cdef bint far = False
+    receivers.plain = plain
+    receivers.groups = _NONE if queues is None else list(queues.values())
+    receivers.count = PyList_GET_SIZE(plain)
+    for entry in plain:
+        far = far or _is_far(entry)
+    for members in receivers.groups:
+        receivers.count += PyList_GET_SIZE(members)
+        for entry in members:
+            far = far or _is_far(entry)
+    if far:
+        receivers.plain = [entry for entry in plain if not _is_far(entry)]
+        receivers.peers = list(dict.fromkeys([(<Subscription>entry).session for entry in plain if _is_far(entry)]))
+        receivers.names = list(queues or ())
+        receivers.remote = [[entry for entry in members if _is_far(entry)] for members in receivers.groups]
+        receivers.groups = [[entry for entry in members if not _is_far(entry)] for members in receivers.groups]
+    return receivers
 
 
 @cython.final
@@ -373,8 +418,7 @@ cdef class Plan:
     cdef uint32_t bucket
     cdef uint64_t generation
     cdef int kind
-    cdef list plain
-    cdef list queues
+    cdef Receivers receivers
     cdef Py_ssize_t size_bytes
 
 
@@ -400,7 +444,7 @@ cdef inline uint64_t _mix(const char* text, Py_ssize_t size) noexcept nogil:
 cdef void _retire(PyObject* held):
     """Sessions may hold a plan longer than the table does: what is large of it goes now, and it is never valid again."""
     cdef Plan plan = <Plan>held
-    plan.plain = plan.queues = None
+    plan.receivers = None
     plan.generation = _NEVER
     Py_DECREF(plan)
 
@@ -504,9 +548,9 @@ cdef class Plans:
         """A plan that is held was renewed, and has other receivers than before."""
         self.size_bytes += plan.size_bytes - before_bytes
         if self.size_bytes > _PLAN_BYTES_MAX:
-            plain, queues, generation = plan.plain, plan.queues, plan.generation
+            receivers, generation = plan.receivers, plan.generation
             self._drop_all()
-            plan.plain, plan.queues, plan.generation = plain, queues, generation
+            plan.receivers, plan.generation = receivers, generation
             self.keep(plan)
 
     cdef Plan candidate(self, uint64_t mixed):
@@ -530,6 +574,9 @@ cdef class Session:
     cdef readonly object parser
     cdef Account _account
     cdef readonly dict subscriptions
+    cdef str _peer
+    cdef bint is_peer
+    cdef public int64_t interest_mark
 
     cdef object _options
     cdef bint verbose, pedantic, echo, headers, no_responders
@@ -575,6 +622,7 @@ cdef class Session:
         self.parser = parser
         self._account = account
         self.subscriptions = {}
+        self.peer = ""
         self.options = nats.ConnectOptions()
         self.nonce = ""
         self.user = ""
@@ -596,6 +644,15 @@ cdef class Session:
     def account(self, Account account not None):
         self._account = account
         self.plans = self.last = None
+
+    @property
+    def peer(self):
+        return self._peer
+
+    @peer.setter
+    def peer(self, str name not None):
+        self._peer = name
+        self.is_peer = name != ""
 
     @property
     def options(self):
@@ -740,7 +797,7 @@ cdef inline bint _number(const char* text, Py_ssize_t size, Py_ssize_t* value) n
 cdef class Forwarder:
     cdef readonly object stats
     cdef public bint keeps_events
-    cdef public Py_ssize_t subscriptions_max
+    cdef public bint asks_to_subscribe
     cdef object policy
     cdef Py_ssize_t stall_bytes
     cdef uint32_t random
@@ -754,7 +811,6 @@ cdef class Forwarder:
 
     def __init__(self, policy, seed, stall_bytes):
         self.stats = Stats()
-        self.subscriptions_max = 0
         self.keeps_events = True
         self.policy = policy
         self.stall_bytes = stall_bytes
@@ -841,6 +897,8 @@ cdef class Forwarder:
             self.turn_bytes += _TURN_EVENT_BYTES
             if isinstance(event, _Publish):
                 self._publish(session, event)
+            elif isinstance(event, _RouteMessage):
+                self._arrive(session, event)
             else:
                 self.policy.act(session, event)
         return 0
@@ -848,11 +906,11 @@ cdef class Forwarder:
     # -- subscriptions ----
 
     def insert(self, Subscription subscription not None):
-        subscription.session._account.sublist.insert(subscription)
+        subscription.account.sublist.insert(subscription)
 
     def remove(self, Subscription subscription not None):
         subscription.closed = True
-        subscription.session._account.sublist.remove(subscription)
+        subscription.account.sublist.remove(subscription)
         subscription.session = None
 
     def invalidate(self):
@@ -866,37 +924,52 @@ cdef class Forwarder:
 
     def route(self, Account account not None, Session sender, bytes subject not None, bytes reply not None,
               bytes header_block not None, bytes payload not None):
-        cdef list plain, queues
-        cdef dict found
+        cdef list plain
         cdef Plan plan
-        if sender is None:
-            plain = []
-            found = account.sublist.find(subject, plain)
-            queues = _NONE if found is None else list(found.values())
-            head = _head(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
-        else:
+        if sender is not None:
             plan = self._plan(sender, PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
-            plain, queues, head = plan.plain, plan.queues, plan.head
-        return self._spread(sender, head, plain, queues, reply, header_block, payload)
+            return self._spread(sender, account, plan.head, plan.receivers, reply, header_block, payload)
+        plain = []
+        queues = account.sublist.find(subject, plain)
+        head = _head(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
+        return self._spread(None, account, head, _arrange(plain, queues), reply, header_block, payload)
 
     def deliver(self, list receivers not None, bytes subject not None, bytes reply not None,
                 bytes header_block not None, bytes payload not None):
         head = _head(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
-        return self._spread(None, head, receivers, _NONE, reply, header_block, payload)
+        return self._spread(None, None, head, _arrange(receivers, None), reply, header_block, payload)
 
-    cdef Py_ssize_t _spread(self, Session sender, bytes head, list plain, list queues, bytes reply, bytes header_block,
-                            bytes payload) except -1:
+    cdef _arrive(self, Session peer, event):
+        """A message from a peer: to plain subscribers, and to one member of each group that it names."""
+        cdef Account account = self.policy.account(event.account.decode())
+        cdef bytes subject = event.subject
+        cdef Receivers receivers, own = Receivers.__new__(Receivers)
+        cdef list plain = []
+        peer.in_msgs += 1
+        peer.in_bytes += len(event.header_block) + len(event.payload)
+        queues = account.sublist.find(subject, plain)
+        receivers = _arrange(plain, queues)
+        own.plain = receivers.plain
+        own.groups = [
+            members
+            for name, members in zip(queues or (), receivers.groups)
+            if name in event.queues and members
+        ]
+        head = _head(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
+        self._spread(peer, account, head, own, event.reply, event.header_block, event.payload)
+
+    cdef Py_ssize_t _spread(self, Session sender, Account account, bytes head, Receivers receivers, bytes reply,
+                            bytes header_block, bytes payload) except -1:
         cdef Message message
         cdef bytes rest = _rest(reply, header_block, payload)
-        cdef Py_ssize_t reply_size = PyBytes_GET_SIZE(reply)
         message.rest = PyBytes_AS_STRING(rest)
         message.rest_size = PyBytes_GET_SIZE(rest)
         message.reply = PyBytes_AS_STRING(reply)
-        message.reply_size = reply_size
+        message.reply_size = PyBytes_GET_SIZE(reply)
         message.payload_size = PyBytes_GET_SIZE(payload)
         message.payload = message.rest + message.rest_size - 2 - message.payload_size
         message.header_size = PyBytes_GET_SIZE(header_block)
-        sent = self._send(sender, head, plain, queues, &message)
+        sent = self._send(sender, account, head, receivers, &message)
         self.stats.out_msgs += self.out_msgs
         self.stats.out_bytes += self.out_bytes
         self.out_msgs = self.out_bytes = 0
@@ -918,7 +991,7 @@ cdef class Forwarder:
             return
         if session.verbose:
             self.write(session, _OK)
-        receivers = self._spread(session, plan.head, plan.plain, plan.queues, reply, header_block, payload)
+        receivers = self._spread(session, session._account, plan.head, plan.receivers, reply, header_block, payload)
         if receivers == 0 and reply:
             self.policy.unanswered(session, _decode(reply), _decode(subject))
 
@@ -962,7 +1035,6 @@ cdef class Forwarder:
         cdef dict queues
         cdef char first = plan.subject[0] if plan.subject_size else 0
         cdef uint64_t generation = sublist.wild + sublist.buckets[plan.bucket] + self.epoch
-        cdef Py_ssize_t receivers
         if session.unrestricted and first != c"$" and (first == c"_" or not self.keeps_events):
             plan.kind = 0
         else:
@@ -971,12 +1043,8 @@ cdef class Forwarder:
             queues = None
         else:
             queues = sublist.find(PyBytes_FromStringAndSize(plan.subject, plan.subject_size), plain)
-        plan.plain = plain
-        plan.queues = _NONE if queues is None else list(queues.values())
-        receivers = len(plain)
-        for members in plan.queues:
-            receivers += len(members)
-        plan.size_bytes = sizeof(PyObject*) * receivers + PyBytes_GET_SIZE(plan.head) + FRAME_HEAD_BYTES
+        plan.receivers = _arrange(plain, queues)
+        plan.size_bytes = sizeof(PyObject*) * plan.receivers.count + PyBytes_GET_SIZE(plan.head) + PLAN_BYTES
         plan.generation = generation
 
     cdef int _forward(self, Session session, const char* data, Py_ssize_t size, Py_ssize_t* at) except -1:
@@ -994,7 +1062,7 @@ cdef class Forwarder:
         cdef Py_ssize_t subject_size, total, header_size, max_line, max_payload, managed
         cdef int64_t in_msgs = 0, in_bytes = 0
         cdef int count, numbers
-        if session.verbose or session.pedantic or not session.connected:
+        if session.verbose or session.pedantic or not session.connected or session.is_peer:
             return 0
         max_line = session.parser.max_control_line_bytes
         max_payload = session.parser.max_payload_bytes
@@ -1079,8 +1147,8 @@ cdef class Forwarder:
                     plan = self._plan(session, subject, subject_size)
                 if plan.kind:
                     self._special(session, plan, subject, &message)
-                elif self._send(session, plan.head, plan.plain, plan.queues, &message) == 0 and message.reply_size:
-                    if session.no_responders:
+                elif self._send(session, session._account, plan.head, plan.receivers, &message) == 0:
+                    if message.reply_size and session.no_responders:
                         self.policy.unanswered(
                             session,
                             _decode(PyBytes_FromStringAndSize(message.reply, message.reply_size)),
@@ -1109,7 +1177,7 @@ cdef class Forwarder:
         cdef bytes sid
         cdef Subscription subscription
         cdef int count
-        if not session.hears_all or self.subscriptions_max or session._account.watches:
+        if not session.hears_all or self.asks_to_subscribe or session._account.watches:
             return 0
         if memcmp(line, b"SUB ", 4) == 0:
             here = _words(line + 4, end, words, sizes, &count)
@@ -1120,6 +1188,7 @@ cdef class Forwarder:
                 return 0
             subscription = Subscription.__new__(Subscription)
             subscription.session = session
+            subscription.account = session._account
             subscription.wire_pattern = PyBytes_FromStringAndSize(words[0], sizes[0])
             subscription.wire_queue = PyBytes_FromStringAndSize(words[1], sizes[1]) if count == 3 else None
             subscription.sid = sid
@@ -1151,28 +1220,105 @@ cdef class Forwarder:
         self.policy.special(session, event, plan.kind)
         self.interrupted = True
 
-    cdef Py_ssize_t _send(self, Session sender, bytes head, list plain, list queues, Message* message) except -1:
-        """To all of `plain` and one of each queue group; how many got it."""
+    cdef Py_ssize_t _send(self, Session sender, Account account, bytes head, Receivers receivers,
+                          Message* message) except -1:
+        """To all who get it; how many did, with each peer as one."""
         cdef Session silent = None if sender is None or sender.echo else sender
-        cdef Py_ssize_t i, k, count, first, receivers = 0
-        cdef list members
+        cdef list plain = receivers.plain, groups = receivers.groups, peers = None, named = None
         cdef Subscription subscription
+        cdef Py_ssize_t i, count = 0
+        if receivers.names is not None:
+            peers = list(receivers.peers)
+            named = [[] for _ in peers]
         for i in range(PyList_GET_SIZE(plain)):
             subscription = <Subscription>PyList_GET_ITEM(plain, i)
             if not subscription.closed and (silent is None or subscription.session is not silent):
                 self._put(subscription, head, message, sender)
-                receivers += 1
-        for i in range(PyList_GET_SIZE(queues)):
-            members = <list>PyList_GET_ITEM(queues, i)
-            count = PyList_GET_SIZE(members)
-            first = self._pick(count)
-            for k in range(count):
-                subscription = <Subscription>PyList_GET_ITEM(members, first + k - (count if first + k >= count else 0))
-                if not subscription.closed and (silent is None or subscription.session is not silent):
-                    self._put(subscription, head, message, sender)
-                    receivers += 1
-                    break
-        return receivers
+                count += 1
+        for i in range(PyList_GET_SIZE(groups)):
+            if self._put_one(<list>PyList_GET_ITEM(groups, i), head, message, sender, silent):
+                count += 1
+            elif peers is not None:
+                self._name_one(receivers.remote[i], receivers.names[i], peers, named)
+        if peers is not None:
+            for i in range(PyList_GET_SIZE(peers)):
+                count += self._put_route(peers[i], account, head, named[i], message, sender)
+        return count
+
+    cdef bint _put_one(self, list members, bytes head, Message* message, Session sender, Session silent) except -1:
+        """To one of `members`, beginning with one that is picked."""
+        cdef Py_ssize_t i, at, count = PyList_GET_SIZE(members)
+        cdef Subscription subscription
+        if count == 0:
+            return False
+        at = self._pick(count)
+        for i in range(count):
+            subscription = <Subscription>PyList_GET_ITEM(members, at)
+            if not subscription.closed and (silent is None or subscription.session is not silent):
+                self._put(subscription, head, message, sender)
+                return True
+            at = at + 1 if at + 1 < count else 0
+        return False
+
+    cdef _name_one(self, list remote, bytes name, list peers, list named):
+        """Picks a peer, whose member of the group `name` is to get it."""
+        cdef Session peer
+        if not remote:
+            return
+        peer = (<Subscription>remote[self._pick(len(remote))]).session
+        if peer is None:  # it has gone meanwhile
+            return
+        if peer not in peers:
+            peers.append(peer)
+            named.append([])
+        named[peers.index(peer)].append(name)
+
+    cdef bint _put_route(self, Session peer, Account account, bytes head, list queues, Message* message,
+                         Session sender) except -1:
+        """To a peer, unless that is too far behind: then it is counted as dropped."""
+        cdef Py_ssize_t subject_size = PyBytes_GET_SIZE(head) - 5, name_size = PyBytes_GET_SIZE(account.wire_name)
+        cdef Py_ssize_t size = (6 if message.header_size else 5) + name_size + 1 + subject_size + message.rest_size
+        cdef bytes frame = None
+        cdef char* out
+        if peer.closing is not None:
+            return False
+        if queues or (message.reply_size == 1 and message.reply[0] in (c"+", c"|")):
+            frame = routes.message(
+                account.wire_name,
+                PyBytes_FromStringAndSize(PyBytes_AS_STRING(head) + 5, subject_size - 1),
+                PyBytes_FromStringAndSize(message.reply, message.reply_size),
+                queues,
+                PyBytes_FromStringAndSize(message.payload - message.header_size, message.header_size),
+                PyBytes_FromStringAndSize(message.payload, message.payload_size),
+            )
+            size = PyBytes_GET_SIZE(frame)
+        self.turn_bytes += size
+        if peer.out_size + peer.unsent_bytes > self.stall_bytes:
+            self.policy.falls_behind(peer, sender)
+            self.interrupted = True
+            if peer.out_size + peer.unsent_bytes + size > 2 * self.stall_bytes:
+                self.stats.dropped_for_peers += 1
+                return True
+        peer.out_msgs += 1
+        peer.out_bytes += message.header_size + message.payload_size
+        out = peer.reserve(size)
+        if frame is not None:
+            memcpy(out, PyBytes_AS_STRING(frame), size)
+        else:
+            if message.header_size:
+                out[0] = c"H"
+                out += 1
+            memcpy(out, b"RMSG ", 5)
+            out += 5
+            memcpy(out, PyBytes_AS_STRING(account.wire_name), name_size)
+            out += name_size
+            out[0] = c" "
+            out += 1
+            memcpy(out, PyBytes_AS_STRING(head) + 5, subject_size)
+            memcpy(out + subject_size, message.rest, message.rest_size)
+        peer.out_size += size
+        self._touch(peer)
+        return True
 
     cdef inline Py_ssize_t _pick(self, Py_ssize_t count) noexcept:
         cdef uint32_t x = self.random

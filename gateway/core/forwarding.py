@@ -13,6 +13,10 @@ The twin does the ordinary case (a plain PUB or HPUB, complete in what was read)
 plain SUB or UNSUB without asking where nothing is limited, and hands everything else to the same parser and the same
 policy. What it does must be what is written here.
 
+Peers are other workers: what they want stands in the same sublist, under sessions that have a `peer` name. A message
+goes to each peer once, however many want it there, and names the queue groups whose member is to be found there; that
+is so only for groups without a member here. What comes from a peer is delivered here and never passed on.
+
 Fairness: one call of `receive` stops after `TURN_BYTES_MAX` bytes of work and says that there is more; the parser
 (here) or the session (in the twin) keeps the rest. What is copied counts by its size, what Python acts on as
 `TURN_EVENT_BYTES`.
@@ -26,7 +30,7 @@ from typing import NamedTuple, Protocol
 from gateway.core.identity import Permissions
 from gateway.core.session import Account, Session, Subscription
 from gateway.core.sublist import Result
-from protocol import nats, subjects
+from protocol import nats, routes, subjects
 from protocol.limits import (
     MAX_PENDING_BYTES,
     ROUTE_PLAN_BYTES_MAX,
@@ -63,6 +67,7 @@ class Stats:
         self.connections = 0
         self.total_connections = 0
         self.subscriptions = 0
+        self.dropped_for_peers = 0
 
 
 class Policy(Protocol):
@@ -70,6 +75,9 @@ class Policy(Protocol):
 
     def kind(self, session: Session, subject: str) -> int:
         """What is special about `subject` when `session` publishes to it."""
+
+    def account(self, name: str) -> Account:
+        """The account of that name."""
 
     def act(self, session: Session, event: nats.Event) -> None:
         """Anything but a publish."""
@@ -87,11 +95,37 @@ class Policy(Protocol):
         """More than `stall_bytes` wait for `session`, as far as one can tell without measuring."""
 
 
+class Group(NamedTuple):
+    """The members of one queue group among those who get a message: our own clients, and peers."""
+
+    queue: str
+    members: tuple[Subscription, ...]
+    remote: tuple[Subscription, ...]
+
+
+class Receivers(NamedTuple):
+    """Who gets a message: clients, one of each group, and peers where somebody is subscribed plainly."""
+
+    plain: tuple[Subscription, ...]
+    groups: tuple[Group, ...]
+    peers: tuple[Session, ...]
+
+    @classmethod
+    def of(cls, result: Result[Subscription]) -> "Receivers":
+        groups = []
+        for members in result.queues:
+            own = tuple(member for member in members if not member.session.peer)
+            groups.append(Group(members[0].queue, own, tuple(member for member in members if member.session.peer)))
+        peers = dict.fromkeys(subscription.session for subscription in result.plain if subscription.session.peer)
+        plain = tuple(subscription for subscription in result.plain if not subscription.session.peer)
+        return cls(plain, tuple(groups), tuple(peers))
+
+
 class Plan(NamedTuple):
     """What holds for every message on one subject; see the top of this module."""
 
     kind: int
-    result: Result[Subscription]
+    receivers: Receivers
     generation: int
 
 
@@ -111,7 +145,9 @@ class Plans:
         return plan if plan is not None and plan.generation == generation else None
 
     def keep(self, subject: bytes, plan: Plan) -> None:
-        size_bytes = len(subject) + 8 * (len(plan.result.plain) + sum(map(len, plan.result.queues)))
+        plain, groups, peers = plan.receivers
+        count = len(plain) + len(peers) + sum(len(group.members) + len(group.remote) for group in groups)
+        size_bytes = len(subject) + 8 * count
         if len(self._plans) >= ROUTE_PLANS_MAX or self._bytes + size_bytes > ROUTE_PLAN_BYTES_MAX:
             self.clear()
         if size_bytes <= ROUTE_PLAN_BYTES_MAX:
@@ -155,7 +191,7 @@ class Forwarder:
     def __init__(self, policy: Policy, seed: int, stall_bytes: int = MAX_PENDING_BYTES) -> None:
         self.stats = Stats()
         self.keeps_events = True  # False: no subject is `Kind.KEPT`, and the policy need not be asked
-        self.subscriptions_max = 0  # of one session; 0: the policy sees to it alone
+        self.asks_to_subscribe = False  # True: the policy acts on every SUB and UNSUB, however ordinary
         self._policy = policy
         self._stall_bytes = stall_bytes
         self._random = seed & _MASK or 1
@@ -201,6 +237,8 @@ class Forwarder:
             self._turn_bytes += TURN_EVENT_BYTES
             if isinstance(event, nats.Publish):
                 self._publish(session, event)
+            elif isinstance(event, routes.RouteMessage):
+                self._arrive(session, event)
             else:
                 self._policy.act(session, event)
         return False
@@ -208,13 +246,13 @@ class Forwarder:
     # -- subscriptions ------------------------------------------------------------------------------------------------
 
     def insert(self, subscription: Subscription) -> None:
-        """Deliver to it from now on, in the account of its session."""
-        subscription.session.account.sublist.insert(subscription)
+        """Deliver to it from now on, in its account."""
+        subscription.account.sublist.insert(subscription)
 
     def remove(self, subscription: Subscription) -> None:
         """Deliver nothing more to it."""
         subscription.closed = True
-        subscription.session.account.sublist.remove(subscription)
+        subscription.account.sublist.remove(subscription)
 
     def invalidate(self) -> None:
         """Something else that plans depend on has changed, like what the log keeps."""
@@ -237,10 +275,11 @@ class Forwarder:
         payload: bytes,
     ) -> int:
         """Deliver to all plain subscriptions of `account` and one member of each queue group. How many got it."""
-        result = (
-            account.sublist.match(subjects.decode(subject)) if sender is None else self._plan(sender, subject).result
-        )
-        return self._send(result, sender, _Message(subject, reply, header_block, payload))
+        if sender is None:
+            receivers = Receivers.of(account.sublist.match(subjects.decode(subject)))
+        else:
+            receivers = self._plan(sender, subject).receivers
+        return self._send(receivers, account, sender, _Message(subject, reply, header_block, payload))
 
     def deliver(
         self, receivers: list[Subscription], subject: bytes, reply: bytes, header_block: bytes, payload: bytes
@@ -263,7 +302,8 @@ class Forwarder:
             return
         if session.options.verbose:
             self.write(session, nats.OK)
-        receivers = self._send(plan.result, session, _Message(subject, reply, header_block, payload))
+        message = _Message(subject, reply, header_block, payload)
+        receivers = self._send(plan.receivers, session.account, session, message)
         if receivers == 0 and reply:
             self._policy.unanswered(session, subjects.decode(reply), subjects.decode(subject))
 
@@ -274,7 +314,7 @@ class Forwarder:
         plan = plans.find(wire_subject, generation)
         if plan is None:
             subject = subjects.decode(wire_subject)
-            plan = Plan(self._policy.kind(session, subject), account.sublist.match(subject), generation)
+            plan = Plan(self._policy.kind(session, subject), Receivers.of(account.sublist.match(subject)), generation)
             plans.keep(wire_subject, plan)
         return plan
 
@@ -285,19 +325,69 @@ class Forwarder:
             plans = self._plans[key] = Plans(account)
         return plans
 
-    def _send(self, result: Result[Subscription], sender: Session | None, message: _Message) -> int:
+    def _arrive(self, peer: Session, event: routes.RouteMessage) -> None:
+        """A message from a peer: to plain subscribers, and to one member of each group that it names."""
+        message = _Message(event.subject, event.reply, event.header_block, event.payload)
+        size_bytes = len(event.header_block) + len(event.payload)
+        peer.in_msgs += 1
+        peer.in_bytes += size_bytes
+        account = self._policy.account(event.account.decode())
+        plain, groups, _ = Receivers.of(account.sublist.match(subjects.decode(event.subject)))
+        for subscription in plain:
+            self._put(subscription, message, peer)
+        for group in groups:
+            if subjects.encode(group.queue) in event.queues:
+                self._put_one(group.members, message, peer, None)
+
+    def _send(self, receivers: Receivers, account: Account, sender: Session | None, message: _Message) -> int:
         silent = None if sender is None or sender.options.echo else sender
-        receivers = 0
-        for subscription in result.plain:
+        count = 0
+        for subscription in receivers.plain:
             if subscription.session is not silent:
-                receivers += self._put(subscription, message, sender)
-        for group in result.queues:
-            first = self._pick(len(group))
-            for subscription in group[first:] + group[:first]:
-                if subscription.session is not silent and self._put(subscription, message, sender):
-                    receivers += 1
-                    break
-        return receivers
+                count += self._put(subscription, message, sender)
+        named: dict[Session, list[bytes]] = {peer: [] for peer in receivers.peers}
+        for group in receivers.groups:
+            if self._put_one(group.members, message, sender, silent):
+                count += 1
+            elif group.remote:
+                chosen = group.remote[self._pick(len(group.remote))]
+                named.setdefault(chosen.session, []).append(subjects.encode(group.queue))
+        for peer, queues in named.items():
+            count += self._put_route(peer, account, queues, message, sender)
+        return count
+
+    def _put_one(
+        self, members: tuple[Subscription, ...], message: _Message, sender: Session | None, silent: Session | None
+    ) -> bool:
+        """To one of `members`, beginning with one that is picked."""
+        if not members:
+            return False
+        first = self._pick(len(members))
+        for subscription in members[first:] + members[:first]:
+            if subscription.session is not silent and self._put(subscription, message, sender):
+                return True
+        return False
+
+    def _put_route(
+        self, peer: Session, account: Account, queues: list[bytes], message: _Message, sender: Session | None
+    ) -> bool:
+        """To a peer, unless that is too far behind: then it is counted as dropped."""
+        if peer.closing is not None:
+            return False
+        wire_account = account.name.encode()
+        frame = routes.message(
+            wire_account, message.subject, message.reply, queues, message.header_block, message.payload
+        )
+        self._turn_bytes += len(frame)
+        if peer.queued_bytes + peer.unsent_bytes > self._stall_bytes:
+            self._policy.falls_behind(peer, sender)
+            if peer.queued_bytes + peer.unsent_bytes + len(frame) > 2 * self._stall_bytes:
+                self.stats.dropped_for_peers += 1
+                return True
+        peer.out_msgs += 1
+        peer.out_bytes += len(message.header_block) + len(message.payload)
+        self.write(peer, frame)
+        return True
 
     def _pick(self, count: int) -> int:
         if count == 1:

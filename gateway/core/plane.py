@@ -15,17 +15,19 @@ events, and what came behind waits.
 Source: nats-server `server/client.go`; differences are named where they are, and in `protocol.nats` and `identity`.
 """
 
-from collections.abc import Callable
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from gateway.core.encryption import Encryption
 from gateway.core.engine import BEST, Engine
 from gateway.core.forwarding import Kind
-from gateway.core.identity import AnswerableReplies, Directory, UserEntry, Verification
+from gateway.core.identity import AnswerableReplies, Credentials, Directory, UserEntry, Verification
 from gateway.core.liveness import Due, Liveness
-from gateway.core.session import DEFAULT_ACCOUNT, Account, Closed, Session, Subscription, Watch
-from protocol import headers, nats, subjects
+from gateway.core.peers import Peers
+from gateway.core.session import DEFAULT_ACCOUNT, NEVER_MS, Account, Closed, Session, Subscription, Watch
+from protocol import headers, nats, routes, subjects
 from protocol.errors import FrameError
 from protocol.limits import (
     AUTH_TIMEOUT_MS,
@@ -35,6 +37,7 @@ from protocol.limits import (
     MAX_PENDING_BYTES,
     PING_INTERVAL_MS,
     PINGS_OUTSTANDING_MAX,
+    ROUTE_LINE_BYTES_MAX,
     STALL_MS,
     SUBJECT_TOKENS_MAX,
 )
@@ -49,7 +52,8 @@ PROTOCOL_VERSION: Final = "2.12.0"
 class PlaneOptions:
     """What an operator sets. `max_subscriptions` (per connection) 0: no limit. `server_version` is our own.
 
-    `tls_*` go into INFO; with `tls_required` or `tls_available` the shell makes a handshake and then calls `secured`.
+    `no_auth_user` is the name or nkey of one of the users; with `maps_certificates` certificates name users. `tls_*` go
+    into INFO; with `tls_required` or `tls_available` the shell makes a handshake and then calls `secured`.
     """
 
     server_id: str
@@ -66,6 +70,11 @@ class PlaneOptions:
     ping_max: int = PINGS_OUTSTANDING_MAX
     auth_timeout_ms: int = AUTH_TIMEOUT_MS
     users: tuple[UserEntry, ...] = ()
+    accounts: tuple[str, ...] = ()
+    no_auth_user: str = ""
+    maps_certificates: bool = False
+    first_id: int = 1
+    id_step: int = 1
     tls_required: bool = False
     tls_verify: bool = False
     tls_available: bool = False
@@ -86,6 +95,9 @@ class Hooks(Protocol):
     def session_closed(self, session: Session) -> None:
         """The socket of `session` is gone."""
 
+    def nonce(self) -> bytes:
+        """`NONCE_BYTES` that nobody can predict, for a client to sign."""
+
 
 class Plane:
     """All sessions of one gateway worker. `choose(n)` picks 0..n-1: timer jitter, and where queue choices begin."""
@@ -96,9 +108,12 @@ class Plane:
         self.options = options
         self.engine = engine
         self.sessions: dict[int, Session] = {}
-        self.accounts: dict[str, Account] = {DEFAULT_ACCOUNT: engine.account(DEFAULT_ACCOUNT)}
+        names = (DEFAULT_ACCOUNT, *options.accounts, *(entry.account for entry in options.users))
+        self.accounts: dict[str, Account] = {name: engine.account(name) for name in dict.fromkeys(names)}
         self._hooks = hooks
-        self._directory = Directory(options.users)
+        self._directory = Directory(
+            options.users, options.no_auth_user, maps_certificates=options.maps_certificates
+        )
         self._liveness = Liveness(
             self.sessions,
             ping_interval_ms=options.ping_interval_ms,
@@ -112,7 +127,8 @@ class Plane:
         self.port = options.port
         self._stall_bytes = options.max_pending_bytes // 2
         self.forwarder = engine.forwarder(self, 1 + choose(_SEEDS), self._stall_bytes)
-        self.forwarder.subscriptions_max = options.max_subscriptions
+        self.forwarder.asks_to_subscribe = options.max_subscriptions > 0 or options.id_step > 1
+        self.peers = Peers(self.forwarder, expected=options.id_step > 1)
         self.stats = self.forwarder.stats
         self._actions: dict[type, Callable[[Session, Any], None]] = {
             nats.Subscribe: self._subscribe,
@@ -122,6 +138,7 @@ class Plane:
             nats.Connect: self._connect,
             nats.Complaint: self._complain,
             nats.Failure: self._fail,
+            routes.Interest: self._learn_interest,
         }
 
     # -- connections --------------------------------------------------------------------------------------------------
@@ -138,8 +155,13 @@ class Plane:
         parser = nats.ClientParser(options.max_payload_bytes, options.max_control_line_bytes)
         parser.expect_connect = self._directory.is_required
         account = self.accounts[DEFAULT_ACCOUNT]
-        session = self.engine.session(self.stats.total_connections, client_ip, client_port, parser, account, now_ms)
-        self._send(session, nats.info_line(self._info(session)))
+        number = options.first_id + (self.stats.total_connections - 1) * options.id_step
+        session = self.engine.session(number, client_ip, client_port, parser, account, now_ms)
+        if self._directory.without_connect() is not None:
+            parser.lets_in = lambda: self._lets_in(session)
+        if self._directory.wants_signatures:
+            session.nonce = urlsafe_b64encode(self._hooks.nonce()).rstrip(b"=").decode()
+        self._send(session, nats.info_line(self._info(session, greets=True)))
         if len(self.sessions) >= options.max_connections:
             self._refuse(session, nats.CONNECTIONS_EXCEEDED, Closed.CONNECTIONS_EXCEEDED)
             return session
@@ -155,6 +177,24 @@ class Plane:
         if session.closing is None:
             self._liveness.opened(session, now_ms, self._directory.is_required)
 
+    def connect_peer(self, name: str, now_ms: int) -> Session:
+        """A link to another worker is up; what it has to know first stands in its output."""
+        options = self.options
+        parser = routes.RouteParser(options.max_payload_bytes, ROUTE_LINE_BYTES_MAX)
+        session = self.engine.session(0, "", 0, parser, self.accounts[DEFAULT_ACCOUNT], now_ms)
+        session.peer, session.connected = name, True
+        session.options = nats.ConnectOptions(verbose=False, pedantic=False, headers=True, name=name)
+        self._send(session, routes.connect_line(options.server_name))
+        self.peers.add(session)
+        return session
+
+    def account(self, name: str) -> Account:
+        """The account of that name; a new one if there is none yet."""
+        account = self.accounts.get(name)
+        if account is None:
+            account = self.accounts[name] = self.engine.account(name)
+        return account
+
     def receive(self, session: Session, data: bytes | bytearray | memoryview, now_ms: int) -> bool:
         """Act on what `session` has sent; whether it is to be called again soon, with b"", for more of the same.
 
@@ -166,6 +206,7 @@ class Plane:
     def tick(self, now_ms: int) -> None:
         """Send due PINGs, close what is stale or not authenticated in time. As often as timers should be exact."""
         self._now_ms = now_ms
+        self._answer_pings(self.peers.overdue(now_ms))
         for session, due in self._liveness.due(now_ms):
             if due is Due.PING:
                 self._send(session, nats.PING)
@@ -190,6 +231,9 @@ class Plane:
     def disconnect(self, session: Session) -> None:
         """The socket is gone."""
         self.close(session, Closed.CLIENT, flushes=False)
+        if session.peer:
+            self._answer_pings(self.peers.remove(session))
+            return
         session.verifying = None
         if self.sessions.pop(session.id, None) is not None:
             self.stats.connections -= 1
@@ -317,7 +361,7 @@ class Plane:
         pending_bytes = session.pending_bytes
         if pending_bytes <= self._stall_bytes:
             return
-        if pending_bytes > self.options.max_pending_bytes:
+        if pending_bytes > self.options.max_pending_bytes and not session.peer:
             detail = f"{pending_bytes} B pending, {self.options.max_pending_bytes} B allowed"
             self.close(session, Closed.SLOW_PENDING, flushes=False, detail=detail)
         elif sender is not None and not sender.stall_ms:
@@ -338,6 +382,7 @@ class Plane:
             session.subscriptions[event.sid] = subscription
             self.forwarder.insert(subscription)
             self.stats.subscriptions += 1
+            session.interest_mark = self.peers.tell(session.account, pattern, queue, 1)
         if session.options.verbose:
             self._send(session, nats.OK)
 
@@ -367,7 +412,10 @@ class Plane:
         session = subscription.session
         del session.subscriptions[subscription.sid]
         self.forwarder.remove(subscription)
+        if session.peer:
+            return
         self.stats.subscriptions -= 1
+        self.peers.tell(session.account, subscription.pattern, subscription.queue, -1)
         if session.account.watches:
             self._tell_watchers(session, subscription.pattern)
 
@@ -375,18 +423,24 @@ class Plane:
         watches = session.account.watches
         subjects_lost = [pattern] if pattern in watches else [s for s in watches if subjects.matches(pattern, s)]
         for subject in subjects_lost:
-            for watch in list(watches[subject]):
+            for watch in list(watches.get(subject, ())):
+                if watch not in watches.get(subject, ()):  # told, or taken back, because of one before it
+                    continue
                 if watch.session is session and not self.has_interest(watch.session, subject):
                     self.unwatch(watch)
                     watch.lost()
 
     def _drop_subscriptions(self, session: Session) -> None:
         for subscription in list(session.subscriptions.values()):
-            self._drop(subscription)
+            if not subscription.closed:  # by what a watcher did meanwhile
+                self._drop(subscription)
 
     # -- the connection itself ----------------------------------------------------------------------------------------
 
     def _connect(self, session: Session, event: nats.Connect) -> None:
+        if session.peer:
+            self._check_version(session, event)
+            return
         try:
             session.options = nats.read_connect(event.argument, session.options)
         except FrameError as error:
@@ -397,13 +451,28 @@ class Plane:
             self._admit(session, None)
             return
         options = session.options
-        found = self._directory.check(options.user, options.password, options.token)
+        found = self._directory.check(
+            Credentials(
+                user=options.user,
+                password=options.password,
+                token=options.token,
+                nkey=options.nkey,
+                signature=options.signature,
+                nonce=session.nonce,
+                certificate=session.tls.certificate if isinstance(session.tls, Encryption) else None,
+            )
+        )
         if isinstance(found, Verification):
             session.verifying = found
             self._verifications.append(session)
             self._touch(session)
         else:
             self._decide(session, found)
+
+    def _check_version(self, peer: Session, event: nats.Connect) -> None:
+        problem = routes.check_connect(event.argument)
+        if problem:
+            self.close(peer, Closed.PROTOCOL_VIOLATION, detail=problem)
 
     def take_verifications(self) -> list[Session]:
         """Sessions whose `verifying` somebody has to run (bcrypt, slow) and to answer by `verified`."""
@@ -429,15 +498,12 @@ class Plane:
     def _admit(self, session: Session, entry: UserEntry | None) -> None:
         options = session.options
         if entry is not None:
-            session.entry, session.user = entry, entry.user
-            session.permissions = self._directory.permissions(entry)
-            rule = session.permissions.responses
-            session.answerable = None if rule is None else AnswerableReplies(rule)
+            self._identify(session, entry)
         if options.account or options.new_account:  # naming an account here is long gone, and an error
             self._refuse(session, nats.AUTHORIZATION_VIOLATION, Closed.AUTHENTICATION_FAILURE)
             return
         session.connected = True
-        session.parser.expect_connect = False
+        session.parser.expect_connect, session.parser.lets_in = False, None
         session.parser.headers = options.headers
         session.parser.pedantic = options.pedantic
         self._liveness.connected(session, self._now_ms)
@@ -448,16 +514,56 @@ class Plane:
         elif options.verbose:
             self._send(session, nats.OK)
 
+    def _identify(self, session: Session, entry: UserEntry) -> None:
+        session.entry, session.user = entry, entry.user or entry.nkey or ""
+        session.account = self.accounts[entry.account]
+        session.permissions = self._directory.permissions(entry)
+        rule = session.permissions.responses
+        session.answerable = None if rule is None else AnswerableReplies(rule)
+
+    def _lets_in(self, session: Session) -> bool:
+        """The client begins without CONNECT: whether `no_auth_user` lets it, as it does with telnet."""
+        entry = self._directory.without_connect()
+        if entry is None:
+            return False
+        self._identify(session, entry)
+        session.connected, session.auth_due_ms = True, NEVER_MS
+        session.parser.expect_connect, session.parser.lets_in = False, None
+        return True
+
     def _ping(self, session: Session, event: nats.Ping) -> None:
         session.last_heard_ms = self._now_ms
-        self._send(session, nats.PONG)
-        if session.connected and not session.info_sent:
-            session.info_sent = True
-            if session.options.protocol >= nats.CLIENT_PROTOCOL_MAX:
-                self._send(session, nats.info_line(self._info(session) | {"connect_info": True}))
+        if session.peer or not self.peers.hold(session, self._now_ms):
+            self._answer_pings([session])
+
+    def _answer_pings(self, sessions: Iterable[Session]) -> None:
+        for session in sessions:
+            if session.closing is not None:
+                continue
+            self._send(session, nats.PONG)
+            if session.connected and not session.info_sent:
+                session.info_sent = True
+                if session.options.protocol >= nats.CLIENT_PROTOCOL_MAX:
+                    known = {"connect_info": True, "remote_account": session.account.name}
+                    self._send(session, nats.info_line(self._info(session) | known))
 
     def _pong(self, session: Session, event: nats.Pong) -> None:
-        self._liveness.heard(session, self._now_ms)
+        if session.peer:
+            self._answer_pings(self.peers.confirmed(session))
+        else:
+            self._liveness.heard(session, self._now_ms)
+
+    def _learn_interest(self, peer: Session, event: routes.Interest) -> None:
+        """What somebody behind a peer wants, or does not want any more."""
+        key = b" ".join((event.account, event.pattern, event.queue))
+        known = peer.subscriptions.get(key)
+        if event.wanted and known is None:
+            account = self.account(event.account.decode())
+            pattern, queue = subjects.decode(event.pattern), subjects.decode(event.queue)
+            peer.subscriptions[key] = subscription = self.engine.subscription(peer, pattern, queue, key, account)
+            self.forwarder.insert(subscription)
+        elif not event.wanted and known is not None:
+            self._drop(known)
 
     def _complain(self, session: Session, event: nats.Complaint) -> None:
         self._send(session, nats.error_line(event.text))
@@ -479,7 +585,8 @@ class Plane:
     def _touch(self, session: Session) -> None:
         self.forwarder.touch(session)
 
-    def _info(self, session: Session) -> dict[str, Any]:
+    def _info(self, session: Session, *, greets: bool = False) -> dict[str, Any]:
+        """INFO; the one that `greets` asks for credentials only where they are needed, and has the nonce."""
         options = self.options
         info: dict[str, Any] = {
             "server_id": options.server_id,
@@ -493,7 +600,7 @@ class Plane:
             "headers": True,
         }
         for name, holds in (
-            ("auth_required", self._directory.is_required),
+            ("auth_required", self._directory.asks if greets else self._directory.is_required),
             ("tls_required", options.tls_required),
             ("tls_verify", options.tls_verify),
             ("tls_available", options.tls_available),
@@ -505,6 +612,8 @@ class Plane:
             "client_id": session.id,
             "client_ip": session.client_ip,
         }
+        if greets and session.nonce:
+            info["nonce"] = session.nonce
         if self._connect_urls:
             info["connect_urls"] = self._connect_urls
         return info

@@ -43,10 +43,13 @@ class Closed(StrEnum):
 class Subscription:
     """One SUB of one session. `max_messages` 0: no limit; `received` counts deliveries."""
 
-    __slots__ = ("closed", "max_messages", "pattern", "queue", "received", "session", "sid")
+    __slots__ = ("account", "closed", "max_messages", "pattern", "queue", "received", "session", "sid")
 
-    def __init__(self, session: "Session", pattern: str, queue: str, sid: bytes) -> None:
+    def __init__(
+        self, session: "Session", pattern: str, queue: str, sid: bytes, account: "Account | None" = None
+    ) -> None:
         self.session = session
+        self.account = account or session.account  # a peer's are in many
         self.pattern = pattern
         self.queue = queue
         self.sid = sid
@@ -99,6 +102,8 @@ class Session:
         self.parser = parser
         self.account = account
         self.subscriptions: dict[bytes, Subscription] = {}
+        self.peer = ""  # the name of the gateway worker on the other side, "" for a client
+        self.interest_mark = 0  # how much interest peers had been told when the client last subscribed
 
         self.options = nats.ConnectOptions()
         self.connected = False  # a CONNECT was accepted

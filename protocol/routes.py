@@ -1,0 +1,125 @@
+"""What gateways say to each other: NATS's route protocol, as far as events and interest go.
+
+    CONNECT {"version":1,"name":...}             RS+ <account> <pattern> [queue]     PING
+    RMSG <account> <subject> [reply] <size>      RS- <account> <pattern> [queue]     PONG
+    RMSG <account> <subject> + <reply> <queue>... <size>          (with a reply, for members of these queue groups too)
+    RMSG <account> <subject> | <queue>... <size>                  (without a reply)
+    HRMSG ... <header size> <size>                                (the same three forms, with a header block)
+
+RMSG and HRMSG are followed by as many bytes as their last argument says, and CR LF. RS+ says that somebody behind the
+sender wants what matches the pattern, RS- that nobody does any more; a PONG says that everything before the PING has
+been acted on. A message goes to plain subscribers, and to one member of each queue group that it names.
+
+Source: nats-server `server/parser.go`, `server/route.go`; CONNECT carries our own version of this page.
+"""
+
+import re
+from typing import Final
+
+import msgspec
+
+from protocol import nats, subjects
+from protocol.nats import ClientParser, Event, Extension
+
+VERSION: Final = 1
+
+
+class Interest(Extension, frozen=True):
+    """RS+ (`wanted`) or RS-; `queue` is b"" for plain subscriptions."""
+
+    wanted: bool
+    account: bytes
+    pattern: bytes
+    queue: bytes
+
+
+class RouteMessage(Extension, frozen=True):
+    """RMSG or HRMSG; `queues` are the groups of which one member each is to get it."""
+
+    account: bytes
+    subject: bytes
+    reply: bytes
+    queues: tuple[bytes, ...]
+    header_block: bytes
+    payload: bytes
+
+
+class RouteParser(ClientParser):
+    """Bytes of one peer in, events out: as `ClientParser`, with `Interest` and `RouteMessage` beside its events."""
+
+    _verb = re.compile(rb"(?:(RMSG|HRMSG|RS\+|RS-|-ERR)[ \t]|(CONNECT|INFO|PING|PONG|\+OK))[ \t]*", re.IGNORECASE)
+    _beginnings = (b"RMSG ", b"HRMSG ", b"RS+ ", b"RS- ", b"-ERR ", b"CONNECT", b"INFO", b"PING", b"PONG", b"+OK")
+
+    def __init__(self, max_payload_bytes: int, max_control_line_bytes: int) -> None:
+        super().__init__(max_payload_bytes, max_control_line_bytes)
+        self.pedantic = False
+        self._account = b""
+        self._queues: tuple[bytes, ...] = ()
+
+    def _argument(self, verb: bytes, argument: bytes) -> Event | None:
+        if verb in (b"RMSG", b"HRMSG"):
+            return self._message(argument.split(), 1 + verb.startswith(b"H"))
+        if verb in (b"RS+", b"RS-"):
+            words = argument.split()
+            if len(words) not in (2, 3):
+                return self._fail(None, f"RS takes two or three arguments: {argument[:64]!r}")
+            return Interest(verb == b"RS+", words[0], words[1], words[2] if len(words) == 3 else b"")
+        return super()._argument(verb, argument)
+
+    def _message(self, words: list[bytes], numbers: int) -> Event | None:
+        sizes = [int(word) if word.isdigit() else -1 for word in words[-numbers:]]
+        address = words[2:-numbers]
+        if len(words) < 2 + numbers or min(sizes) < 0 or sizes[0] > sizes[-1]:
+            return self._fail(None, "RMSG with bad arguments")
+        marked = bool(address) and address[0] in (b"+", b"|")
+        if marked:
+            named = address[1:]
+            reply, queues = (named[0], named[1:]) if address[0] == b"+" and named else (b"", named)
+        else:
+            reply, queues = address[0] if address else b"", []
+        self._account, self._queues = words[0], tuple(queues)
+        return self._expect_payload(words[1], reply, sizes[0] if numbers == 2 else 0, sizes[-1], False)
+
+    def _published(self, subject: bytes, reply: bytes, header_block: bytes, payload: bytes) -> Event:
+        return RouteMessage(self._account, subject, reply, self._queues, header_block, payload)
+
+
+def connect_line(name: str) -> bytes:
+    """The first line on a link: who speaks, and which version of this protocol."""
+    return b"CONNECT " + msgspec.json.encode({"version": VERSION, "name": name}) + b"\r\n"
+
+
+def check_connect(argument: bytes) -> str:
+    """What speaks against the peer that sent CONNECT with this; "" if nothing."""
+    try:
+        version = msgspec.json.decode(argument, type=_Connect).version
+    except msgspec.MsgspecError as error:
+        return f"a peer's CONNECT is not readable: {error}"
+    return "" if version == VERSION else f"a peer speaks version {version} of the route protocol, this is {VERSION}"
+
+
+class _Connect(msgspec.Struct):
+    version: int
+    name: str
+
+
+def interest_line(wanted: bool, account: str, pattern: str, queue: str) -> bytes:
+    """RS+ or RS-."""
+    words = [b"RS+" if wanted else b"RS-", account.encode(), subjects.encode(pattern)]
+    return b" ".join(words + [subjects.encode(queue)] * bool(queue)) + b"\r\n"
+
+
+def message(
+    account: bytes, subject: bytes, reply: bytes, queues: list[bytes], header_block: bytes, payload: bytes
+) -> bytes:
+    """RMSG, or HRMSG where there is a header block."""
+    words = [b"HRMSG" if header_block else b"RMSG", account, subject]
+    if queues or reply in (b"+", b"|"):
+        words += [b"+", reply] if reply else [b"|"]
+        words += queues
+    elif reply:
+        words.append(reply)
+    if header_block:
+        words.append(b"%d" % len(header_block))
+    words.append(b"%d" % (len(header_block) + len(payload)))
+    return b" ".join(words) + nats.LINE_END + header_block + payload + nats.LINE_END

@@ -1,0 +1,239 @@
+"""Two planes that are peers of each other, without sockets: what one is told, the other's clients see."""
+
+from collections.abc import Callable
+
+import pytest
+from support.gateway import ENGINES, Hooks, make_plane
+
+from gateway.core.engine import Engine
+from gateway.core.plane import Plane
+from gateway.core.session import Session
+
+CONNECT = b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"no_responders":true,"protocol":0}\r\n'
+
+
+class Silent(Hooks):
+    """Hooks of a gateway that keeps nothing."""
+
+    def keeps(self, account: str, subject: str) -> bool:
+        return False
+
+
+class Pair:
+    """Workers 1 and 2 of two, and the link between them, which moves bytes when `settle` is called."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.planes = [make_plane(Silent(), engine, first_id=i, id_step=2) for i in (1, 2)]
+        self.links: list[Session] = []
+        self.connect()
+
+    def connect(self) -> None:
+        self.links = [plane.connect_peer(f"worker {2 - i}", 0) for i, plane in enumerate(self.planes)]
+
+    def cut(self) -> None:
+        for plane, link in zip(self.planes, self.links, strict=True):
+            plane.disconnect(link)
+
+    def settle(self, now_ms: int = 0) -> bytes:
+        """Moves what waits on the link until nothing does; what worker 2 was sent."""
+        sent = b""
+        while any(link.queued_bytes for link in self.links):
+            for here, there in ((0, 1), (1, 0)):
+                data = self.links[here].take()
+                sent += data if here == 0 else b""
+                while self.planes[there].receive(self.links[there], data, now_ms):
+                    data = b""
+        return sent
+
+
+class Client:
+    def __init__(self, plane: Plane, connect: bytes = CONNECT) -> None:
+        self.plane, self.session = plane, plane.connect("10.0.0.1", 1, 0)
+        self.session.take()
+        self.send(connect)
+
+    def send(self, data: bytes, now_ms: int = 0) -> bytes:
+        self.plane.receive(self.session, data, now_ms)
+        return self.session.take()
+
+    def take(self) -> bytes:
+        return self.session.take()
+
+
+@pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)
+def pair(request: pytest.FixtureRequest) -> Pair:
+    pair = Pair(request.param)
+    pair.settle()
+    return pair
+
+
+@pytest.fixture
+def clients(pair: Pair) -> tuple[Client, Client]:
+    return Client(pair.planes[0]), Client(pair.planes[1])
+
+
+def test_ids_of_clients_are_apart(pair: Pair) -> None:
+    assert [Client(pair.planes[i]).session.id for i in (0, 0, 1, 1)] == [1, 3, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("publish", "shown"),
+    [
+        (b"PUB a.b 2\r\nhi\r\n", b"MSG a.b 7 2\r\nhi\r\n"),
+        (b"PUB a.b inbox.1 2\r\nhi\r\n", b"MSG a.b 7 inbox.1 2\r\nhi\r\n"),
+        (b"PUB a.b + 2\r\nhi\r\n", b"MSG a.b 7 + 2\r\nhi\r\n"),
+        (b"PUB a.b | 2\r\nhi\r\n", b"MSG a.b 7 | 2\r\nhi\r\n"),
+        (b"HPUB a.b 12 14\r\nNATS/1.0\r\n\r\nhi\r\n", b"HMSG a.b 7 12 14\r\nNATS/1.0\r\n\r\nhi\r\n"),
+        (b"HPUB a.b r 12 14\r\nNATS/1.0\r\n\r\nhi\r\n", b"HMSG a.b 7 r 12 14\r\nNATS/1.0\r\n\r\nhi\r\n"),
+    ],
+)
+def test_a_message_crosses_as_it_is(pair: Pair, clients: tuple[Client, Client], publish: bytes, shown: bytes) -> None:
+    sender, receiver = clients
+    receiver.send(b"SUB a.* 7\r\n")
+    pair.settle()
+    assert sender.send(publish) == b""
+    pair.settle()
+    assert receiver.take() == shown
+
+
+def test_a_message_crosses_once_however_many_want_it(pair: Pair, clients: tuple[Client, Client]) -> None:
+    sender, receiver = clients
+    other = Client(pair.planes[1])
+    receiver.send(b"SUB a.* 1\r\nSUB a.b 2\r\n")
+    other.send(b"SUB > 3\r\n")
+    pair.settle()
+    sender.send(b"PUB a.b 2\r\nhi\r\n")
+    assert pair.settle() == b"RMSG $G a.b 2\r\nhi\r\n"
+    assert sorted(receiver.take().split(b"hi\r\n")) == [b"", b"MSG a.b 1 2\r\n", b"MSG a.b 2 2\r\n"]
+    assert other.take() == b"MSG a.b 3 2\r\nhi\r\n"
+
+
+def test_nothing_crosses_that_nobody_wants(pair: Pair, clients: tuple[Client, Client]) -> None:
+    sender, receiver = clients
+    receiver.send(b"SUB a 1\r\nSUB a 2\r\nUNSUB 1\r\n")
+    assert pair.settle() == b""
+    sender.send(b"PUB a 0\r\n\r\n")
+    assert pair.settle() == b"RMSG $G a 0\r\n\r\n"
+    receiver.send(b"UNSUB 2\r\n")
+    pair.settle()
+    sender.send(b"PUB a 0\r\n\r\nPUB b 0\r\n\r\n")
+    assert pair.settle() == b""
+
+
+def test_a_group_has_one_member_and_a_local_one_first(pair: Pair, clients: tuple[Client, Client]) -> None:
+    sender, receiver = clients
+    receiver.send(b"SUB a q 1\r\nSUB a q 2\r\nSUB a other 3\r\n")
+    pair.settle()
+    for number in range(20):
+        sender.send(b"PUB a r%d 0\r\n\r\n" % number)
+        assert pair.settle() == b"RMSG $G a + r%d q other 0\r\n\r\n" % number
+        got = receiver.take()
+        assert got.count(b"MSG a 1 ") + got.count(b"MSG a 2 ") == 1
+        assert got.count(b"MSG a 3 ") == 1
+    local = Client(pair.planes[0])
+    local.send(b"SUB a q 9\r\n")
+    pair.settle()
+    sender.send(b"PUB a 0\r\n\r\n")
+    assert local.take() == b"MSG a 9 0\r\n\r\n"
+    assert pair.settle() == b"RMSG $G a | other 0\r\n\r\n"
+    assert receiver.take() == b"MSG a 3 0\r\n\r\n"
+
+
+def test_a_group_whose_only_local_member_does_not_hear_itself_is_served_elsewhere(pair: Pair) -> None:
+    sender = Client(pair.planes[0], CONNECT.replace(b"{", b'{"echo":false,'))
+    receiver = Client(pair.planes[1])
+    sender.send(b"SUB a q 1\r\n")
+    receiver.send(b"SUB a q 2\r\n")
+    pair.settle()
+    assert sender.send(b"PUB a 0\r\n\r\n") == b""
+    pair.settle()
+    assert receiver.take() == b"MSG a 2 0\r\n\r\n"
+
+
+def test_no_responders_is_claimed_only_when_nobody_answers_anywhere(pair: Pair, clients: tuple[Client, Client]) -> None:
+    requester, service = clients
+    requester.send(b"SUB inbox 1\r\n")
+    service.send(b"SUB svc q 5\r\n")
+    pair.settle()
+    assert requester.send(b"PUB svc inbox 2\r\nhi\r\n") == b""
+    pair.settle()
+    assert service.take() == b"MSG svc 5 inbox 2\r\nhi\r\n"
+    service.send(b"PUB inbox 3\r\nyes\r\n")
+    pair.settle()
+    assert requester.take() == b"MSG inbox 1 3\r\nyes\r\n"
+    service.send(b"UNSUB 5\r\n")
+    pair.settle()
+    assert b"NATS/1.0 503" in requester.send(b"PUB svc inbox 2\r\nhi\r\n")
+
+
+def test_a_message_of_a_peer_is_not_passed_on_and_not_captured(pair: Pair, clients: tuple[Client, Client]) -> None:
+    sender, receiver = clients
+    sender.send(b"SUB a 1\r\n")
+    receiver.send(b"SUB a 1\r\n")
+    pair.settle()
+    sender.send(b"PUB a 0\r\n\r\n")
+    pair.settle()
+    assert (sender.take(), receiver.take()) == (b"", b"MSG a 1 0\r\n\r\n")
+    assert not pair.links[0].queued_bytes
+
+
+def test_interest_goes_with_the_link_and_comes_back_with_it(pair: Pair, clients: tuple[Client, Client]) -> None:
+    sender, receiver = clients
+    receiver.send(b"SUB a 1\r\nSUB b q 2\r\n")
+    pair.settle()
+    pair.cut()
+    sender.send(b"PUB a 0\r\n\r\n")
+    receiver.send(b"SUB c 3\r\n")
+    pair.connect()
+    pair.settle()
+    sender.send(b"PUB a 0\r\n\r\nPUB b 0\r\n\r\nPUB c 0\r\n\r\n")
+    pair.settle()
+    assert receiver.take() == b"MSG a 1 0\r\n\r\nMSG b 2 0\r\n\r\nMSG c 3 0\r\n\r\n"
+
+
+def test_a_pong_waits_until_peers_know_of_the_subscription(pair: Pair, clients: tuple[Client, Client]) -> None:
+    _, receiver = clients
+    assert receiver.send(b"PING\r\n") == b"PONG\r\n"
+    assert receiver.send(b"SUB a 1\r\nPING\r\n") == b""
+    pair.settle()
+    assert receiver.take() == b"PONG\r\n"
+    assert receiver.send(b"PING\r\nPING\r\n") == b"PONG\r\nPONG\r\n"
+
+
+@pytest.mark.parametrize("end", ["time", "link"])
+def test_a_pong_does_not_wait_for_ever(pair: Pair, clients: tuple[Client, Client], end: str) -> None:
+    _, receiver = clients
+    assert receiver.send(b"SUB a 1\r\nPING\r\n", now_ms=1_000) == b""
+    release: dict[str, Callable[[], None]] = {"time": lambda: pair.planes[1].tick(2_000), "link": pair.cut}
+    pair.planes[1].tick(1_999)
+    assert receiver.take() == b""
+    release[end]()
+    assert receiver.take().startswith(b"PONG\r\n")  # the plane's first own PING may be due too
+
+
+def test_a_peer_that_falls_behind_loses_messages_that_are_counted_and_keeps_its_link(
+    pair: Pair, clients: tuple[Client, Client]
+) -> None:
+    sender, receiver = clients
+    receiver.send(b"SUB a 1\r\n")
+    pair.settle()
+    payload = bytes(1 << 20)
+    publish = b"PUB a %d\r\n%b\r\n" % (len(payload), payload)
+    plane, link = pair.planes[0], pair.links[0]
+    sent = 0
+    while not plane.stats.dropped_for_peers:
+        sent += 1
+        more = plane.receive(sender.session, publish, 0)
+        while more:
+            more = plane.receive(sender.session, b"", 0)
+    assert link.queued_bytes <= plane.options.max_pending_bytes
+    assert (link.closing, sender.session.stall_ms > 0) == (None, True)
+    pair.settle()
+    assert receiver.take().count(b"MSG a 1 ") == sent - 1
+
+
+def test_a_peer_of_another_version_is_refused(pair: Pair) -> None:
+    link = pair.planes[0].connect_peer("old", 0)
+    pair.planes[0].receive(link, b'CONNECT {"version":0,"name":"old"}\r\n', 0)
+    assert link.closing is not None
+    assert "version 0" in link.closing_detail
