@@ -1,0 +1,189 @@
+"""Random scripts for a data plane: what several clients send, cut anywhere, and what happens around them meanwhile.
+
+A script is a list of steps, each the name of a method of `support.twins.Side` with its arguments, so that a failing one
+can be pasted into a test as it is printed. All chance comes from `choose(n)`, which picks one of 0..n-1.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from support.scripts import BARE, CONNECT, PEDANTIC, SILENT, USERS, VERBOSE, login
+
+Step = tuple[Any, ...]
+T = TypeVar("T")
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "nothing set": {},
+    "little pending": {"max_pending_bytes": 1_000},
+    "small lines and payloads": {"max_payload_bytes": 40, "max_control_line_bytes": 110},
+    "few subscriptions": {"max_subscriptions": 3, "max_pending_bytes": 3_000},
+    "few connections": {"max_connections": 3},
+    "users": {"users": USERS},
+    "users, little pending": {"users": USERS, "max_pending_bytes": 2_000, "max_subscriptions": 5},
+}
+"""Options of a plane, by name."""
+
+CONNECTIONS = 4
+SUBJECTS = (
+    b"a", b"a", b"a.b", b"a.b", b"a.b.c", b"b", b"b.a", b"foo", b"foo.x", b"service", b"w.open.x", b"w.secret.x",
+    b"a..b", b".a", b"a.", b".", b"*", b">", b"a.*", b"*a", b"a>", b"a.>.b", b"\xff.b", b"\xc3\xa9", b"a\x00b", b"a\x7fb",
+    b"_INBOX.1", b"_INBOX.2", b"$SYS.x", b"$LOG.FETCH", b"$LOG", b"$other", b"kept", b"kept.a", b"long." + b"x" * 60,
+    b"act.pause", b"act.close", b"act.publish", b"act.deliver", b"act.raise", b"act.watch", b"act.routes", b"act.answer",
+)  # fmt: skip
+PATTERNS = (
+    b"a", b"a", b"a.b", b"a.*", b"a.*", b"*.b", b"*", b">", b">", b"a.>", b"*.*", b"a.*.c", b"*.b.*", b"b", b"foo", b"foo.*",
+    b"w.>", b"_INBOX.*", b"_INBOX.1", b"$SYS.>", b"kept", b"act.*", b"q.1", b"lost.>", b"service", b"answer",
+    b"a..b", b".a", b"a.", b"a.>.b", b">.a", b"a>", b"*a", b"\xff.*", b"a\x01b", b"long." + b"x" * 60,
+)  # fmt: skip
+REPLIES = (b"", b"", b"", b"r", b"_INBOX.1", b"_INBOX.2", b"answer", b"a.b")
+QUEUES = (b"", b"", b"", b"q", b"q", b"other", b"workers", b"v1")
+SIDS = (b"1", b"2", b"3", b"4", b"5", b"x-y", b"123456789")
+BLOCKS = (b"NATS/1.0\r\n\r\n", b"NATS/1.0\r\nA: b\r\n\r\n", b"any", b"")
+PAYLOADS = (b"", b"", b"hi", b"hi", b"PUB a 0\r\n\r\n", b"\r\n", b"\r", b"x" * 39, b"x" * 41, b"y" * 300, b"z" * 1_100)
+SIZES = (b"-1", b"x", b"99999999", b"9999999999", b"1e3", b"", b"1048577")
+LINES = (b"PING\r\n", b"PING\r\n", b"ping\n", b"PINGxyz\r\n", b"PONG\r\n", b"+OK\r\n", b"INFO {}\r\n")
+WRONG = (b"-ERR 'x'\r\n",
+         b"PUB a\r\n", b"PUB \r\n", b"PUB \n\r\n", b"SUB a\r\n", b"SUB \n\n", b"UNSUB \r\n", b"HELLO\r\n", b"\r\n", b" PING\r\n",
+         b"PUB" + b" " * 70 + b"a 0\r\n\r\n", b"SUB " + b"a" * 120 + b" 1\r\n", b"RS+ $G a\r\n", b"CONNECT\r\n")  # fmt: skip
+FLAGS = (b"verbose", b"pedantic", b"echo", b"headers", b"no_responders")
+NOISE = (b"\r", b"\n", b" ", b"\t", b"\0", b"0", b"\xff", b".", b">", b"\r\n", b"PUB ")
+
+
+class Traffic:
+    """An endless script."""
+
+    def __init__(self, choose: Callable[[int], int]) -> None:
+        self._choose = choose
+        self._unsent: dict[int, list[bytes]] = {}
+
+    def setting(self) -> str:
+        """A key of `SETTINGS`."""
+        return self._one(tuple(SETTINGS))
+
+    def opening(self) -> list[Step]:
+        """Everybody connects, and most say something sensible first."""
+        steps: list[Step] = []
+        for number in range(CONNECTIONS):
+            steps += [("connect",), ("send", number, self._connect_line() + self._subscribe() + self._subscribe())]
+        return steps
+
+    def step(self) -> Step:
+        number = self._choose(CONNECTIONS)
+        kind = self._choose(40)
+        if kind < 27:
+            return "talk", number, self._chunk(number)
+        happenings: tuple[Callable[[int], Step], ...] = (
+            self._drain, self._drain, self._drain, self._pause, self._resume, self._verified, self._verified, self._unsent_bytes,
+            self._publish_own, self._deliver_own, self._reconnect, self._tick, self._look,
+        )  # fmt: skip
+        return happenings[kind - 27](number)
+
+    def _one(self, choices: Sequence[T]) -> T:
+        return choices[self._choose(len(choices))]
+
+    # -- what clients send --------------------------------------------------------------------------------------------
+
+    def _chunk(self, number: int) -> bytes:
+        """What connection `number` sends next: the rest of something begun, or something new, cut in up to four parts."""
+        if not self._unsent.get(number):
+            text = b"".join(self.frame() for _ in range(1 + self._choose(6)))
+            cuts = sorted({1 + self._choose(len(text)) for _ in range(max(0, self._choose(6) - 2))})
+            self._unsent[number] = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True) if a < b]
+        return self._unsent[number].pop(0)
+
+    def frame(self) -> bytes:
+        kind = self._choose(24)
+        if kind < 13:
+            frame = self._publish()
+        elif kind < 17:
+            frame = self._subscribe()
+        elif kind < 19:
+            words = [b"UNSUB", self._one(SIDS), self._one((b"", b"", b"1", b"2", b"0", b"x"))]
+            frame = self._line(words)
+        elif kind < 22:
+            frame = self._one(LINES)
+        elif self._choose(2):
+            frame = self._publish() * (1 + self._choose(5))
+        else:
+            frame = self._one((self._connect_line, self._wrong, self._mutated))()
+        return frame
+
+    def _wrong(self) -> bytes:
+        return self._one(WRONG)
+
+    def _publish(self) -> bytes:
+        block = self._one(BLOCKS) if self._choose(4) == 0 else None
+        payload = self._one(PAYLOADS)
+        words = [b"PUB" if block is None else b"HPUB", self._one(SUBJECTS), self._one(REPLIES)]
+        words += [] if block is None else [b"%d" % len(block)]
+        body = (block or b"") + payload
+        size = b"%d" % len(body)
+        if self._choose(40) == 0:
+            size = self._one((b"0" + size, b"000" + size, *SIZES))
+        return self._line([*words, size]) + body + b"\r\n"
+
+    def _subscribe(self) -> bytes:
+        return self._line([b"SUB", self._one(PATTERNS), self._one(QUEUES), self._one(SIDS)])
+
+    def _line(self, words: list[bytes]) -> bytes:
+        """`words` with what may stand between them; most often it is written as the protocol's pages have it."""
+        words = [word for word in words if word]
+        if self._choose(6):
+            return b" ".join(words) + b"\r\n"
+        words[0] = self._one((words[0], words[0].lower(), words[0].capitalize()))
+        return self._one((b" ", b"  ", b"\t", b" \t ")).join(words) + self._one((b"\r\n", b"\n", b" \r\n"))
+
+    def _connect_line(self) -> bytes:
+        if self._choose(8):
+            line = self._one((CONNECT, CONNECT, CONNECT, SILENT, VERBOSE, PEDANTIC, BARE))
+        else:
+            fields = [b'"%b":%b' % (name, self._one((b"true", b"false"))) for name in FLAGS if self._choose(2)]
+            line = b"CONNECT {%b}\r\n" % b",".join([*fields, b'"name":"x"'])
+        user = self._one(("", "a", "w", "w", "q", "p", "r", "r", "hashed", "hashed"))
+        return login(user, line) if user else line
+
+    def _mutated(self) -> bytes:
+        text = self._publish() + self._subscribe()
+        at = self._choose(len(text))
+        change = self._choose(4)
+        if change == 0:
+            return text[:at] + text[at + 1 :]
+        if change == 1:
+            return text[:at] + self._one(NOISE) + text[at:]
+        if change == 2:
+            return text[:at] + bytes([self._choose(256)]) + text[at + 1 :]
+        return text[:at] + text[self._choose(len(text)) :]
+
+    # -- what happens around them -------------------------------------------------------------------------------------
+
+    def _drain(self, number: int) -> Step:
+        return ("drain",)
+
+    def _pause(self, number: int) -> Step:
+        return "pause", number
+
+    def _resume(self, number: int) -> Step:
+        return "resume", number
+
+    def _verified(self, number: int) -> Step:
+        return "verified", number, self._choose(3) > 0
+
+    def _unsent_bytes(self, number: int) -> Step:
+        return "unsent", number, self._one((0, 100, 450, 600, 900, 1_500))
+
+    def _publish_own(self, number: int) -> Step:
+        block = self._one(BLOCKS) if self._choose(2) else b""
+        return "publish", self._one(SUBJECTS), self._one(REPLIES), block, self._one(PAYLOADS)
+
+    def _deliver_own(self, number: int) -> Step:
+        return "deliver", number, self._one(SUBJECTS), self._one(SUBJECTS), self._one(REPLIES), self._one(PAYLOADS)
+
+    def _reconnect(self, number: int) -> Step:
+        self._unsent.pop(number, None)
+        return "reconnect", number, self._connect_line() + self._subscribe()
+
+    def _tick(self, number: int) -> Step:
+        return "tick", self._one((1, 1_000, 5_000, 70_000))
+
+    def _look(self, number: int) -> Step:
+        return "look", self._one(SUBJECTS)
