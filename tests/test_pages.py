@@ -11,6 +11,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -60,6 +61,28 @@ LACKING = {
 }
 OWN = {"/varz": {"mesh_version", "engine"}}
 
+CONFIGURATION = """
+[mesh]
+name = "acme"
+mode = "delivery-fabric"
+[zones.eu.gateways.gw1]
+client = "127.0.0.1:0"
+monitor = "127.0.0.1:0"
+"""
+OUR_ACCOUNTS = """
+[accounts.ACME]
+[[users]]
+user = "shop"
+password = "secret"
+account = "ACME"
+[[users]]
+user = "other"
+password = "secret"
+"""
+THEIR_ACCOUNTS = """
+accounts { ACME { users = [{ user: shop, password: secret }] } }
+authorization { users = [{ user: other, password: secret }] }
+"""
 CONNECT = b'CONNECT {"verbose":false,"name":"me","lang":"py","version":"1","user":"hugo"}\r\nPING\r\n'
 WORK = b"SUB a.* 1\r\nSUB b q s\r\nUNSUB s 9\r\nPUB a.b 2\r\nhi\r\nPING\r\n"
 
@@ -81,9 +104,8 @@ class Side(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def gateway() -> AsyncIterator[Side]:
-    address = config.Address.parse("127.0.0.1:0")
-    configuration = config.embedded(client=address, monitor=address, data="", mode="delivery-fabric", streams={})
+async def gateway(more: str = "") -> AsyncIterator[Side]:
+    configuration = config.parse(CONFIGURATION + more, "mesh.toml")
     node = Node(Gateway(configuration, "gw1", None, VERSION), None)
     try:
         await node.start()
@@ -96,10 +118,10 @@ async def gateway() -> AsyncIterator[Side]:
 
 
 @contextlib.asynccontextmanager
-async def oracle() -> AsyncIterator[Side]:
+async def oracle(*arguments: str) -> AsyncIterator[Side]:
     monitor = free_port()
     url = f"http://127.0.0.1:{monitor}"
-    async with nats_server("-m", str(monitor)) as server, aiohttp.ClientSession(url) as http:
+    async with nats_server("-m", str(monitor), *arguments) as server, aiohttp.ClientSession(url) as http:
         yield Side(server.port, http)
 
 
@@ -243,6 +265,34 @@ async def test_the_same_subscriptions(sides: tuple[Side, Side]) -> None:
             shown = (await side.page(f"/subsz?subs=1&{query}")).get("subscriptions_list", [])
             rows.append([{name: value for name, value in each.items() if name != "cid"} for each in shown])
         assert rows[0] == rows[1], query
+
+
+async def test_the_same_accounts(tmp_path: Path) -> None:
+    file = tmp_path / "nats.conf"
+    file.write_text(THEIR_ACCOUNTS)
+    columns = ("authorized_user", "account", "name_tag", "subscriptions")
+    async with contextlib.AsyncExitStack() as stack:
+        both = (
+            await stack.enter_async_context(gateway(OUR_ACCOUNTS)),
+            await stack.enter_async_context(oracle("-c", str(file))),
+        )
+        seen = []
+        for side in both:
+            for user, patterns in (("shop", b"SUB q 1\r\n"), ("other", b"SUB q 1\r\nSUB > 2\r\n")):
+                client = await stack.enter_async_context(RawClient(side.port))
+                connect = b'CONNECT {"verbose":false,"user":"%b","pass":"secret"}\r\n' % user.encode()
+                await client.send(connect + patterns + b"PING\r\n")
+                await client.until(b"PONG\r\n")
+            shown = []
+            for query in ("auth=1", "auth=1&acc=ACME", "acc=$G", "auth=1&user=shop"):
+                page = await side.page(f"/connz?{query}")
+                shown.append((page["total"], [[each.get(name) for name in columns] for each in page["connections"]]))
+            found = (await side.page("/subsz?subs=1&test=q&acc=ACME"))["subscriptions_list"]
+            account = (await side.page("/accountz?acc=ACME"))["account_detail"]
+            names = set((await side.page("/accountz"))["accounts"]) - {"$SYS"}
+            assert (await side.page("/varz"))["auth_required"] is True
+            seen.append((shown, [each["account"] for each in found], account["client_connections"], names))
+        assert seen[0] == seen[1]
 
 
 async def test_nats_top_shows_us(sides: tuple[Side, Side]) -> None:
