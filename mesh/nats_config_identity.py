@@ -34,7 +34,7 @@ from mesh.nats_config_values import (
 )
 from protocol import limits
 from protocol.accounts import DEFAULT_ACCOUNT
-from protocol.config_units import format_duration, shown
+from protocol.config_units import format_duration, parse_name, shown
 from protocol.subjects import is_valid_pattern
 
 WITHOUT_LIMIT: Final = 2**31 - 1
@@ -114,6 +114,7 @@ class _Authorization:
         self._single: User | None = None
         self._users: list[User] = []
         self._has_users = False
+        self._is_variable = False  # such as `PASS: secret`, for `$PASS` in the users
         self._defaults: tuple[dict[str, Any], Origin] | None = None
 
     def read(self, key: str, node: Node) -> None:
@@ -133,6 +134,7 @@ class _Authorization:
         value = text(key, node)
         if value and self._single is not None:
             self._single.put(self._names[key.lower()], value, origin(key, node))
+            self._is_variable = self._is_variable or node.used
 
     def _timeout(self, key: str, node: Node) -> None:
         timeout_ms = seconds_ms(key, node)
@@ -158,12 +160,13 @@ class _Authorization:
         assert single is not None
         if "token" in single.entry and len(single.entry) > 1:
             raise Wrong(single.place, "cannot have a user/pass and a token")
-        if single.entry:
+        if set(single.entry) == {"password"}:  # nats-server would let everybody in
+            if not self._is_variable:
+                raise Wrong(single.origins["password"], "a password without a user")
+        elif single.entry:
             if self._has_users:
                 kind = "token" if "token" in single.entry else "single user/pass"
                 raise Wrong(single.place, f"can not have a {kind} and a users array")
-            if "password" in single.entry and "user" not in single.entry:
-                raise Wrong(single.origins["password"], "a password without a user")
             self._identity.single = single
         if self._defaults is not None:
             _apply_defaults(self._users, *self._defaults)
@@ -204,6 +207,10 @@ def _declare(identity: Identity, name: str, came_from: Origin) -> None:
         raise Wrong(came_from, "the system account is not available in this version; remove it")
     if name in identity.accounts:
         raise Wrong(came_from, f"Duplicate Account Entry: {name}")
+    try:
+        parse_name(name)
+    except ValueError as error:
+        raise Wrong(came_from, f"{error}; other names of accounts are not available in this version") from None
     identity.accounts[name] = came_from
 
 

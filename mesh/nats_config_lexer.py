@@ -99,6 +99,7 @@ class _Lexer:
 
     def _back(self) -> None:
         self._position -= self._width
+        self._width = 0
         if self._position < len(self._text) and self._text[self._position] == "\n":
             self._line -= 1
 
@@ -137,7 +138,8 @@ class _Lexer:
     def _error(self, message: str, character: str = "") -> State:
         """`message` with `%c` for the character that is wrong."""
         text = message.replace("%c", "\\n" if character == "\n" else character)
-        column = self._bytes(self._line_start, self._position) + (self._line_start == 0)
+        at = self._position - self._width  # of the character that was looked at last
+        column = self._bytes(self._line_start, at) + (self._line_start == 0)
         self.emitted.append(Item(Kind.ERROR, text, self._line, column))
         return None
 
@@ -566,7 +568,8 @@ class _Lexer:
             if character != ")" or self._text[self._position - 2 : self._position - 1] != "\n":
                 continue
             if self._peek() in ("\n", _END):
-                self._back()  # before the `)`; at the very end of the input it stays in the text, as in nats-server
+                if self._position < len(self._text):  # at the very end the `)` stays in the text, as in nats-server
+                    self._position -= 1
                 self._emit(Kind.TEXT)
                 self._next()
                 self._ignore()

@@ -36,6 +36,7 @@ _JETSTREAM: Final = "JetStream"
 _ROUTES: Final = "a cluster of nats-servers"
 _OPERATORS: Final = "JWT authentication"
 _SYSTEM: Final = "the system account"
+_NEVER: Final[Callable[[Node], bool]] = lambda node: False  # noqa: E731
 _ANY: Final[Callable[[Node], bool]] = lambda node: True  # noqa: E731  # it tunes what we do not have
 
 _LACKS: Final = {
@@ -101,8 +102,8 @@ _TLS_LACKS: Final = {
     "insecure": Lacking("", _ANY),  # concerns a server only where it is the client
     "verify_cert_and_check_known_urls": Lacking("checking the URLs of clients", only(False)),
     "allow_insecure_cipher_suites": Lacking("insecure cipher suites", only(False)),
-    "cipher_suites": Lacking("choosing cipher suites"),
-    "curve_preferences": Lacking("choosing curves"),
+    "cipher_suites": Lacking("choosing cipher suites", _NEVER),
+    "curve_preferences": Lacking("choosing curves", _NEVER),
     "connection_rate_limit": Lacking("a limit of handshakes", only(0)),
     "pinned_certs": Lacking("pinning certificates"),
     "cert_store": Lacking("the certificate store of Windows"),
@@ -111,8 +112,6 @@ _TLS_LACKS: Final = {
     "ca_certs_match": Lacking("the certificate store of Windows"),
     "cert_match_skip_invalid": Lacking("the certificate store of Windows"),
     "ocsp_peer": Lacking("OCSP", only(False)),
-    "certs": Lacking("several certificates"),
-    "certificates": Lacking("several certificates"),
     "min_version": Lacking("another lowest version than TLS 1.2", only("1.2")),
 }
 _INT32_MAX: Final = 2**31 - 1
@@ -292,12 +291,17 @@ def read_tls(key: str, node: Node, findings: Findings) -> TlsOptions:
         tls.verify = tls.verify or tls.map
         tls.origins["map"] = tls.origins["verify"] = origin(key, node)
 
+    def several(key: str, node: Node) -> None:
+        tls.cert_file = tls.key_file = key  # so that they are not reported as missing, too
+        Lacking("a choice of several certificates").take(key, node)
+
     handlers = {
         "cert_file": put("cert_file", text),
         "key_file": put("key_file", text),
         "ca_file": put("ca_file", text),
         "verify": put("verify", lambda key, node: boolean(key, node) or tls.map),
         "verify_and_map": verify_and_map,
+        **dict.fromkeys(("certs", "certificates"), several),
         "timeout": put("timeout_ms", seconds_ms),
         **dict.fromkeys(("handshake_first", "first", "immediate"), put("handshake_first", _handshake_first)),
         **{name: lacking.take for name, lacking in _TLS_LACKS.items()},

@@ -139,7 +139,7 @@ class _Reader:
         if len(self.contexts) > limits.NATS_CONFIG_DEPTH_MAX:
             raise self._wrong(item, f"lists and maps are nested more than {limits.NATS_CONFIG_DEPTH_MAX} deep")
         self.contexts.append(context)
-        self.places.append(self._place(item))
+        self.places.append(Place(self.file, item.line, item.column - 1))  # of the brace or bracket
         self.key_counts.append(len(self.keys))
 
     def _close(self) -> None:
