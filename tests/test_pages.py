@@ -9,6 +9,7 @@ import contextlib
 import json
 import re
 import shutil
+import ssl
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
+from support.certificates import Authority
 from support.natsraw import RawClient
 from support.natsserver import free_port, nats_server
 
@@ -293,6 +295,36 @@ async def test_the_same_accounts(tmp_path: Path) -> None:
             assert (await side.page("/varz"))["auth_required"] is True
             seen.append((shown, [each["account"] for each in found], account["client_connections"], names))
         assert seen[0] == seen[1]
+
+
+async def test_the_same_encryption(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server, person = authority.server, authority.client("ada")
+    ours = f'[tls.clients]\ncert = "{server.cert}"\nkey = "{server.key}"\nca = "{authority.cert}"\nverify = true\n'
+    file = tmp_path / "nats.conf"
+    file.write_text(
+        f'tls {{ cert_file: "{server.cert}", key_file: "{server.key}", ca_file: "{authority.cert}", verify: true }}'
+    )
+    context = ssl.create_default_context(cafile=str(authority.cert))
+    context.load_cert_chain(person.cert, person.key)
+    seen = []
+    async with gateway(ours) as gateway_side, oracle("-c", str(file)) as oracle_side:
+        for side in (gateway_side, oracle_side):
+            async with RawClient(side.port) as client:
+                await client.writer.start_tls(context, server_hostname="localhost")
+                await client.send(b'CONNECT {"verbose":false}\r\nPING\r\n')
+                await client.until(b"PONG\r\n")
+                (shown,) = (await side.page("/connz?auth=1"))["connections"]
+                varz = await side.page("/varz")
+            seen.append(
+                [
+                    shown["tls_version"],
+                    shown["tls_cipher_suite"][:4],
+                    shown["tls_peer_certs"][0]["subject"],  # theirs lists the authority too
+                ]
+                + [varz.get(name) for name in ("tls_required", "tls_verify", "tls_timeout", "auth_required")]
+            )
+    assert seen[0] == seen[1] == ["1.3", "TLS_", "CN=ada", True, True, 2, None]
 
 
 async def test_nats_top_shows_us(sides: tuple[Side, Side]) -> None:
