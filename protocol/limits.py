@@ -36,6 +36,7 @@ TLS_RECORD_BYTES: Final = 16 * KIB  # of plain text, at most (RFC 8446)
 TLS_WRITE_BYTES: Final = 128 * KIB  # encrypted at a time, then written: bounds what OpenSSL keeps per connection
 READ_SLACK_BYTES: Final = 64  # behind the read buffer, so that a parser may look a little past what was read
 TURN_BYTES_MAX: Final = 1 * MIB  # work for one connection, in and out, until the others have their turn
+DROP_AT_ONCE_MAX: Final = 1_000  # subscriptions of a closed connection that one turn forgets: two milliseconds
 TURN_EVENT_BYTES: Final = 4 * KIB  # what a protocol event that Python acts on counts as, beside its bytes
 INTEREST_CONFIRM_MS: Final = 1_000  # a PONG waits so long at most until peers know of what was subscribed before it
 ROUTE_LINE_BYTES_MAX: Final = 64 * KIB  # of a control line between gateways: subject, reply and queue names together
@@ -54,6 +55,8 @@ MONITOR_CLOSED_CHARACTERS_MAX: Final = 128  # of what a closed client called its
 MONITOR_INDENTED_BYTES_MAX: Final = 256 * KIB  # a longer page is not laid out for human eyes
 
 # -- record batches and the way to the sink ---------------------------------------------------------------------------
+STREAM_PLANS_MAX: Final = 65_536  # cached subjects with their streams and partitions, then the cache starts anew
+STREAM_PLAN_CHARACTERS_MAX: Final = 8 * MIB  # of those subjects
 BATCH_BYTES_TARGET: Final = 256 * KIB  # a batch is closed when it reaches this
 BATCH_BYTES_MAX: Final = 8 * MIB  # one oversized record makes a batch of its own
 BATCH_LINGER_MS: Final = 1

@@ -23,7 +23,8 @@ class Pair:
     """Workers 1 and 2 of two, and the link between them, which moves bytes when `settle` is called."""
 
     def __init__(self, engine: Engine) -> None:
-        self.planes = [make_plane(Silent(), engine, first_id=i, id_step=2) for i in (1, 2)]
+        options = {"id_step": 2, "max_pending_bytes": 1 << 20, "max_payload_bytes": 1 << 16}
+        self.planes = [make_plane(Silent(), engine, first_id=i, **options) for i in (1, 2)]
         self.links: list[Session] = []
         self.connect()
 
@@ -217,7 +218,7 @@ def test_a_peer_that_falls_behind_loses_messages_that_are_counted_and_keeps_its_
     sender, receiver = clients
     receiver.send(b"SUB a 1\r\n")
     pair.settle()
-    payload = bytes(1 << 20)
+    payload = bytes(1 << 16)
     publish = b"PUB a %d\r\n%b\r\n" % (len(payload), payload)
     plane, link = pair.planes[0], pair.links[0]
     sent = 0

@@ -11,6 +11,7 @@ from gateway.core.engine import Engine
 from gateway.core.identity import UserEntry
 from gateway.core.plane import Plane
 from gateway.core.session import Closed, Session
+from protocol.limits import DROP_AT_ONCE_MAX
 
 CONNECT = b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"no_responders":true,"protocol":1,"name":"me"}\r\n'
 ECHO_OFF = CONNECT.replace(b"{", b'{"echo":false,')
@@ -371,3 +372,21 @@ def test_a_refused_password_closes_and_a_late_verdict_does_no_harm(gone: bool) -
     plane.verified(client.session, None, 0)
     assert client.take() == (b"" if gone else b"-ERR 'Authorization Violation'\r\n")
     assert client.session.closing == (Closed.CLIENT if gone else Closed.AUTHENTICATION_FAILURE)
+
+
+def test_a_session_with_very_many_subscriptions_is_forgotten_turn_by_turn() -> None:
+    plane = make_plane()
+    many, sender = Client(plane), Client(plane)
+    more = 2 * DROP_AT_ONCE_MAX + 1
+    for sid in range(more):
+        many.send(b"SUB a %d\r\n" % sid)
+    plane.close(many.session, Closed.CLIENT)
+    plane.disconnect(many.session)
+    assert (plane.has_leavings, plane.stats.subscriptions) == (True, more)
+    sender.send(b"SUB r 1\r\n")
+    assert b"503" in sender.send(b"PUB a r 0\r\n\r\n")
+    turns = 0
+    while plane.has_leavings:
+        plane.drop_some()
+        turns += 1
+    assert (turns, plane.stats.subscriptions, many.session.out_msgs) == (3, 1, 0)

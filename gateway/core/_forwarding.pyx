@@ -568,7 +568,7 @@ cdef class Plans:
 
 @cython.final
 cdef class Session:
-    cdef readonly uint64_t id
+    cdef readonly int64_t id
     cdef readonly str client_ip
     cdef readonly int client_port
     cdef readonly object parser
@@ -1232,7 +1232,7 @@ cdef class Forwarder:
             named = [[] for _ in peers]
         for i in range(PyList_GET_SIZE(plain)):
             subscription = <Subscription>PyList_GET_ITEM(plain, i)
-            if not subscription.closed and (silent is None or subscription.session is not silent):
+            if _is_open(subscription) and (silent is None or subscription.session is not silent):
                 self._put(subscription, head, message, sender)
                 count += 1
         for i in range(PyList_GET_SIZE(groups)):
@@ -1254,7 +1254,7 @@ cdef class Forwarder:
         at = self._pick(count)
         for i in range(count):
             subscription = <Subscription>PyList_GET_ITEM(members, at)
-            if not subscription.closed and (silent is None or subscription.session is not silent):
+            if _is_open(subscription) and (silent is None or subscription.session is not silent):
                 self._put(subscription, head, message, sender)
                 return True
             at = at + 1 if at + 1 < count else 0
@@ -1403,6 +1403,10 @@ cdef bint _is_pattern(const char* pattern, Py_ssize_t size) noexcept nogil:
         if pattern[i] == c">" and pattern[i + 1] == c"." and (i == 0 or pattern[i - 1] == c"."):
             return False
     return True
+
+
+cdef inline bint _is_open(Subscription subscription):
+    return not subscription.closed and subscription.session.closing is None
 
 
 cdef char* _put_plain(char* out, Message* message) noexcept:

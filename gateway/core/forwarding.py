@@ -400,9 +400,9 @@ class Forwarder:
         return x % count
 
     def _put(self, subscription: Subscription, message: _Message, sender: Session | None) -> bool:
-        if subscription.closed:
-            return False
         session = subscription.session
+        if subscription.closed or session.closing is not None:
+            return False
         queued_bytes = session.queued_bytes
         size_bytes = message.put(subscription)
         self._turn_bytes += session.queued_bytes - queued_bytes

@@ -16,8 +16,10 @@ Source: nats-server `server/client.go`; differences are named where they are, an
 """
 
 from base64 import urlsafe_b64encode
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final, Protocol
 
 from gateway.core.encryption import Encryption
@@ -31,6 +33,7 @@ from protocol import headers, nats, routes, subjects
 from protocol.errors import FrameError
 from protocol.limits import (
     AUTH_TIMEOUT_MS,
+    DROP_AT_ONCE_MAX,
     MAX_CONNECTIONS,
     MAX_CONTROL_LINE_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -92,6 +95,9 @@ class Hooks(Protocol):
     def service(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> None:
         """A publish to one of `subjects.SYSTEM_TOKENS`, instead of routing it."""
 
+    def session_renewed(self, session: Session) -> None:
+        """The client of `session` says anew who it is; what it asked for was another user's."""
+
     def session_closed(self, session: Session) -> None:
         """The socket of `session` is gone."""
 
@@ -111,9 +117,7 @@ class Plane:
         names = (DEFAULT_ACCOUNT, *options.accounts, *(entry.account for entry in options.users))
         self.accounts: dict[str, Account] = {name: engine.account(name) for name in dict.fromkeys(names)}
         self._hooks = hooks
-        self._directory = Directory(
-            options.users, options.no_auth_user, maps_certificates=options.maps_certificates
-        )
+        self._directory = Directory(options.users, options.no_auth_user, maps_certificates=options.maps_certificates)
         self._liveness = Liveness(
             self.sessions,
             ping_interval_ms=options.ping_interval_ms,
@@ -123,6 +127,8 @@ class Plane:
         )
         self._now_ms = 0
         self._verifications: list[Session] = []
+        self._leaving: deque[Session] = deque()
+        self._peers_connected = 0
         self._connect_urls: tuple[str, ...] = ()
         self.port = options.port
         self._stall_bytes = options.max_pending_bytes // 2
@@ -178,10 +184,11 @@ class Plane:
             self._liveness.opened(session, now_ms, self._directory.is_required)
 
     def connect_peer(self, name: str, now_ms: int) -> Session:
-        """A link to another worker is up; what it has to know first stands in its output."""
+        """A link to another worker is up; what it has to know first stands in its output. Its id is below 0."""
         options = self.options
         parser = routes.RouteParser(options.max_payload_bytes, ROUTE_LINE_BYTES_MAX)
-        session = self.engine.session(0, "", 0, parser, self.accounts[DEFAULT_ACCOUNT], now_ms)
+        self._peers_connected += 1
+        session = self.engine.session(-self._peers_connected, "", 0, parser, self.accounts[DEFAULT_ACCOUNT], now_ms)
         session.peer, session.connected = name, True
         session.options = nats.ConnectOptions(verbose=False, pedantic=False, headers=True, name=name)
         self._send(session, routes.connect_line(options.server_name))
@@ -221,7 +228,10 @@ class Plane:
         if session.closing is not None:
             return
         session.closing, session.closing_detail, session.flushes = reason, detail, flushes
-        self._drop_subscriptions(session)
+        if len(session.subscriptions) <= DROP_AT_ONCE_MAX:
+            self._drop_subscriptions(session)
+        else:
+            self._leaving.append(session)
         if not flushes:
             session.take()
         if reason in (Closed.SLOW_PENDING, Closed.SLOW_DEADLINE):
@@ -430,6 +440,19 @@ class Plane:
                     self.unwatch(watch)
                     watch.lost()
 
+    @property
+    def has_leavings(self) -> bool:
+        """Whether closed sessions with very many subscriptions have left some: `drop_some` is due, turn by turn."""
+        return bool(self._leaving)
+
+    def drop_some(self) -> None:
+        """Forget a few subscriptions of closed sessions. Nothing is delivered to those anyway."""
+        session = self._leaving[0]
+        for subscription in list(islice(session.subscriptions.values(), DROP_AT_ONCE_MAX)):
+            self._drop(subscription)
+        if not session.subscriptions:
+            self._leaving.popleft()
+
     def _drop_subscriptions(self, session: Session) -> None:
         for subscription in list(session.subscriptions.values()):
             if not subscription.closed:  # by what a watcher did meanwhile
@@ -446,7 +469,9 @@ class Plane:
         except FrameError as error:
             self.close(session, Closed.PROTOCOL_VIOLATION, detail=str(error))
             return
-        self._drop_subscriptions(session)  # of an earlier CONNECT: they were another user's
+        if session.connected:
+            self._drop_subscriptions(session)  # they were another user's
+            self._hooks.session_renewed(session)
         if not self._directory.is_required:
             self._admit(session, None)
             return

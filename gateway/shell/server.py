@@ -63,6 +63,7 @@ class ClientServer:
         self._handshakes: dict[TlsConnection, int] = {}  # until when
         self._all_gone: asyncio.Event | None = None
         self._ticking: asyncio.Task[None] | None = None
+        self._dropping: asyncio.Handle | None = None
         self._verifying: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(PASSWORD_THREADS, "password")
 
@@ -124,6 +125,13 @@ class ClientServer:
                     connection.update()
         for session in self.plane.take_verifications():
             self._verify(session)
+        if self.plane.has_leavings and self._dropping is None:
+            self._dropping = asyncio.get_running_loop().call_soon(self._drop_some)
+
+    def _drop_some(self) -> None:
+        self._dropping = None
+        self.plane.drop_some()
+        self.flush()
 
     def flush_history(self, session: Session) -> None:
         """The same, after history was queued for `session`: it is not cut for being slow to take that."""
