@@ -28,10 +28,9 @@ SEEDS_PER_TEST = 100
 def test_random_scripts(block: int) -> None:
     for seed in range(block * SEEDS_PER_TEST, (block + 1) * SEEDS_PER_TEST):
         traffic = Traffic(random.Random(seed).randrange)
-        setting = traffic.setting()
         steps = [*traffic.opening(), *(traffic.step() for _ in range(STEPS))]
         try:
-            run_on_both(setting, steps)
+            run_on_both(traffic.setting, steps)
         except AssertionError as error:
             error.add_note(f"seed {seed}")
             raise
@@ -40,7 +39,7 @@ def test_random_scripts(block: int) -> None:
 @st.composite
 def scripts(draw: st.DrawFn) -> tuple[str, list[Step]]:
     traffic = Traffic(lambda count: draw(st.integers(0, count - 1)))
-    return traffic.setting(), [*traffic.opening(), *(traffic.step() for _ in range(draw(st.integers(0, 12))))]
+    return traffic.setting, [*traffic.opening(), *(traffic.step() for _ in range(draw(st.integers(0, 12))))]
 
 
 @settings(max_examples=60 * FUZZ)
@@ -129,5 +128,6 @@ def _outputs(each: engine.Engine, parts: list[bytes]) -> list[object]:
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_many_messages_in_one_read(setting: str) -> None:
     traffic = Traffic(random.Random(setting).randrange)
+    traffic.setting = setting
     steps = [*traffic.opening(), *(("send", number, b"".join(traffic.frame() for _ in range(300))) for number in (0, 1, 2))]
-    run_on_both(setting, steps)
+    run_on_both(traffic.setting, steps)

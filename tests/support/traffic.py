@@ -9,9 +9,12 @@ from typing import Any, TypeVar
 
 from support.scripts import BARE, CONNECT, PEDANTIC, SILENT, USERS, VERBOSE, login
 
+from gateway.core.identity import UserEntry
+
 Step = tuple[Any, ...]
 T = TypeVar("T")
 
+ACCOUNT_USERS = (UserEntry("a", "b", account="ONE"), UserEntry("w", "b", account="TWO"), UserEntry("q", "b", account="ONE"))
 SETTINGS: dict[str, dict[str, Any]] = {
     "nothing set": {},
     "little pending": {"max_pending_bytes": 1_000},
@@ -19,11 +22,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "few subscriptions": {"max_subscriptions": 3, "max_pending_bytes": 3_000},
     "few connections": {"max_connections": 3},
     "users": {"users": USERS},
+    "accounts": {"users": ACCOUNT_USERS, "no_auth_user": "q"},
+    "peers": {"id_step": 2},
+    "accounts and peers, little pending": {"users": ACCOUNT_USERS, "id_step": 2, "max_pending_bytes": 3_000},
     "users, little pending": {"users": USERS, "max_pending_bytes": 2_000, "max_subscriptions": 5},
 }
 """Options of a plane, by name."""
 
 CONNECTIONS = 4
+PEERS = 2  # behind them, where a setting has peers
 SUBJECTS = (
     b"a", b"a", b"a.b", b"a.b", b"a.b.c", b"b", b"b.a", b"foo", b"foo.x", b"service", b"w.open.x", b"w.secret.x",
     b"a..b", b".a", b"a.", b".", b"*", b">", b"a.*", b"*a", b"a>", b"a.>.b", b"\xff.b", b"\xc3\xa9", b"a\x00b", b"a\x7fb",
@@ -46,6 +53,9 @@ WRONG = (b"-ERR 'x'\r\n",
          b"PUB a\r\n", b"PUB \r\n", b"PUB \n\r\n", b"SUB a\r\n", b"SUB \n\n", b"UNSUB \r\n", b"HELLO\r\n", b"\r\n", b" PING\r\n",
          b"PUB" + b" " * 70 + b"a 0\r\n\r\n", b"SUB " + b"a" * 120 + b" 1\r\n", b"RS+ $G a\r\n", b"CONNECT\r\n")  # fmt: skip
 FLAGS = (b"verbose", b"pedantic", b"echo", b"headers", b"no_responders")
+ACCOUNTS = (b"$G", b"ONE", b"ONE", b"TWO", b"NEW")
+NAMED = (b"", b"", b"+ r q", b"| q", b"| q other", b"+ _INBOX.1 workers q", b"r", b"|", b"+", b"| nobody")
+WRONG_FOR_PEERS = (b"RMSG $G a\r\n", b"RS+ $G\r\n", b"HRMSG $G a 5 4\r\nabcd\r\n", b'CONNECT {"version":9,"name":"x"}\r\n', b"PUB a 0\r\n")
 NOISE = (b"\r", b"\n", b" ", b"\t", b"\0", b"0", b"\xff", b".", b">", b"\r\n", b"PUB ")
 
 
@@ -55,20 +65,19 @@ class Traffic:
     def __init__(self, choose: Callable[[int], int]) -> None:
         self._choose = choose
         self._unsent: dict[int, list[bytes]] = {}
-
-    def setting(self) -> str:
-        """A key of `SETTINGS`."""
-        return self._one(tuple(SETTINGS))
+        self.setting = self._one(tuple(SETTINGS))  # a key of `SETTINGS`
+        self._peers = PEERS if "id_step" in SETTINGS[self.setting] else 0
 
     def opening(self) -> list[Step]:
         """Everybody connects, and most say something sensible first."""
         steps: list[Step] = []
         for number in range(CONNECTIONS):
             steps += [("connect",), ("send", number, self._connect_line() + self._subscribe() + self._subscribe())]
+        steps += [("connect_peer", f"peer{number}") for number in range(self._peers)]
         return steps
 
     def step(self) -> Step:
-        number = self._choose(CONNECTIONS)
+        number = self._choose(CONNECTIONS + self._peers)
         kind = self._choose(40)
         if kind < 27:
             return "talk", number, self._chunk(number)
@@ -86,7 +95,8 @@ class Traffic:
     def _chunk(self, number: int) -> bytes:
         """What connection `number` sends next: the rest of something begun, or something new, cut in up to four parts."""
         if not self._unsent.get(number):
-            text = b"".join(self.frame() for _ in range(1 + self._choose(6)))
+            frame = self.frame if number < CONNECTIONS else self._peer_frame
+            text = b"".join(frame() for _ in range(1 + self._choose(6)))
             cuts = sorted({1 + self._choose(len(text)) for _ in range(max(0, self._choose(6) - 2))})
             self._unsent[number] = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True) if a < b]
         return self._unsent[number].pop(0)
@@ -107,6 +117,19 @@ class Traffic:
         else:
             frame = self._one((self._connect_line, self._wrong, self._mutated))()
         return frame
+
+    def _peer_frame(self) -> bytes:
+        kind = self._choose(30)
+        if kind < 10:
+            words = [b"RS+" if kind < 8 else b"RS-", self._one(ACCOUNTS), self._one(PATTERNS), self._one(QUEUES)]
+            return self._line(words)
+        if kind < 20:
+            block = self._one(BLOCKS) if self._choose(3) == 0 else None
+            body = (block or b"") + self._one(PAYLOADS)
+            words = [b"RMSG" if block is None else b"HRMSG", self._one(ACCOUNTS), self._one(SUBJECTS), self._one(NAMED)]
+            words += [] if block is None else [b"%d" % len(block)]
+            return self._line([*words, b"%d" % len(body)]) + body + b"\r\n"
+        return self._one(LINES) if kind < 29 else self._one(WRONG_FOR_PEERS)
 
     def _wrong(self) -> bytes:
         return self._one(WRONG)

@@ -68,15 +68,24 @@ class Side:
         self.log.append(("lost", session.id))
         self.plane.publish("lost.a", "", b"", b"lost")
 
+    def nonce(self) -> bytes:
+        return b"nonce-bytes"
+
     # -- steps --------------------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
         self.sessions.append(self.plane.connect("10.0.0.1", 50_000 + len(self.sessions), self.now_ms))
 
+    def connect_peer(self, name: str) -> None:
+        self.sessions.append(self.plane.connect_peer(name, self.now_ms))
+
     def reconnect(self, number: int, data: bytes) -> bytes:
         """The connection is lost and made again; the last of the old one's output."""
         old = self.sessions[number]
         self.plane.disconnect(old)
+        if old.peer:
+            self.sessions[number] = self.plane.connect_peer(old.peer, self.now_ms)
+            return old.take()
         self.sessions[number] = self.plane.connect("10.0.0.2", 60_000, self.now_ms)
         if self.sessions[number].closing is None:
             self.send(number, data)
@@ -84,7 +93,7 @@ class Side:
 
     def send(self, number: int, data: bytes) -> str:
         """As the shell does it: from a buffer that is used again afterwards, until nothing is left to do."""
-        self.now_ms += 1
+        self.now_ms += bool(data)
         session, buffer = self.sessions[number], bytearray(data)
         try:
             more = self.plane.receive(session, memoryview(buffer), self.now_ms)
@@ -138,9 +147,11 @@ class Side:
     def look(self, subject: bytes) -> list[Any]:
         """Who is subscribed, in order, and who has interest."""
         text = subjects.decode(subject)
-        plain, queues = self.plane.accounts["$G"].sublist.match(text)
-        interests = [self.plane.has_interest(session, text) for session in self.sessions]
-        return [list(map(_name, plain)), [list(map(_name, members)) for members in queues], interests]
+        seen: list[Any] = [self.plane.has_interest(session, text) for session in self.sessions]
+        for account in self.plane.accounts.values():
+            plain, queues = account.sublist.match(text)
+            seen += [list(map(_name, plain)), [list(map(_name, members)) for members in queues]]
+        return seen
 
     def drain(self) -> list[Any]:
         """What the shell would take away."""
@@ -179,6 +190,7 @@ def _state(session: Session) -> list[Any]:
     return [
         session.id, session.closing, detail, session.flushes, session.connected, session.info_sent, session.user, session.entry,
         session.paused, session.dirty, session.stall_ms, session.verifying, session.options, session.queued_bytes,
+        session.account.name, session.peer, session.interest_mark,
         session.unsent_bytes, session.in_msgs, session.in_bytes, session.out_msgs, session.out_bytes,
         session.last_activity_ms, session.last_heard_ms, session.pings_out, own,
     ]  # fmt: skip

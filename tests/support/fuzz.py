@@ -1,0 +1,76 @@
+"""Fuzz the twins outside of pytest, on a build and with limits of one's own: `python -m support.fuzz --help`.
+
+The limits and the extension are read when the gateway is imported, so this module sets them first and imports then.
+"""
+
+import argparse
+import importlib.util
+import random
+import sys
+import time
+from collections.abc import Sequence
+from importlib.machinery import ExtensionFileLoader
+from pathlib import Path
+
+from protocol import limits
+
+SMALL_LIMITS = {"ROUTE_PLANS_MAX": 64, "ROUTE_PLAN_BYTES_MAX": 2_000, "TURN_BYTES_MAX": 3_000, "TURN_EVENT_BYTES": 300}
+"""So small that every script meets them."""
+
+
+def use_extension(path: Path) -> None:
+    """Make `gateway.core._forwarding` the one at `path`."""
+    name = "gateway.core._forwarding"
+    spec = importlib.util.spec_from_file_location(name, path, loader=ExtensionFileLoader(name, str(path)))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    import gateway.core
+
+    gateway.core._forwarding = module  # type: ignore[attr-defined]
+
+
+def use_small_limits() -> None:
+    for name, value in SMALL_LIMITS.items():
+        setattr(limits, name, value)
+
+
+def fuzz(first: int, last: int, steps_max: int) -> int:
+    """Run the scripts of these seeds on both twins; how many failed. Each failure is printed with its seed."""
+    from support.traffic import Traffic
+    from support.twins import run_on_both
+
+    failed = 0
+    for seed in range(first, last):
+        traffic = Traffic(random.Random(seed).randrange)
+        steps = [*traffic.opening(), *(traffic.step() for _ in range(steps_max))]
+        try:
+            run_on_both(traffic.setting, steps)
+        except AssertionError as error:
+            failed += 1
+            print(f"seed {seed}, {traffic.setting}: {str(error)[:2_000]}", flush=True)
+    return failed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="support.fuzz", description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs=2, default=(0, 1_000), metavar=("FIRST", "LAST"))
+    parser.add_argument("--steps", type=int, default=60, help="of each script")
+    parser.add_argument("--small-limits", action="store_true", help="caches and turns so small that each script meets them")
+    parser.add_argument("--extension", type=Path, help="a build of the compiled forwarder to use instead of the installed one")
+    given = parser.parse_args(arguments)
+    if given.small_limits:
+        use_small_limits()
+    if given.extension is not None:
+        use_extension(given.extension)
+    started_s = time.monotonic()
+    failed = fuzz(*given.seeds, given.steps)
+    count = given.seeds[1] - given.seeds[0]
+    print(f"{count} scripts of {given.steps} steps in {time.monotonic() - started_s:.1f} s, {failed} failed")
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
