@@ -115,7 +115,8 @@ class Connection(asyncio.BufferedProtocol):
     def look_at_reading(self) -> None:
         """Read, unless something speaks against it; go on with what came before the pause."""
         session = self.session
-        reads = not session.paused and session.verifying is None and self._stall is None and self._server.is_reading
+        reads = not session.paused and session.verifying is None and self._stall is None
+        reads = reads and (self._server.is_reading or bool(session.peer))
         if reads == self._reads or self.transport.is_closing():
             return
         if not reads:
@@ -215,5 +216,7 @@ class Connection(asyncio.BufferedProtocol):
             log.warning("slow_consumer", **facts)
         elif reason in (Closed.AUTHENTICATION_FAILURE, Closed.AUTHENTICATION_TIMEOUT):
             log.warning("authentication_failed", user=session.options.user, **facts)
+        elif reason is Closed.TLS_HANDSHAKE:
+            log.info("tls_handshake_failed", **facts)
         else:
             log.debug("connection_closed", **facts)

@@ -146,11 +146,12 @@ class _State(Enum):
 class TlsConnection(Connection):
     """A client socket of a port that speaks TLS."""
 
-    __slots__ = ("_incoming", "_outgoing", "_ssl", "_state", "_tls")
+    __slots__ = ("_has_ended", "_incoming", "_outgoing", "_ssl", "_state", "_tls")
 
     def __init__(self, server: "ClientServer", tls: ClientTls) -> None:
         super().__init__(server)
         self._tls = tls
+        self._has_ended = False  # the client has said goodbye
         self._state = _State.ANY if tls.allows_plain else _State.FIRST
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = tls.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
@@ -183,6 +184,11 @@ class TlsConnection(Connection):
             return
         super().update()
 
+    def look_at_reading(self) -> None:
+        super().look_at_reading()
+        if self._has_ended and self._reads:  # all that came before the goodbye is acted on
+            self._plane.close(self.session, Closed.CLIENT)
+
     def handshake_timed_out(self) -> None:
         """The client has not finished in time; one that has said nothing and may do without goes on in plain text."""
         if self._state is _State.ANY:
@@ -213,7 +219,7 @@ class TlsConnection(Connection):
             return False
         except ssl.SSLError as error:
             self.transport.write(self._outgoing.read())  # the alert
-            self._fail(getattr(error, "verify_message", "") or error.reason or str(error))
+            self._fail(_explained(error))
             return False
         self.transport.write(self._outgoing.read())
         self._go_on(_State.ENCRYPTED, _encryption(self._ssl, self._tls))
@@ -242,6 +248,9 @@ class TlsConnection(Connection):
         server.flush()
         if has_more or is_full or session.stall_ms:
             self._begin_stall()
+        elif self._has_ended:
+            self.look_at_reading()
+            server.flush()
 
     def _decrypt(self, plain: memoryview) -> int:
         """Fills `plain`, which holds more than one read can bring, with all that is whole; how much that is."""
@@ -250,13 +259,13 @@ class TlsConnection(Connection):
             while incoming.pending or self._ssl.pending():
                 got = int(read(len(plain) - count, plain[count:]))
                 if not got:
-                    self._plane.close(self.session, Closed.CLIENT)  # it has said goodbye
+                    self._has_ended = True
                     break
                 count += got
         except ssl.SSLWantReadError:
             pass  # the rest of the record is under way
         except ssl.SSLError as error:
-            self._plane.close(self.session, Closed.CLIENT, flushes=False, detail=f"TLS: {error.reason or error}")
+            self._plane.close(self.session, Closed.CLIENT, flushes=False, detail=_explained(error))
         return count
 
     def _write(self, out: bytes) -> None:
@@ -276,6 +285,11 @@ class TlsConnection(Connection):
             with contextlib.suppress(ssl.SSLError):  # ours is written; the client's is not waited for
                 self._ssl.unwrap()
             self.transport.write(self._outgoing.read())
+
+
+def _explained(error: ssl.SSLError) -> str:
+    reason = getattr(error, "verify_message", "") or (error.reason or str(error)).lower().replace("_", " ")
+    return f"TLS: {reason}"
 
 
 def _encryption(secured: ssl.SSLObject, tls: ClientTls) -> Encryption:
