@@ -78,7 +78,7 @@ class _Lexer:
         self._text = text
         self._start = self._position = self._width = 0
         self._line = 1
-        self._line_start = self._item_line_start = 0  # of the first line; later ones start at their line feed
+        self._line_start = self._item_line_start = -1  # where the line feed before the line is
         self._stack: list[State] = []
         self._parts: list[str] = []  # of a text with escapes
         self._text_state: State = None  # where to go on behind an escape
@@ -128,19 +128,18 @@ class _Lexer:
             data = ("".join(self._parts) + value).encode("utf-8", "surrogateescape")
             value = data.decode("utf-8", "surrogateescape")
             self._parts.clear()
-        column = self._bytes(self._item_line_start, self._position) - _size_bytes(value)
-        self.emitted.append(Item(kind, value, self._line, column + (self._item_line_start == 0)))
+        column = self._column(self._item_line_start, self._position) - _size_bytes(value)
+        self.emitted.append(Item(kind, value, self._line, column))
         self._ignore()
 
-    def _bytes(self, start: int, end: int) -> int:
-        return _size_bytes(self._text[start:end])
+    def _column(self, line_feed: int, position: int) -> int:
+        return _size_bytes(self._text[line_feed + 1 : position]) + 1
 
     def _error(self, message: str, character: str = "") -> State:
         """`message` with `%c` for the character that is wrong."""
         text = message.replace("%c", "\\n" if character == "\n" else character)
         at = self._position - self._width  # of the character that was looked at last
-        column = self._bytes(self._line_start, at) + (self._line_start == 0)
-        self.emitted.append(Item(Kind.ERROR, text, self._line, column))
+        self.emitted.append(Item(Kind.ERROR, text, self._line, self._column(self._line_start, at)))
         return None
 
     def _end_of_input(self) -> State:
@@ -614,7 +613,7 @@ class _Lexer:
         while (character := self._next()).isdecimal():
             pass
         if character == "-":
-            if self._bytes(self._start, self._position) != 5:
+            if _size_bytes(self._text[self._start : self._position]) != 5:
                 return self._error("All ISO8601 dates must be in full Zulu form.")
             return self._date_after_year
         if character == ".":

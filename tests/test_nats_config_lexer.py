@@ -56,3 +56,7 @@ def test_the_form_of_a_value_says_its_kind(value: str, kind: Kind) -> None:
 def test_include_is_a_keyword_only_before_white_space() -> None:
     assert _kinds("include 'a.conf'\n") == [(Kind.INCLUDE, "a.conf"), (Kind.END, "")]
     assert _kinds("include: a.conf\n")[0] == (Kind.KEY, "include")
+
+
+def test_a_line_feed_at_the_very_beginning_moves_no_column() -> None:
+    assert next(iter(items("\na: 1")))[2:] == (2, 1)

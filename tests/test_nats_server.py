@@ -1,0 +1,227 @@
+"""The gateway called by the name `nats-server`: as a process, and its command line beside the real one's."""
+
+import asyncio
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import nats
+import pytest
+from support.natsserver import BINARY
+from support.processes import until
+
+from mesh import nats_server
+
+GATEWAY = Path(sys.executable).parent / "gateway"
+_LINE = re.compile(r"\[\d+\] \d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6} \[(INF|WRN|ERR|DBG|FTL)\] .+")
+
+
+class _Server:
+    def __init__(self, folder: Path, *arguments: str) -> None:
+        link = folder / "nats-server"
+        if not link.exists():
+            link.symlink_to(GATEWAY)
+        self._stderr = folder / "stderr"
+        with self._stderr.open("wb") as stderr:
+            self.process = subprocess.Popen([str(link), *arguments], cwd=folder, stderr=stderr)
+
+    @property
+    def lines(self) -> list[str]:
+        return self._stderr.read_text().splitlines()
+
+    def has(self, text: str) -> bool:
+        return any(text in line for line in self.lines)
+
+    async def ready(self) -> None:
+        await until(lambda: self.has("Server is ready") or self.process.poll() is not None, "it is ready")
+        assert self.process.poll() is None, self.lines
+
+    def address(self, of: str = "Listening for client connections on ") -> str:
+        (line,) = (line for line in self.lines if of in line)
+        return line.partition(of)[2]
+
+    async def ended(self) -> int:
+        await until(lambda: self.process.poll() is not None, "it ends")
+        return self.process.wait()
+
+
+@contextmanager
+def _running(folder: Path, *arguments: str) -> Iterator[_Server]:
+    server = _Server(folder, *arguments)
+    try:
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+async def _says_without_credentials(address: str) -> bytes:
+    reader, writer = await asyncio.open_connection(*address.split(":"))
+    try:
+        await reader.readline()  # INFO
+        writer.write(b"CONNECT {}\r\nPING\r\n")
+        return await reader.readline()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+# -- a process --------------------------------------------------------------------------------------------------------
+
+
+async def test_it_runs_a_nats_servers_file_and_is_sent_signals(tmp_path: Path) -> None:
+    (tmp_path / "nats.conf").write_text(
+        'port: 1, host: 127.0.0.1, http: "127.0.0.1:-1"\nauthorization { user: a, pass: b }\n'
+        'pid_file: "n.pid", ports_file_dir: "."\nserver_name: of-the-file'
+    )
+    with _running(tmp_path, "-c", "nats.conf", "-p", "-1", "-name", "n1", "-D") as server:
+        await server.ready()
+
+        connection = await nats.connect(f"nats://a:b@{server.address()}")
+        subscription = await connection.subscribe("x")
+        await connection.publish("x", b"hello")
+        assert (await subscription.next_msg(5)).data == b"hello"
+        await connection.close()
+        assert await _says_without_credentials(server.address()) == b"-ERR 'Authorization Violation'\r\n"
+
+        pid = server.process.pid
+        ports = json.loads((tmp_path / f"nats-server_{pid}.ports").read_text())
+        assert ports == {
+            "nats": [f"nats://{server.address()}"],
+            "monitoring": [f"http://{server.address('Starting http monitor on ')}"],
+        }
+        assert (tmp_path / "n.pid").read_text() == str(pid)
+        assert all(_LINE.fullmatch(line) for line in server.lines), server.lines
+        assert server.has("[INF]   Name:     n1")
+        assert server.has("[WRN] Plaintext passwords detected, use nkeys or bcrypt")
+
+        server.process.send_signal(signal.SIGHUP)
+        await until(lambda: server.has("[ERR] Failed to reload server configuration"), "it says what it cannot do")
+        assert nats_server.main(["--signal", f"quit={tmp_path}/n.pid"]) == 0
+        assert await server.ended() == 0
+        assert server.has('[INF] Trapped "interrupt" signal')
+        assert server.lines[-1].endswith("[INF] Server Exiting..")
+        assert not (tmp_path / f"nats-server_{pid}.ports").exists()
+
+
+async def test_its_log_goes_to_a_file_that_can_be_opened_again(tmp_path: Path) -> None:
+    with _running(tmp_path, "-a", "127.0.0.1", "-p", "-1", "-l", "n.log", "-T=false") as server:
+        log = tmp_path / "n.log"
+        await until(lambda: log.exists() and "Server is ready" in log.read_text(), "it is ready")
+        log.rename(tmp_path / "old.log")
+
+        assert nats_server.main([f"-sl=reopen={server.process.pid}"]) == 0
+
+        await until(lambda: log.exists() and "File log re-opened" in log.read_text(), "the log is open again")
+        assert log.read_text() == f"[{server.process.pid}] [INF] File log re-opened\n"
+        assert server.lines == []
+
+
+async def test_an_address_that_is_taken_is_a_fatal_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with _running(tmp_path, "-a", "127.0.0.1", "-p", str(port)) as server:
+            assert await server.ended() == 1
+
+    assert f"[FTL] cannot listen on 127.0.0.1:{port} for clients: address already in use" in server.lines[-1]
+
+
+async def test_one_token_of_the_command_line(tmp_path: Path) -> None:
+    with _running(tmp_path, "--addr=127.0.0.1", "--port=-1", "--auth", "secret") as server:
+        await server.ready()
+        connection = await nats.connect(f"nats://secret@{server.address()}")
+        await connection.close()
+
+
+# -- the command line, in this process --------------------------------------------------------------------------------
+
+
+def _theirs(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([BINARY, *arguments], capture_output=True, text=True, timeout=20, check=False)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["-t", "foo", "-D foo", "-- x", "-sl foo=1", "-sl stop=x", "-sl stop=1=2", "-c nope.conf", "-t -c nope.conf"],
+)
+def test_errors_are_those_of_nats_server(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    theirs = _theirs(*line.split())
+
+    assert nats_server.main(line.split()) == theirs.returncode == 1
+    assert capsys.readouterr().err == theirs.stderr
+
+
+def test_a_file_that_is_right_is_named_with_its_digest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "nats.conf"
+    file.write_text("port: 4222\nmax_payload: 1MB, authorization { users: [ {user: a, password: '<ü>'} ] }")
+
+    assert nats_server.main(["-t", "-c", str(file)]) == 0
+    assert capsys.readouterr().err == _theirs("-t", "-c", str(file)).stderr
+
+
+def test_warnings_let_a_check_fail_as_in_nats_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "nats.conf"
+    file.write_text("\nping_interval: 5")
+    theirs = _theirs("-t", "-c", str(file))
+
+    assert nats_server.main(["-t", "-c", str(file)]) == theirs.returncode == 1
+    assert capsys.readouterr().err.strip() == theirs.stderr.strip()
+
+
+def test_problems_of_file_and_flags_are_said_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "nats.conf"
+    file.write_text("port: x\nfoo: 1")
+
+    assert nats_server.main(["-c", str(file), "-js"]) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "nats-server: -js: JetStream is not available in this version",
+        f'{file}:1:1: port: must be a whole number such as 100, 64k or 1MB, got "x"',
+        f'{file}:2:1: unknown field "foo"',
+    ]
+
+
+def test_a_wrong_flag_ends_with_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert nats_server.main(["-p", "abc"]) == 1
+
+    said = capsys.readouterr()
+    assert said.err == 'invalid value "abc" for flag -p: parse error\n'
+    assert "Usage: nats-server [options]" in said.out
+
+
+@pytest.mark.parametrize("arguments", [["-v"], ["--version"], ["version"], ["-v", "-p", "1"]])
+def test_the_version_is_ours_beside_that_of_the_protocol(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert nats_server.main(arguments) == 0
+    assert re.fullmatch(r"nats-server: v2\.\d+\.\d+ \(Event Mesh \S+, data plane: .+\)\n", capsys.readouterr().out)
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert nats_server.main(["--help_tls"]) == nats_server.main(["help"]) == nats_server.main(["-h"]) == 0
+    assert "verify_and_map" in capsys.readouterr().out
+
+
+def test_a_signal_needs_its_process_and_reload_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert nats_server.main(["-sl", "quit"]) == 1
+    assert nats_server.main(["-sl", "reload=1"]) == 1
+
+    assert capsys.readouterr().err.splitlines() == [
+        "nats-server: --signal needs the process: quit=PID, or quit=FILE with a file that -P wrote",
+        "nats-server: reloading a configuration is not available in this version: restart the server",
+    ]
+
+
+async def test_a_process_that_is_gone_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    process = await asyncio.create_subprocess_exec("true")
+    await process.wait()
+
+    assert nats_server.main(["-sl", f"term={process.pid}"]) == 1
+    assert capsys.readouterr().err == f'nats-server: \nsignal "term" {process.pid}: no such process\n'
