@@ -52,7 +52,7 @@ cdef enum:
     SETS_MIN = 16
     SEEN = 4096  # marks of subjects that came once
     OUT_BYTES_MIN = 512
-    OUT_BYTES_HINT_MAX = 262144
+    OUT_BYTES_HINT_MAX = 1048576
     PLAN_BYTES = 256  # what a plan takes beside its subject and its receivers
     FRAME_HEAD_BYTES = 64  # what a frame needs beside its subject, sid, reply and payload
     MANAGED_BYTES_MAX = 512  # of a SUB or UNSUB that need not be looked at more closely
@@ -613,7 +613,8 @@ cdef class Session:
 
     cdef Plans plans
     cdef Plan last  # that of the message before
-    cdef bytes left  # what was received and not looked at yet
+    cdef bytes left  # what was received; from `left_at` on it was not looked at yet
+    cdef Py_ssize_t left_at
 
     def __init__(self, id, str client_ip, int client_port, parser, Account account not None, int64_t now_ms):
         self.id = id
@@ -849,7 +850,10 @@ cdef class Forwarder:
         if session.closing is not None:
             return False
         if session.left is not None:
-            data = session.left + bytes(data) if len(data) else session.left
+            if len(data):
+                data = session.left[session.left_at:] + bytes(data)
+            else:
+                data, at = session.left, session.left_at
             session.left = None
         self.turn_bytes = 0
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -858,7 +862,11 @@ cdef class Forwarder:
             return at < view.len and not session.stopped()
         finally:
             if at < view.len and session.closing is None:
-                session.left = PyBytes_FromStringAndSize(<const char*>view.buf + at, view.len - at)
+                if type(data) is bytes:
+                    session.left, session.left_at = data, at
+                else:
+                    session.left = PyBytes_FromStringAndSize(<const char*>view.buf + at, view.len - at)
+                    session.left_at = 0
             PyBuffer_Release(&view)
             if self.out_msgs:
                 self.stats.out_msgs += self.out_msgs
@@ -936,8 +944,10 @@ cdef class Forwarder:
 
     def deliver(self, list receivers not None, bytes subject not None, bytes reply not None,
                 bytes header_block not None, bytes payload not None):
+        cdef Receivers plain = Receivers.__new__(Receivers)  # some may be closed, and know their session no more
+        plain.plain, plain.groups = receivers, _NONE
         head = _head(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
-        return self._spread(None, None, head, _arrange(receivers, None), reply, header_block, payload)
+        return self._spread(None, None, head, plain, reply, header_block, payload)
 
     cdef _arrive(self, Session peer, event):
         """A message from a peer: to plain subscribers, and to one member of each group that it names."""
@@ -1176,6 +1186,7 @@ cdef class Forwarder:
         cdef Py_ssize_t sizes[3]
         cdef bytes sid
         cdef Subscription subscription
+        cdef Py_ssize_t most = 0
         cdef int count
         if not session.hears_all or self.asks_to_subscribe or session._account.watches:
             return 0
@@ -1197,16 +1208,26 @@ cdef class Forwarder:
             self.stats.subscriptions += 1
         elif end - line > 8 and memcmp(line, b"UNSUB ", 6) == 0:
             here = _words(line + 6, end, words, sizes, &count)
-            if here == NULL or count != 1 or here - line > MANAGED_BYTES_MAX:
+            if here == NULL or count > 2 or here - line > MANAGED_BYTES_MAX:
                 return 0
-            subscription = session.subscriptions.pop(PyBytes_FromStringAndSize(words[0], sizes[0]), None)
+            if count == 2 and not _number(words[1], sizes[1], &most):
+                return 0
+            subscription = session.subscriptions.get(PyBytes_FromStringAndSize(words[0], sizes[0]))
             if subscription is not None:
-                self.remove(subscription)
-                self.stats.subscriptions -= 1
+                if most > subscription.received:
+                    subscription.max_messages = most
+                else:
+                    self._drop(subscription)
         else:
             return 0
         session.last_heard_ms = session.last_activity_ms = self.now_ms
         return here - line
+
+    cdef _drop(self, Subscription subscription):
+        """An ordinary subscription ends: as the policy would do it."""
+        del subscription.session.subscriptions[subscription.sid]
+        self.remove(subscription)
+        self.stats.subscriptions -= 1
 
     cdef _special(self, Session session, Plan plan, const char* subject, Message* message):
         """Makes the event that the parser would have made."""
@@ -1361,8 +1382,11 @@ cdef class Forwarder:
         self.out_bytes += size_bytes
         subscription.received += 1
         if subscription.received == subscription.max_messages:
-            self.policy.exhausted(subscription)
-            self.interrupted = True
+            if self.asks_to_subscribe or session._account.watches:
+                self.policy.exhausted(subscription)
+                self.interrupted = True
+            else:
+                self._drop(subscription)
         if message.reply_size and session.answerable is not None:
             session.answerable.received(PyBytes_FromStringAndSize(message.reply, message.reply_size), self.now_ms)
         if not session.dirty:
