@@ -119,9 +119,9 @@ _DETAIL_BYTES = 64
 class ClientParser:
     """Bytes of one client in, events out.
 
-    The owner sets `expect_connect` (anything but CONNECT is an authorization violation, unless `lets_in` lets the client
-    in without), `headers` (HPUB is allowed) and `pedantic` (complain about subjects that are not literal) as they become
-    known. After a `Failure` there are no more events.
+    The owner sets `expect_connect` (anything but CONNECT is an authorization violation, unless `lets_in` lets the
+    client in without), `headers` (HPUB is allowed) and `pedantic` (complain about subjects that are not literal) as
+    they become known. After a `Failure` there are no more events.
     """
 
     _verb = _VERB

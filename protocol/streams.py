@@ -7,14 +7,12 @@ an incarnation: random bytes made with the stream, so that a stream made again i
 import msgspec
 
 from protocol import subjects
+from protocol.accounts import DEFAULT_ACCOUNT
 from protocol.config import Stream
 
 
-class StreamDefinition(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
-    """What the configuration says of a stream; `key`, `ack`, `reply` and the rest as it has them.
-
-    `incarnation` is what the stream gets if it is new.
-    """
+class _Stream(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
+    """What the two below begin with on the wire."""
 
     name: str
     incarnation: bytes
@@ -31,6 +29,15 @@ class StreamDefinition(msgspec.Struct, array_like=True, frozen=True, kw_only=Tru
     retention_age_ms: int
     retention_bytes: int
 
+
+class StreamDefinition(_Stream, array_like=True, frozen=True, kw_only=True):
+    """What the configuration says of a stream; `key`, `ack`, `reply` and the rest as it has them.
+
+    `incarnation` is what the stream gets if it is new.
+    """
+
+    account: str = DEFAULT_ACCOUNT
+
     @classmethod
     def of(cls, stream: Stream, incarnation: bytes) -> "StreamDefinition":
         """What the file says of `stream`."""
@@ -43,7 +50,7 @@ class StreamDefinition(msgspec.Struct, array_like=True, frozen=True, kw_only=Tru
         return StreamState(revision=revision, **fields)
 
 
-class StreamState(StreamDefinition, array_like=True, frozen=True, kw_only=True):
+class StreamState(_Stream, array_like=True, frozen=True, kw_only=True):
     """A stream in force since `revision`.
 
     One that has left the configuration is `retired`: it takes no events, its history stays readable.
@@ -51,14 +58,19 @@ class StreamState(StreamDefinition, array_like=True, frozen=True, kw_only=True):
 
     revision: int
     retired: bool = False
+    account: str = DEFAULT_ACCOUNT
 
     @property
     def is_catch_all(self) -> bool:
         return self.subjects == (">",)
 
-    def takes(self, subject: str) -> bool:
-        """Whether an event on `subject` belongs to this stream, the catch-all's leftovers aside."""
-        return not self.retired and any(subjects.matches(pattern, subject) for pattern in self.subjects)
+    def takes(self, account: str, subject: str) -> bool:
+        """Whether an event of `account` on `subject` belongs to this stream, the catch-all's leftovers aside."""
+        return (
+            not self.retired
+            and self.account == account
+            and any(subjects.matches(pattern, subject) for pattern in self.subjects)
+        )
 
 
 def sequence_of(offset: int, partition: int, partitions: int) -> int:

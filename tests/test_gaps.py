@@ -63,19 +63,19 @@ def test_a_fetch_that_ends_before_a_gap_does_not_tell_of_it():
 
 def test_what_a_full_outbox_gave_up_stands_in_the_log_as_one_gap_in_its_place():
     answers: list[tuple[str, bytes]] = []
-    outbox, machine = Outbox("eu", lambda reply, answer: answers.append((reply, answer))), Machine()
+    outbox, machine = Outbox("eu", lambda account, reply, answer: answers.append((reply, answer))), Machine()
     stream, opened = _configured(machine)
     outbox.set_streams([stream])
     for number in range(4):  # fills what the stream may hold, and one event more
-        taken = outbox.publish("orders.a", "", b"", bytes(1000), 10, 5_000 + number)
+        taken = outbox.publish("$G", "orders.a", "", b"", bytes(1000), 10, 5_000 + number)
     assert taken == (False, False)
     for number in range(3):
-        assert outbox.publish("orders.a", "", b"", b"late", 10, 6_000 + number, gives_up=True) == (False, True)
-    assert outbox.publish("orders.a", "inbox", b"", b"asks", 10, 6_500, gives_up=True) == (True, True)
+        assert outbox.publish("$G", "orders.a", "", b"", b"late", 10, 6_000 + number, gives_up=True) == (False, True)
+    assert outbox.publish("$G", "orders.a", "inbox", b"", b"asks", 10, 6_500, gives_up=True) == (True, True)
     assert msgspec.json.decode(answers.pop()[1])["error"]["err_code"] == 10167
     outbox.link_up(opened)
     _carry(outbox, machine)
-    assert outbox.publish("orders.a", "", b"", b"after", 20, 7_000, gives_up=True) == (False, True)
+    assert outbox.publish("$G", "orders.a", "", b"", b"after", 20, 7_000, gives_up=True) == (False, True)
     _carry(outbox, machine)
     assert outbox.is_empty
     assert outbox.size_bytes == 0

@@ -263,7 +263,7 @@ def test_a_stream_that_did_not_change_keeps_its_revision_and_incarnation(machine
     assert machine.state.streams["orders"].state.incarnation == b"orders"
 
 
-@pytest.mark.parametrize(("field", "value"), [("partitions", 2), ("key", "token:2")])
+@pytest.mark.parametrize(("field", "value"), [("partitions", 2), ("key", "token:2"), ("account", "ACME")])
 def test_what_never_changes_in_place_refuses_the_whole_proposal(machine, field, value):
     before = machine.snapshot()
     found = configure(machine, 2, definition("orders", **{field: value}), definition("new"))

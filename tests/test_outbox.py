@@ -27,6 +27,7 @@ class Bench:
 
     def __init__(self, *streams: StreamState, is_up: bool = True) -> None:
         self.answers: dict[str, dict] = {}
+        self.accounts: dict[str, str] = {}  # that the answers went to
         self.now_ms = 10_000
         self.epoch = 0
         self.outbox = Outbox("eu", self.answer)
@@ -35,16 +36,25 @@ class Bench:
         if is_up:
             self.link_up()
 
-    def answer(self, reply: str, body: bytes) -> None:
+    def answer(self, account: str, reply: str, body: bytes) -> None:
         assert reply not in self.answers
         self.answers[reply] = json.loads(body)
+        self.accounts[reply] = account
 
     def publish(
-        self, payload: bytes, reply: str = "", subject: str = "orders.new", *, gives_up: bool = False, **headers: str
+        self,
+        payload: bytes,
+        reply: str = "",
+        subject: str = "orders.new",
+        *,
+        account: str = "$G",
+        gives_up: bool = False,
+        **headers: str,
     ) -> tuple[bool, bool]:
         block = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
         header_block = f"NATS/1.0\r\n{block}\r\n".encode() if headers else b""
-        return self.outbox.publish(subject, reply, header_block, payload, self.now_ms, WALL_MS, gives_up=gives_up)
+        event = subject, reply, header_block, payload
+        return self.outbox.publish(account, *event, self.now_ms, WALL_MS, gives_up=gives_up)
 
     def link_up(self, *reached: Reached) -> None:
         self.epoch += 1
@@ -532,6 +542,42 @@ def test_events_of_a_stream_that_is_gone_are_routed_anew():
     bench.appended(parcel.envelope, 0)
     assert bench.answers["r-a"]["stream"] == "events"
     assert bench.outbox.size_bytes == 0
+
+
+ACME_ORDERS = state("acme-orders", subjects=("orders.>",), account="ACME")
+ACME_EVENTS = state("events-ACME", subjects=(">",), account="ACME")
+
+
+def test_answers_go_to_the_account_that_the_event_came_from():
+    bench = Bench(ORDERS, ACME_ORDERS, state("acme-logged", account="ACME", ack="logged"))
+    bench.publish(b"a", "r-a")
+    bench.publish(b"b", "r-b", account="ACME")
+    bench.publish(b"c", "r-c", account="ACME", Nats_Expected_Stream="orders")
+    bench.publish(b"d", "r-d", "acme-logged.x", account="ACME")
+    assert bench.publish(b"e", "r-e", account="EMPTY") == (False, True)
+    for head, _ in bench.sent():
+        bench.appended(head, 0)
+    assert {reply: answer["stream"] for reply, answer in bench.answers.items() if "error" not in answer} == {
+        "r-a": "orders", "r-b": "acme-orders", "r-d": "acme-logged"
+    }  # fmt: skip
+    assert bench.errors() == {"r-c": 10060}
+    assert bench.accounts == {"r-a": "$G", "r-b": "ACME", "r-c": "ACME", "r-d": "ACME"}
+
+
+def test_what_is_routed_anew_stays_in_its_account():
+    bench = Bench(ORDERS, EVENTS, ACME_ORDERS, ACME_EVENTS)
+    ((head, _),) = [bench.publish(b"a", "r-a"), *bench.sent()][1:]
+    bench.publish(b"b", "r-b")
+    bench.outbox.set_streams((retired(ORDERS), EVENTS, ACME_ORDERS, ACME_EVENTS))
+    bench.publish(b"c", "r-c", account="ACME")  # does not wait behind what leaves another account
+    ((acme, payloads),) = bench.sent()
+    assert (acme.stream, payloads) == ("acme-orders", [b"c"])
+    bench.outbox.set_streams((retired(ORDERS), EVENTS, retired(ACME_ORDERS), ACME_EVENTS))
+    bench.refused(head, "STALE_CONFIG", "2")
+    bench.refused(acme, "STALE_CONFIG", "2")
+    assert sorted((head.stream, payloads) for head, payloads in bench.sent()) == [
+        ("events", [b"a", b"b"]), ("events-ACME", [b"c"])
+    ]  # fmt: skip
 
 
 def test_what_the_file_said_is_replaced_by_what_is_committed():

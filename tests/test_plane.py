@@ -343,6 +343,57 @@ def test_who_does_not_authenticate_in_time_is_told_and_closed() -> None:
     assert (known.session.closing, known.session.user) == (None, "u")
 
 
+# -- identity -------------------------------------------------------------------------------------------------------
+
+MEMBERS = (UserEntry("a", "p", account="A"), UserEntry("b", "p", account="B"), UserEntry("guest", account="A"))
+
+
+def login(user: str) -> bytes:
+    return b'CONNECT {"user":"%b","pass":"p","verbose":false}\r\n' % user.encode()
+
+
+def test_events_are_captured_with_the_account_of_their_publisher() -> None:
+    hooks = Hooks()
+    plane = make_plane(hooks, users=MEMBERS, accounts=("EMPTY",))
+    assert list(plane.accounts) == ["$G", "EMPTY", "A", "B"]
+    client = Client(plane, login("b"))
+    asked: set[tuple[str, str]] = set()
+    hooks.keeps = lambda account, subject: asked.add((account, subject)) or True  # type: ignore[func-returns-value]
+    client.send(b"PUB s 0\r\n\r\n")
+    assert asked == {("B", "s")}
+    assert client.session.account is plane.accounts["B"]
+
+
+def test_our_own_publish_stays_in_the_account_that_it_names() -> None:
+    plane = make_plane(users=MEMBERS)
+    a, b = Client(plane, login("a")), Client(plane, login("b"))
+    for client in (a, b):
+        client.send(b"SUB s 1\r\n")
+    assert [plane.publish("s", "", b"", b"x", account) for account in ("A", "B", "")] == [1, 1, 0]
+    assert (a.take(), b.take()) == (b"MSG s 1 1\r\nx\r\n",) * 2
+
+
+def test_a_client_that_says_anew_who_it_is_is_reported() -> None:
+    hooks = Hooks()
+    plane = make_plane(hooks, users=MEMBERS)
+    client = Client(plane, login("a"))
+    assert hooks.renewed == []
+    client.send(login("b"))
+    assert hooks.renewed == [client.session]
+
+
+def test_who_is_let_in_without_connect_has_time_as_long_as_it_says_nothing() -> None:
+    plane = make_plane(auth_timeout_ms=2_000, users=MEMBERS, no_auth_user="guest")
+    silent, plain, late = Client(plane, b""), Client(plane, b""), Client(plane, b"")
+    assert plain.send(b"SUB s 1\r\nPUB s 1\r\nx\r\n") == b"+OK\r\n+OK\r\nMSG s 1 1\r\nx\r\n"
+    assert (plain.session.user, plain.session.account.name) == ("guest", "A")
+    assert late.send(b"P") == b""
+    for now_ms in range(0, 2_500, 500):
+        plane.tick(now_ms)
+    assert silent.take() == b"-ERR 'Authentication Timeout'\r\n"
+    assert (plain.take(), plain.session.closing) == (b"", None)
+
+
 # -- passwords --------------------------------------------------------------------------------------------------------
 
 HASHED = UserEntry("h", "$2b$12$notcomputedhere", subscribe_allow=("a",))

@@ -1,6 +1,7 @@
 """Golden vectors of what travels: record batch, envelope, sink link, Raft command. Both directions meet them.
 
-In `fields`, byte strings stand as base64 and structures inside others as arrays, as on the wire.
+In `fields`, byte strings stand as base64 and structures inside others as arrays, as on the wire. `older` ones are read,
+and no longer written: what has come since has its default.
 """
 
 import json
@@ -65,7 +66,7 @@ def test_link(row, data):
     structure, tail = link.KINDS[row["kind"]], bytes.fromhex(row["tail"])
     assert structure.__name__ == row["name"]
     message = build(structure, row["fields"])
-    assert link.pack(message, tail) == data
+    assert row.get("older") or link.pack(message, tail) == data
     assert list(link.FrameReader().feed(data)) == [(message, tail)]
     size, version, kind, head_bytes = struct.unpack_from("<IBBI", data)
     assert (size, version, kind) == (len(data) - 4, 1, row["kind"])
@@ -90,5 +91,5 @@ def test_command(row, data):
     else:
         structure = getattr(commands, row["name"])
         body = build(structure, row["fields"])
-        assert commands.encode(row["kind"], row["time_ms"], body) == data
+        assert row.get("older") or commands.encode(row["kind"], row["time_ms"], body) == data
         assert msgspec.msgpack.decode(command.body, type=structure) == body

@@ -40,8 +40,8 @@ from protocol.streams import StreamState
 
 RETRY_PAUSE_MS = 200  # before a batch is tried again that was refused for a reason that time may mend
 
-Answer = Callable[[str, bytes], None]
-"""answer(reply subject, JSON)"""
+Answer = Callable[[str, str, bytes], None]
+"""answer(account, reply subject in it, JSON)"""
 
 
 class Counters:
@@ -75,6 +75,7 @@ class Outbox:
 
     def publish(
         self,
+        account: str,
         subject: str,
         reply: str,
         header_block: bytes,
@@ -91,7 +92,7 @@ class Outbox:
 
         `timestamp_ms` is the wall clock's, for the record; `now_ms`, here and elsewhere, a clock that never jumps.
         """
-        plan = self.routes.plan(subject, header_block)
+        plan = self.routes.plan(account, subject, header_block)
         if plan is None:
             return False, True
         stream = plan[0]
@@ -105,7 +106,7 @@ class Outbox:
         refusal = refusal or self._not_now(stream, wanted, now_ms)
         if refusal is not None:
             self.counters.refuse(refusal)
-            self._tell(wanted, publish.error_answer(stream.name, refusal))
+            self._tell(stream, wanted, publish.error_answer(stream.name, refusal))
             return bool(wanted), True
         if gives_up and not wanted and not self.has_room(stream):
             self._give_up(self._partition(*plan[::2]), now_ms, timestamp_ms)
@@ -129,7 +130,7 @@ class Outbox:
         """Where an event waits, and its key: behind the ones before it, if their stream is leaving."""
         for partition in self._leaving:
             stream = partition.stream
-            if any(subjects.matches(pattern, subject) for pattern in stream.subjects):
+            if stream.account == plan[0].account and any(subjects.matches(one, subject) for one in stream.subjects):
                 key, number = place(stream, subject, header_block)
                 if number == partition.number:
                     return partition, key
@@ -161,7 +162,7 @@ class Outbox:
     def _take(self, partition: PartitionOutbox, entry: Entry, wanted: str, stream: StreamState) -> None:
         self.counters.captured += 1
         if wanted and stream.ack == "logged" and not entry.headers.asks:
-            self._tell(wanted, publish.logged_ack(stream.name, self._zone, partition.number))
+            self._tell(stream, wanted, publish.logged_ack(stream.name, self._zone, partition.number))
         elif wanted:
             entry.wait(wanted, duplicate=False)
         self._put(partition, entry)
@@ -280,7 +281,7 @@ class Outbox:
                 self._move_gap(partition, entry)
                 continue
             subject, header_block = subjects.decode(entry.event.subject), entry.event.header_block
-            plan = self.routes.plan(subject, header_block)
+            plan = self.routes.plan(partition.stream.account, subject, header_block)
             refusal = publish.RETIRED if plan is None else _unfit_elsewhere(partition.stream, plan[0], entry)
             if refusal is not None:
                 self._refuse(partition, [entry], refusal)
@@ -366,7 +367,7 @@ class Outbox:
         stream = partition.stream
         for reply, follows in entry.replies:
             place = stream.name, self._zone, partition.number, stream.partitions, offset
-            self._tell(reply, publish.pub_ack(*place, duplicate=known or follows))
+            self._tell(stream, reply, publish.pub_ack(*place, duplicate=known or follows))
         self._forget(partition, entry)
 
     def _take_out_known(self, partition: PartitionOutbox, batch: Batch, known: Iterable[tuple[int, int]]) -> None:
@@ -396,16 +397,16 @@ class Outbox:
         for entry in entries:
             self.counters.refuse(refusal)
             for reply, _ in entry.replies:
-                self._tell(reply, publish.error_answer(partition.stream.name, refusal))
+                self._tell(partition.stream, reply, publish.error_answer(partition.stream.name, refusal))
             self._forget(partition, entry)
 
     def _forget(self, partition: PartitionOutbox, entry: Entry) -> None:
         partition.drop(entry)
         self._stream_bytes[partition.stream.incarnation] -= entry.held_bytes
 
-    def _tell(self, reply: str, answer: bytes) -> None:
+    def _tell(self, stream: StreamState, reply: str, answer: bytes) -> None:
         if reply:
-            self._answer(reply, answer)
+            self._answer(stream.account, reply, answer)
 
 
 def _unfit(stream: StreamState, entry: Entry) -> Refusal | None:

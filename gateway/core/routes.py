@@ -1,45 +1,63 @@
 """Which stream and partition an event belongs to, by the zone's committed streams.
 
-Named streams never overlap, so at most one of them takes a subject; what none takes goes to the catch-all, if there is
-one. The answer for a subject is kept until the streams change, in a bounded cache; only a key that stands in a header
-has to be looked up per event.
+A stream takes events of one account. Its named streams never overlap, so at most one of them takes a subject; what none
+takes goes to the account's catch-all, if there is one. The answer for a subject is kept until the streams change, in a
+cache that is bounded in entries and characters; only a key that stands in a header has to be looked up per event.
 """
 
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from protocol import subjects
-from protocol.limits import ROUTE_PLANS_MAX
+from protocol.limits import STREAM_PLAN_CHARACTERS_MAX, STREAM_PLANS_MAX
 from protocol.partitions import partition_of
 from protocol.streams import StreamState
 
+Plan: TypeAlias = tuple[StreamState, bytes, int]
+"""(stream, key, partition)"""
+
 
 class StreamRoutes:
-    """Subject → stream; subject and headers → key and partition."""
+    """Account and subject → stream; subject and headers → key and partition.
+
+    `by_name` has the streams in force, `accounts` the account of every stream, retired ones too.
+    """
 
     def __init__(self, streams: Iterable[StreamState] = ()) -> None:
-        active = [stream for stream in streams if not stream.retired]
+        every = tuple(streams)
+        active = [stream for stream in every if not stream.retired]
         self._named = [stream for stream in active if not stream.is_catch_all]
-        self._catch_all = next((stream for stream in active if stream.is_catch_all), None)
+        self._catch_alls = {stream.account: stream for stream in active if stream.is_catch_all}
         self.by_name = {stream.name: stream for stream in active}
-        self._plans: dict[str, tuple[StreamState, bytes, int] | None] = {}
+        self.accounts = {stream.name: stream.account for stream in every}
+        self._plans: dict[tuple[str, str], Plan | None] = {}
+        self._characters = 0
 
-    def plan(self, subject: str, header_block: bytes) -> tuple[StreamState, bytes, int] | None:
-        """(stream, key, partition) of an event, or None where no stream takes it."""
+    def plan(self, account: str, subject: str, header_block: bytes) -> Plan | None:
+        """Where an event goes, or None where no stream takes it."""
         try:
-            plan = self._plans[subject]
+            plan = self._plans[account, subject]
         except KeyError:
-            plan = self._make(subject)
+            plan = self._make(account, subject)
         if plan is None or not header_block or not plan[0].key.startswith("header:"):
             return plan
         return plan[0], *place(plan[0], subject, header_block)
 
-    def _make(self, subject: str) -> tuple[StreamState, bytes, int] | None:
-        if len(self._plans) >= ROUTE_PLANS_MAX:
-            self._plans.clear()
-        stream = next((stream for stream in self._named if stream.takes(subject)), self._catch_all)
+    def _make(self, account: str, subject: str) -> Plan | None:
+        stream = next((stream for stream in self._named if stream.takes(account, subject)), None)
+        stream = stream or self._catch_alls.get(account)
         plan = None if stream is None else (stream, *place(stream, subject, b""))
-        self._plans[subject] = plan
+        if len(subject) <= STREAM_PLAN_CHARACTERS_MAX:
+            self._keep((account, subject), plan)
         return plan
+
+    def _keep(self, key: tuple[str, str], plan: Plan | None) -> None:
+        characters = len(key[1])
+        if len(self._plans) >= STREAM_PLANS_MAX or self._characters + characters > STREAM_PLAN_CHARACTERS_MAX:
+            self._plans.clear()
+            self._characters = 0
+        self._plans[key] = plan
+        self._characters += characters
 
 
 def place(stream: StreamState, subject: str, header_block: bytes) -> tuple[bytes, int]:

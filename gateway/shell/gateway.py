@@ -89,7 +89,8 @@ class Gateway:
             self.link,
             self.zone,
             self.server.flush_history,
-            _may_read,
+            self._may_read,
+            lambda: self.outbox.routes.accounts,
             configuration.limits.max_pending_bytes,
         )
         self._waiting: dict[Session, tuple[StreamState, int]] = {}  # what for, since when
@@ -156,14 +157,15 @@ class Gateway:
     # -- what the plane asks for (gateway.core.plane.Hooks) -----------------------------------------------------------
 
     def keeps(self, account: str, subject: str) -> bool:
-        return self.link is not None and self.outbox.routes.plan(subject, b"") is not None
+        return self.link is not None and self.outbox.routes.plan(account, subject, b"") is not None
 
     def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
         """An event for the log, if a stream takes it; whether the log will answer it."""
         if self.link is None:
             return False
         times, gives_up = (monotonic_ms(), self._wall_ms()), session in self._given_up
-        answers, has_room = self.outbox.publish(subject, reply, header_block, payload, *times, gives_up=gives_up)
+        event = session.account.name, subject, reply, header_block, payload
+        answers, has_room = self.outbox.publish(*event, *times, gives_up=gives_up)
         if not has_room and session not in self._waiting:
             self._pause(session, subject)
         self._flush_outbox_soon()
@@ -179,11 +181,19 @@ class Gateway:
     def nonce(self) -> bytes:
         return secrets.token_bytes(NONCE_BYTES)
 
+    def session_renewed(self, session: Session) -> None:
+        self.history.session_ended(session)
+
     def session_closed(self, session: Session) -> None:
         self.closed.add(session, monotonic_ms())
         self._waiting.pop(session, None)
         self._given_up.pop(session, None)
-        self.history.session_closed(session)
+        self.history.session_ended(session)
+
+    def _may_read(self, session: Session, stream: str) -> bool:
+        allowed = session.entry.history if session.entry is not None else None
+        own = ("*", stream, f"*@{self.zone}", f"{stream}@{self.zone}")
+        return allowed is None or any(name in allowed for name in own)
 
     # -- the outbox ---------------------------------------------------------------------------------------------------
 
@@ -210,12 +220,12 @@ class Gateway:
         self._resume_waiting()
         self.server.flush()
 
-    def _answer(self, reply: str, answer: bytes) -> None:
+    def _answer(self, account: str, reply: str, answer: bytes) -> None:
         if reply.partition(".")[0] not in SYSTEM_TOKENS:  # nothing is ever delivered there
-            self.plane.publish(reply, "", b"", answer)
+            self.plane.publish(reply, "", b"", answer, account)
 
     def _pause(self, session: Session, subject: str) -> None:
-        plan = self.outbox.routes.plan(subject, b"")
+        plan = self.outbox.routes.plan(session.account.name, subject, b"")
         if plan is not None:
             self._waiting[session] = plan[0], monotonic_ms()
             self.plane.pause(session)
@@ -242,11 +252,6 @@ class Gateway:
             self._flush_outbox()
             self._resume_waiting()
             self.server.flush()
-
-
-def _may_read(session: Session, stream: str) -> bool:
-    allowed = session.entry.history if session.entry is not None else None
-    return allowed is None or stream in allowed
 
 
 def _options(configuration: config.Config, node: config.Gateway, version: str) -> PlaneOptions:

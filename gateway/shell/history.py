@@ -1,12 +1,13 @@
 """Serves `$LOG` to clients: pulls batches from the sink and shows their events, no faster than the reader takes them.
 
 A request is a task. The next chunk is pulled while less than a quarter of the connection's pending limit is queued, so
-a slow reader waits and is never cut for what it asked for; a reader that has gone, or has dropped its inbox, ends its
-task. Answers go only to a subscription of the connection that asked.
+a slow reader waits and is never cut for what it asked for; a reader that has gone, has dropped its inbox or says anew
+who it is ends its task. Answers go only to a subscription of the connection that asked. A user reads streams of its
+account alone; others are not there for it.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -37,13 +38,16 @@ class HistoryService:
         zone: str,
         flush: Callable[[Session], None],
         may_read: Callable[[Session, str], bool],
+        accounts: Callable[[], Mapping[str, str]],
         pending_bytes_max: int,
     ) -> None:
         """`may_read(session, stream)` is whether the user may read that log at all.
 
+        `accounts()` has the account of every stream, by name: streams of others are not there for a session.
         `flush(session)` sends what is queued for it, and lets it be slow to take that.
         """
         self._plane, self._sink, self._zone, self._flush, self._may_read = plane, sink, zone, flush, may_read
+        self._accounts = accounts
         self._queued_bytes_max = pending_bytes_max // FETCH_PENDING_PART
         self._tasks: dict[int, dict[asyncio.Task[None], str]] = {}  # of each session: task → reply subject
         self.requests = {"FETCH": 0, "OFFSETS": 0, "METADATA": 0, "other": 0}
@@ -77,7 +81,8 @@ class HistoryService:
                 del tasks[task]
                 task.cancel()
 
-    def session_closed(self, session: Session) -> None:
+    def session_ended(self, session: Session) -> None:
+        """Who asked in this session is gone, or may be somebody else from now on."""
         for task in self._tasks.pop(session.id, ()):
             task.cancel()
 
@@ -119,7 +124,17 @@ class HistoryService:
             raise LogError("UNKNOWN_STREAM", f"no log of zone {zone!r} is kept here; this zone is {self._zone!r}")
         if not self._may_read(session, stream):
             raise LogError("AUTHORIZATION_FAILED", f"this user may not read the history of {stream}")
+        self._check_account(session, stream, self._sink)
         return stream, self._sink
+
+    def _check_account(self, session: Session, stream: str, sink: SinkLink) -> None:
+        accounts, own = self._accounts(), session.account.name
+        if accounts.get(stream) == own:
+            return
+        if stream not in accounts and not sink.is_up:  # it may be new
+            raise LogError("LEADER_NOT_AVAILABLE", f"no sink of zone {self._zone} is reachable: {sink.last_error}")
+        known = ", ".join(sorted(name for name, account in accounts.items() if account == own)) or "none"
+        raise LogError("UNKNOWN_STREAM", f"no stream {stream!r}; streams are {known}")
 
     # -- $LOG.FETCH ---------------------------------------------------------------------------------------------------
 
@@ -212,7 +227,7 @@ class HistoryService:
         rows = [
             _stream_row(state, self._zone, described, partitions)
             for state, partitions in described.streams
-            if self._may_read(session, state.name)
+            if state.account == session.account.name and self._may_read(session, state.name)
         ]
         return {"zone": self._zone, "streams": rows}
 

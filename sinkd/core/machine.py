@@ -184,7 +184,7 @@ class Machine:
         return [
             f"streams.{definition.name}.{field}: the log was made with {there!r}, the proposal says {proposed!r}; "
             f"this never changes in place: make a stream of another name"
-            for field in ("partitions", "key")
+            for field in ("partitions", "key", "account")
             if (there := getattr(present.state, field)) != (proposed := getattr(definition, field))
         ]
 

@@ -102,7 +102,7 @@ class Audit:
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
-    def answered(self, reply: str, body: bytes) -> None:
+    def answered(self, account: str, reply: str, body: bytes) -> None:
         publish, answer = self._by_reply[reply], json.loads(body)
         self._is(not publish.answers, f"a second answer {answer} to {publish}")
         publish.answers.append(answer)

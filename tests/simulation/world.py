@@ -242,13 +242,13 @@ class SimulatedGateway:
         self.world.audit.published(publish)
         given_up = self.outbox.counters.given_up
         answers, has_room = self.outbox.publish(
-            publish.subject, publish.reply, publish.header_block, publish.payload, self.world.now_ms,
+            "$G", publish.subject, publish.reply, publish.header_block, publish.payload, self.world.now_ms,
             publish.timestamp_ms, gives_up=gives_up,
         )  # fmt: skip
         publish.will_be_answered, publish.had_room = answers, has_room
         publish.is_given_up = self.outbox.counters.given_up > given_up
         if not has_room:
-            self.paused[publish.connection] = self.outbox.routes.plan(publish.subject, b"")[0]
+            self.paused[publish.connection] = self.outbox.routes.plan("$G", publish.subject, b"")[0]
 
     def may_publish(self, connection: int) -> bool:
         stream = self.paused.get(connection)

@@ -25,6 +25,7 @@ class Hooks:
     answers: bool = False
     captured: list[tuple[str, str, bytes, bytes]] = field(default_factory=list)
     served: list[tuple[str, str, bytes, bytes]] = field(default_factory=list)
+    renewed: list[Session] = field(default_factory=list)
     closed: list[Session] = field(default_factory=list)
 
     def keeps(self, account: str, subject: str) -> bool:
@@ -39,6 +40,9 @@ class Hooks:
 
     def nonce(self) -> bytes:
         return b"nonce-bytes"
+
+    def session_renewed(self, session: Session) -> None:
+        self.renewed.append(session)
 
     def session_closed(self, session: Session) -> None:
         self.closed.append(session)
