@@ -1,7 +1,8 @@
 """Runs a gateway, a sink, or one of each in one process (`mesh up`), until a signal or a failure ends them.
 
 SIGINT and SIGTERM drain: no more is taken from clients, what was taken goes into the log, files are closed in order. A
-second signal ends the process at once; what was acknowledged is safe all the same.
+second signal ends the process at once; what was acknowledged is safe all the same. SIGUSR2 makes a gateway part with
+its clients slowly (`gateway.shell.lame_duck`) and then drains.
 """
 
 import asyncio
@@ -61,6 +62,7 @@ class Node:
                 pages |= self._pages.by_path()
             self.monitor = Monitor(bind.host, bind.port, self.health, registry, pages)
             registry.register(MonitorMetrics(self.monitor))
+        self.retiring: asyncio.Task[None] | None = None  # lame duck mode
         self.clients: tuple[str, int] | None = None
         self.monitored: tuple[str, int] | None = None
 
@@ -84,6 +86,9 @@ class Node:
 
     async def stop(self) -> None:
         """Gateway first, so that what it holds still reaches the sink."""
+        if self.retiring is not None:
+            self.retiring.cancel()
+            await asyncio.gather(self.retiring, return_exceptions=True)
         self._not_serving = "stopping"
         if self.gateway is not None:
             await self.gateway.stop(drain=self.sink is None or not self.sink.failed.done())
@@ -228,6 +233,7 @@ async def _serve(make: Callable[[], Node], started: Callable[[Node], None]) -> i
     node = make()
     try:
         await node.start()
+        loop.add_signal_handler(signal.SIGUSR2, _on_retire, node, stopping)
         started(node)
         return await _until_over(node, stopping)
     finally:
@@ -239,6 +245,15 @@ def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, stopping
     stopping.set()
     for each in (signal.SIGINT, signal.SIGTERM):
         loop.remove_signal_handler(each)  # the next one ends the process at once
+
+
+def _on_retire(node: Node, stopping: asyncio.Event) -> None:
+    log.info("retiring", signal=signal.SIGUSR2.name)
+    if node.gateway is None:
+        log.warning("retiring_ignored", reason="a sink has no clients to part with; SIGTERM stops it")
+    elif node.retiring is None:
+        node.retiring = asyncio.ensure_future(node.gateway.retire())
+        node.retiring.add_done_callback(lambda done: stopping.set())
 
 
 async def _until_over(node: Node, stopping: asyncio.Event) -> int:

@@ -21,6 +21,7 @@ AUTH_TIMEOUT_MS: Final = 2_000
 TLS_TIMEOUT_MS: Final = 2_000  # for the handshake of a client
 LAME_DUCK_DURATION_MS: Final = 120_000  # a gateway that retires takes so long to part with its clients
 LAME_DUCK_DURATION_MS_MIN: Final = 30_000
+LAME_DUCK_PAUSE_MS_MAX: Final = 1_000  # between two of them, however few they are
 LAME_DUCK_GRACE_PERIOD_MS: Final = 10_000  # before it begins to
 SUBJECT_TOKENS_MAX: Final = 1_024  # of a subscription; deeper ones only cost memory
 ROUTE_PLANS_MAX: Final = 131_072  # cached subjects of one account and set of permissions

@@ -22,6 +22,7 @@ from gateway.core.nats_values import Moment
 from gateway.core.outbox import Outbox
 from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Session
+from gateway.shell import lame_duck
 from gateway.shell.history import HistoryService
 from gateway.shell.link import Dial, SinkLink
 from gateway.shell.server import ClientServer
@@ -118,6 +119,16 @@ class Gateway:
         """Until the link to the sink is open for the first time."""
         if self.link is not None:
             await self.link.opened.wait()
+
+    async def retire(self) -> None:
+        """Lame duck mode: returns when the last client has gone; `stop` is due then."""
+        limits = self.configuration.limits
+        await lame_duck.retire(
+            self.server,
+            duration_ms=limits.lame_duck_duration_ms,
+            grace_period_ms=limits.lame_duck_grace_period_ms,
+            choose=random.uniform,
+        )
 
     async def stop(self, *, drain: bool = True) -> None:
         """Takes no more from clients, sends what the outbox holds (a sink that is away may come back), and closes.

@@ -34,7 +34,8 @@ log = structlog.get_logger()
 class ClientServer:
     """Listens on `host`:`port` (0: any free one) for `plane`; `now_ms` is the clock of all its timers.
 
-    With `tls` the plane must have been made with the options of INFO that fit (`tls_required`, ...).
+    With `tls` the plane must have been made with the options of INFO that fit (`tls_required`, ...). With `shares_port`
+    other processes of this user may listen there too: each new connection is one's of them.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ClientServer:
         now_ms: Callable[[], int],
         write_deadline_ms: int = WRITE_DEADLINE_MS,
         tls: ClientTls | None = None,
+        shares_port: bool = False,
     ) -> None:
         self.plane = plane
         self.now_ms = now_ms
@@ -55,7 +57,7 @@ class ClientServer:
             :PLAIN_BYTES
         ]  # what TLS has decrypted
         self._tls = tls
-        self._host, self._port = host, port
+        self._host, self._port, self._shares_port = host, port, shares_port
         self._write_deadline_ms = write_deadline_ms
         self._server: asyncio.Server | None = None
         self._connections: dict[int, Connection] = {}
@@ -70,7 +72,8 @@ class ClientServer:
     async def start(self) -> tuple[str, int]:
         """Accept clients; the address that is listened on. OSError when it cannot be had."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connection, self._host, self._port, backlog=CLIENT_BACKLOG)
+        address, shared = (self._host, self._port), self._shares_port or None
+        self._server = await loop.create_server(self._connection, *address, backlog=CLIENT_BACKLOG, reuse_port=shared)
         host, port = self._server.sockets[0].getsockname()[:2]
         self.plane.listening(port)
         self._ticking = loop.create_task(self._tick())
@@ -79,11 +82,26 @@ class ClientServer:
     def _connection(self) -> Connection:
         return Connection(self) if self._tls is None else TlsConnection(self, self._tls)
 
+    def stop_accepting(self) -> None:
+        """Take no more connections; those that there are go on."""
+        if self._server is not None:
+            self._server.close()
+
+    def clients(self) -> list[Session]:
+        """All that are connected, peers aside."""
+        return [connection.session for connection in self._connections.values() if not connection.session.peer]
+
+    async def wait_until_empty(self, wait_ms: int) -> bool:
+        """Whether the last client has gone within `wait_ms`."""
+        deadline_ms = self.now_ms() + wait_ms
+        while self.clients() and self.now_ms() < deadline_ms:  # noqa: ASYNC110  not the last connection: peers stay
+            await asyncio.sleep(min(CLIENT_TICK_MS, wait_ms) / 1_000)
+        return not self.clients()
+
     def stop_reading(self) -> None:
         """Take no more connections and no more bytes; what is under way still goes out."""
         self.is_reading = False
-        if self._server is not None:
-            self._server.close()
+        self.stop_accepting()
         for connection in list(self._connections.values()):
             connection.look_at_reading()
 
