@@ -13,10 +13,13 @@ from pathlib import Path
 
 import nats
 import pytest
+from support import natsconf
 from support.natsserver import BINARY
 from support.processes import until
 
-from mesh import nats_server
+from mesh import nats_config_identity, nats_config_options, nats_server, nats_server_flags
+from mesh.nats_config_reader import Tree
+from mesh.nats_config_values import Findings, Handlers, each_key
 
 GATEWAY = Path(sys.executable).parent / "gateway"
 _LINE = re.compile(r"\[\d+\] \d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6} \[(INF|WRN|ERR|DBG|FTL)\] .+")
@@ -225,3 +228,31 @@ async def test_a_process_that_is_gone_is_named(capsys: pytest.CaptureFixture[str
 
     assert nats_server.main(["-sl", f"term={process.pid}"]) == 1
     assert capsys.readouterr().err == f'nats-server: \nsignal "term" {process.pid}: no such process\n'
+
+
+# -- the document -----------------------------------------------------------------------------------------------------
+
+
+EVERY_MAP = """
+authorization { users [ {user: a, password: b, permissions { publish { allow: x }, allow_responses { max: 1 } } } ] }
+accounts { A {} }
+tls { cert_file: c }
+"""
+
+
+def test_the_document_names_every_key_and_every_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: set[str] = set()
+
+    def recording(tree: Tree, handlers: Handlers, findings: Findings) -> None:
+        keys.update(handlers)
+        each_key(tree, handlers, findings)
+
+    for module in (nats_config_options, nats_config_identity):
+        monkeypatch.setattr(module, "each_key", recording)
+    natsconf.options(EVERY_MAP)
+    document = (Path(__file__).parent.parent / "docs/nats-server.md").read_text()
+    named = set(re.findall(r"`-{0,2}([A-Za-z_]+)`", document))
+
+    assert len(keys) > 140
+    assert keys - named == set()
+    assert set(nats_server_flags.FLAGS) - named == set()
