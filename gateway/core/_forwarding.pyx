@@ -510,7 +510,7 @@ cdef class Plans:
     cdef keep(self, Plan plan):
         if self.size_bytes + plan.size_bytes > _PLAN_BYTES_MAX:
             self._drop_all()
-        if self.count > (self.sets * WAYS) // 4 * 3 and self.sets < _SETS_MAX:
+        if self.count > (self.sets * WAYS) // 4 * 3 and self.sets * 2 <= _SETS_MAX:
             self._grow()
         Py_INCREF(plan)
         self._place(plan)
@@ -533,11 +533,11 @@ cdef class Plans:
     cdef _grow(self):
         cdef PyObject** old = self.slots
         cdef Py_ssize_t i, before = self.sets * WAYS
-        cdef PyObject** grown = <PyObject**>calloc(before * 4, sizeof(PyObject*))
+        cdef PyObject** grown = <PyObject**>calloc(before * 2, sizeof(PyObject*))
         if grown == NULL:
             raise MemoryError
         self.slots = grown
-        self.sets *= 4
+        self.sets *= 2
         self.count = 0
         for i in range(before):
             if old[i] != NULL:
