@@ -77,17 +77,31 @@ FRAMES = (
     b"UNSUB \r\nPING\r\n", b"UNSUB 1 2 3\r\n", b"PING\r\n", b"ping\n", b"PINGxyz\r\nPONG\r\n", b"PONG\r\n", b"+OK\r\n", b"INFO {}\r\n",
     b"INFO x\r\n", b"-ERR 'x'\r\n", b"HELLO\r\n", b"\r\n", b" PING\r\n", VERBOSE, PEDANTIC, b"CONNECT {\r\n", b"CONNECT\r\n{}\r\n",
 )  # fmt: skip
-CONNECTS = {"plain": CONNECT, "verbose": VERBOSE, "pedantic": PEDANTIC, "without echo": SILENT, "bare": BARE, "none": b""}
+CONNECTS = {
+    "plain": CONNECT,
+    "verbose": VERBOSE,
+    "pedantic": PEDANTIC,
+    "without echo": SILENT,
+    "bare": BARE,
+    "none": b"",
+}
 AROUND = b"SUB a 1\r\nSUB a.* q 2\r\nSUB > 3\r\n"
 BEHIND = b"PUB a 1\r\n!\r\nPING\r\n"
 
 
 @pytest.mark.parametrize("connect", CONNECTS)
 def test_every_split_of_every_frame(connect: str) -> None:
-    before: list[Step] = [("connect",), ("connect",), ("send", 0, CONNECTS[connect] + AROUND), ("send", 1, CONNECT + AROUND)]
+    before: list[Step] = [
+        ("connect",),
+        ("connect",),
+        ("send", 0, CONNECTS[connect] + AROUND),
+        ("send", 1, CONNECT + AROUND),
+    ]
     for frame in FRAMES:
         for parts in _splits(frame) if connect == "plain" else _cuts(frame):
-            run_on_both("nothing set", [*before, *(("send", 0, part) for part in parts), ("send", 0, BEHIND), ("resume", 0)])
+            run_on_both(
+                "nothing set", [*before, *(("send", 0, part) for part in parts), ("send", 0, BEHIND), ("resume", 0)]
+            )
 
 
 @pytest.mark.parametrize("each", ENGINES, ids=lambda each: each.name)
@@ -120,8 +134,7 @@ def _outputs(each: engine.Engine, parts: list[bytes]) -> list[object]:
         side.send(0, part)
     side.resume(0)
     outputs = [session.take() for session in side.sessions]
-    for session in side.sessions:
-        side.plane.disconnect(session)
+    side.end()
     return [*outputs, side.log]
 
 
@@ -129,5 +142,8 @@ def _outputs(each: engine.Engine, parts: list[bytes]) -> list[object]:
 def test_many_messages_in_one_read(setting: str) -> None:
     traffic = Traffic(random.Random(setting).randrange)
     traffic.setting = setting
-    steps = [*traffic.opening(), *(("send", number, b"".join(traffic.frame() for _ in range(300))) for number in (0, 1, 2))]
+    steps = [
+        *traffic.opening(),
+        *(("send", number, b"".join(traffic.frame() for _ in range(300))) for number in (0, 1, 2)),
+    ]
     run_on_both(traffic.setting, steps)

@@ -14,7 +14,13 @@ from pathlib import Path
 
 from protocol import limits
 
-SMALL_LIMITS = {"ROUTE_PLANS_MAX": 64, "ROUTE_PLAN_BYTES_MAX": 2_000, "TURN_BYTES_MAX": 3_000, "TURN_EVENT_BYTES": 300}
+SMALL_LIMITS = {
+    "ROUTE_PLANS_MAX": 64,
+    "ROUTE_PLAN_BYTES_MAX": 2_000,
+    "TURN_BYTES_MAX": 3_000,
+    "TURN_EVENT_BYTES": 300,
+    "DROP_AT_ONCE_MAX": 1,
+}
 """So small that every script meets them."""
 
 
@@ -58,8 +64,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="support.fuzz", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs=2, default=(0, 1_000), metavar=("FIRST", "LAST"))
     parser.add_argument("--steps", type=int, default=60, help="of each script")
-    parser.add_argument("--small-limits", action="store_true", help="caches and turns so small that each script meets them")
-    parser.add_argument("--extension", type=Path, help="a build of the compiled forwarder to use instead of the installed one")
+    parser.add_argument(
+        "--small-limits", action="store_true", help="caches and turns so small that each script meets them"
+    )
+    parser.add_argument(
+        "--extension", type=Path, help="a build of the compiled forwarder to use instead of the installed one"
+    )
     given = parser.parse_args(arguments)
     if given.small_limits:
         use_small_limits()

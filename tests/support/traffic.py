@@ -14,7 +14,11 @@ from gateway.core.identity import UserEntry
 Step = tuple[Any, ...]
 T = TypeVar("T")
 
-ACCOUNT_USERS = (UserEntry("a", "b", account="ONE"), UserEntry("w", "b", account="TWO"), UserEntry("q", "b", account="ONE"))
+ACCOUNT_USERS = (
+    UserEntry("a", "b", account="ONE"),
+    UserEntry("w", "b", account="TWO"),
+    UserEntry("q", "b", account="ONE"),
+)
 SETTINGS: dict[str, dict[str, Any]] = {
     "nothing set": {},
     "little pending": {"max_pending_bytes": 1_000},
@@ -55,7 +59,13 @@ WRONG = (b"-ERR 'x'\r\n",
 FLAGS = (b"verbose", b"pedantic", b"echo", b"headers", b"no_responders")
 ACCOUNTS = (b"$G", b"ONE", b"ONE", b"TWO", b"NEW")
 NAMED = (b"", b"", b"+ r q", b"| q", b"| q other", b"+ _INBOX.1 workers q", b"r", b"|", b"+", b"| nobody")
-WRONG_FOR_PEERS = (b"RMSG $G a\r\n", b"RS+ $G\r\n", b"HRMSG $G a 5 4\r\nabcd\r\n", b'CONNECT {"version":9,"name":"x"}\r\n', b"PUB a 0\r\n")
+WRONG_FOR_PEERS = (
+    b"RMSG $G a\r\n",
+    b"RS+ $G\r\n",
+    b"HRMSG $G a 5 4\r\nabcd\r\n",
+    b'CONNECT {"version":9,"name":"x"}\r\n',
+    b"PUB a 0\r\n",
+)
 NOISE = (b"\r", b"\n", b" ", b"\t", b"\0", b"0", b"\xff", b".", b">", b"\r\n", b"PUB ")
 
 
@@ -78,12 +88,12 @@ class Traffic:
 
     def step(self) -> Step:
         number = self._choose(CONNECTIONS + self._peers)
-        kind = self._choose(40)
+        kind = self._choose(41)
         if kind < 27:
             return "talk", number, self._chunk(number)
         happenings: tuple[Callable[[int], Step], ...] = (
             self._drain, self._drain, self._drain, self._pause, self._resume, self._verified, self._verified, self._unsent_bytes,
-            self._publish_own, self._deliver_own, self._reconnect, self._tick, self._look,
+            self._publish_own, self._deliver_own, self._reconnect, self._tick, self._look, self._drop_some,
         )  # fmt: skip
         return happenings[kind - 27](number)
 
@@ -207,6 +217,9 @@ class Traffic:
 
     def _tick(self, number: int) -> Step:
         return "tick", self._one((1, 1_000, 5_000, 70_000))
+
+    def _drop_some(self, number: int) -> Step:
+        return ("drop_some",)
 
     def _look(self, number: int) -> Step:
         return "look", self._one(SUBJECTS)

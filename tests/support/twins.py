@@ -61,6 +61,9 @@ class Side:
         if reply:
             self.plane.deliver(session, reply, "served", "", header_block, payload)
 
+    def session_renewed(self, session: Session) -> None:
+        self.log.append(("renewed", session.id))
+
     def session_closed(self, session: Session) -> None:
         self.log.append(("closed", session.id))
 
@@ -144,6 +147,12 @@ class Side:
         self.now_ms += passed_ms
         self.plane.tick(self.now_ms)
 
+    def drop_some(self) -> bool:
+        """What is left of closed sessions with many subscriptions, turn by turn."""
+        if self.plane.has_leavings:
+            self.plane.drop_some()
+        return self.plane.has_leavings
+
     def look(self, subject: bytes) -> list[Any]:
         """Who is subscribed, in order, and who has interest."""
         text = subjects.decode(subject)
@@ -161,6 +170,13 @@ class Side:
             session.stall_ms = 0
         dirty = sorted(session.id for session in self.plane.take_dirty())
         return [dirty, verifications, stalls, *(session.take() for session in self.sessions)]
+
+    def end(self) -> None:
+        """All are gone: nothing of them may be left in memory."""
+        for session in self.sessions:
+            self.plane.disconnect(session)
+        while self.drop_some():
+            pass
 
     def state(self) -> dict[str, Any]:
         accounts = self.plane.accounts
@@ -219,5 +235,4 @@ def run_on_both(setting: str, steps: Iterable[Step]) -> None:
             before, after = reference.state(), compiled.state()
             assert after == before, f"after {step}: {list(_differences(before, after))}"
     finally:
-        for session in compiled.sessions:
-            compiled.plane.disconnect(session)
+        compiled.end()
