@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import nats
+import nkeys
 import pytest
 from nats.aio.client import Client
 from support.natsraw import RawClient
@@ -34,6 +35,9 @@ user = "acme"
 password = "x"
 account = "ACME"
 [[users]]
+nkey = "{nkey}"
+account = "ACME"
+[[users]]
 user = "reader"
 password = "x"
 account = "ACME"
@@ -44,12 +48,16 @@ password = "x"
 account = "ACME"
 permissions.history = "events-ACME"
 """
+SEED = nkeys.encode_seed(bytes(range(32)), nkeys.PREFIX_BYTE_USER)
+PAIR = nkeys.from_seed(SEED)
 Connect = Callable[[str], Awaitable[Client]]
 
 
 @pytest.fixture
 async def node(tmp_path) -> AsyncIterator[daemon.Node]:
-    node = daemon._embedded(config.parse(FILE.format(data=json.dumps(str(tmp_path / "data"))), "mesh.toml"))
+    node = daemon._embedded(
+        config.parse(FILE.format(data=json.dumps(str(tmp_path / "data")), nkey=PAIR.public_key.decode()), "mesh.toml")
+    )
     await node.start()
     yield node
     await node.stop()
@@ -80,6 +88,13 @@ async def test_the_same_subject_goes_into_the_stream_of_the_publishers_account(c
     assert [(ack["stream"], ack["offset"]) for ack in acks] == [("acme-orders", 0), ("acme-orders", 1)]
     catch_all = await acme.request("other", b"x", timeout=5, headers={"Nats-Msg-Id": "1"})
     assert json.loads(catch_all.data)["stream"] == "events-ACME"
+
+
+async def test_a_client_with_an_nkey_is_in_its_account(node, connect, tmp_path):
+    (tmp_path / "seed").write_bytes(SEED)
+    client = await nats.connect(f"nats://127.0.0.1:{node.clients[1]}", nkeys_seed=str(tmp_path / "seed"))
+    assert (await ask(client, "orders.a", 1))["stream"] == "acme-orders"
+    await client.close()
 
 
 async def test_an_answer_is_not_heard_in_another_account(connect):
@@ -139,7 +154,7 @@ def login(user: str) -> bytes:
 
 
 async def test_accounts_work_where_nothing_is_kept(tmp_path):
-    text = FILE.format(data=json.dumps(str(tmp_path))).replace(
+    text = FILE.format(data=json.dumps(str(tmp_path)), nkey=PAIR.public_key.decode()).replace(
         'name = "acme"', 'name = "acme"\nmode = "delivery-fabric"', 1
     )
     node = daemon._embedded(config.parse(text, "mesh.toml"))
