@@ -43,7 +43,7 @@ def join(side: Side, sent: bytes = CONNECT) -> Session:
 
 
 def small_limits(each: Engine, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
-    """Entries and bytes that plans may take. The reference is slow and gets smaller ones; the other has them built in."""
+    """Entries and bytes that plans may take. The reference is slow, so it gets smaller ones."""
     if each is engine.REFERENCE:
         monkeypatch.setattr(forwarding, "ROUTE_PLANS_MAX", 500)
         monkeypatch.setattr(forwarding, "ROUTE_PLAN_BYTES_MAX", 80_000)
@@ -110,7 +110,7 @@ def test_no_message_goes_by_a_plan_of_before(side: Side) -> None:
 
 
 def test_a_plan_that_could_not_be_made_is_not_used(each: Engine) -> None:
-    """Whoever decides what is kept raises while a plan is made: it must not stand for the receivers of another subject."""
+    """Whoever decides what is kept raises while a plan is made: it must not be used for another subject."""
     side = Side(each)
     keeps, armed = side.keeps, [False]
 

@@ -7,9 +7,8 @@ can be pasted into a test as it is printed. All chance comes from `choose(n)`, w
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from support.scripts import BARE, CONNECT, PEDANTIC, SILENT, USERS, VERBOSE, login
-
 from gateway.core.identity import UserEntry
+from support.scripts import BARE, CONNECT, PEDANTIC, SILENT, USERS, VERBOSE, login
 
 Step = tuple[Any, ...]
 T = TypeVar("T")
@@ -37,12 +36,15 @@ CONNECTIONS = 4
 PEERS = 2  # behind them, where a setting has peers
 SUBJECTS = (
     b"a", b"a", b"a.b", b"a.b", b"a.b.c", b"b", b"b.a", b"foo", b"foo.x", b"service", b"w.open.x", b"w.secret.x",
-    b"a..b", b".a", b"a.", b".", b"*", b">", b"a.*", b"*a", b"a>", b"a.>.b", b"\xff.b", b"\xc3\xa9", b"a\x00b", b"a\x7fb",
+    b"a..b", b".a", b"a.", b".", b"*", b">", b"a.*", b"*a", b"a>", b"a.>.b", b"\xff.b", b"\xc3\xa9", b"a\x00b",
+    b"a\x7fb",
     b"_INBOX.1", b"_INBOX.2", b"$SYS.x", b"$LOG.FETCH", b"$LOG", b"$other", b"kept", b"kept.a", b"long." + b"x" * 60,
-    b"act.pause", b"act.close", b"act.publish", b"act.deliver", b"act.raise", b"act.watch", b"act.routes", b"act.answer",
+    b"act.pause", b"act.close", b"act.publish", b"act.deliver", b"act.raise", b"act.watch", b"act.routes",
+    b"act.answer",
 )  # fmt: skip
 PATTERNS = (
-    b"a", b"a", b"a.b", b"a.*", b"a.*", b"*.b", b"*", b">", b">", b"a.>", b"*.*", b"a.*.c", b"*.b.*", b"b", b"foo", b"foo.*",
+    b"a", b"a", b"a.b", b"a.*", b"a.*", b"*.b", b"*", b">", b">", b"a.>", b"*.*", b"a.*.c", b"*.b.*", b"b", b"foo",
+    b"foo.*",
     b"w.>", b"_INBOX.*", b"_INBOX.1", b"$SYS.>", b"kept", b"act.*", b"q.1", b"lost.>", b"service", b"answer",
     b"a..b", b".a", b"a.", b"a.>.b", b">.a", b"a>", b"*a", b"\xff.*", b"a\x01b", b"long." + b"x" * 60,
 )  # fmt: skip
@@ -54,8 +56,10 @@ PAYLOADS = (b"", b"", b"hi", b"hi", b"PUB a 0\r\n\r\n", b"\r\n", b"\r", b"x" * 3
 SIZES = (b"-1", b"x", b"99999999", b"9999999999", b"1e3", b"", b"1048577")
 LINES = (b"PING\r\n", b"PING\r\n", b"ping\n", b"PINGxyz\r\n", b"PONG\r\n", b"+OK\r\n", b"INFO {}\r\n")
 WRONG = (b"-ERR 'x'\r\n",
-         b"PUB a\r\n", b"PUB \r\n", b"PUB \n\r\n", b"SUB a\r\n", b"SUB \n\n", b"UNSUB \r\n", b"HELLO\r\n", b"\r\n", b" PING\r\n",
-         b"PUB" + b" " * 70 + b"a 0\r\n\r\n", b"SUB " + b"a" * 120 + b" 1\r\n", b"RS+ $G a\r\n", b"CONNECT\r\n")  # fmt: skip
+         b"PUB a\r\n", b"PUB \r\n", b"PUB \n\r\n", b"SUB a\r\n", b"SUB \n\n", b"UNSUB \r\n", b"HELLO\r\n", b"\r\n",
+         b" PING\r\n",
+         b"PUB" + b" " * 70 + b"a 0\r\n\r\n", b"SUB " + b"a" * 120 + b" 1\r\n", b"RS+ $G a\r\n",
+         b"CONNECT\r\n")  # fmt: skip
 FLAGS = (b"verbose", b"pedantic", b"echo", b"headers", b"no_responders")
 ACCOUNTS = (b"$G", b"ONE", b"ONE", b"TWO", b"NEW")
 NAMED = (b"", b"", b"+ r q", b"| q", b"| q other", b"+ _INBOX.1 workers q", b"r", b"|", b"+", b"| nobody")
@@ -92,7 +96,8 @@ class Traffic:
         if kind < 27:
             return "talk", number, self._chunk(number)
         happenings: tuple[Callable[[int], Step], ...] = (
-            self._drain, self._drain, self._drain, self._pause, self._resume, self._verified, self._verified, self._unsent_bytes,
+            self._drain, self._drain, self._drain, self._pause, self._resume, self._verified, self._verified,
+            self._unsent_bytes,
             self._publish_own, self._deliver_own, self._reconnect, self._tick, self._look, self._drop_some,
         )  # fmt: skip
         return happenings[kind - 27](number)
@@ -103,7 +108,7 @@ class Traffic:
     # -- what clients send --------------------------------------------------------------------------------------------
 
     def _chunk(self, number: int) -> bytes:
-        """What connection `number` sends next: the rest of something begun, or something new, cut in up to four parts."""
+        """What connection `number` sends next: the rest of something begun, or something new, in up to four parts."""
         if not self._unsent.get(number):
             frame = self.frame if number < CONNECTIONS else self._peer_frame
             text = b"".join(frame() for _ in range(1 + self._choose(6)))

@@ -4,14 +4,13 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from support.scripts import CONNECT
-from support.traffic import SETTINGS, Step
-
 from gateway.core import engine
 from gateway.core.engine import Engine
 from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Closed, Session, Subscription
 from protocol import subjects
+from support.scripts import CONNECT
+from support.traffic import SETTINGS, Step
 
 _DETAIL_OF_ITS_CUTS = "line begins with"  # names as much of the line as happens to be there
 
@@ -204,7 +203,8 @@ def _state(session: Session) -> list[Any]:
         for sid, each in session.subscriptions.items()
     ]
     return [
-        session.id, session.closing, detail, session.flushes, session.connected, session.info_sent, session.user, session.entry,
+        session.id, session.closing, detail, session.flushes, session.connected, session.info_sent, session.user,
+        session.entry,
         session.paused, session.dirty, session.stall_ms, session.verifying, session.options, session.queued_bytes,
         session.account.name, session.peer, session.interest_mark,
         session.unsent_bytes, session.in_msgs, session.in_bytes, session.out_msgs, session.out_bytes,
