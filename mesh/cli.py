@@ -218,6 +218,11 @@ def _node_options(command: Command) -> Command:
     return config(node(_log_options(command)))
 
 
+def _worker(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    return int(number), int(count)
+
+
 _ADDRESS: Final = _Parsed("HOST:PORT", lambda text: str(Address.parse(text)))
 
 
@@ -282,13 +287,28 @@ def up(context: click.Context, /, streams: tuple[tuple[str, tuple[str, ...]], ..
 @cli.command()
 @_global_options(on_group=False)
 @_node_options
+@click.option("--worker", hidden=True, type=_Parsed("worker", _worker), help="Of a supervisor: N/COUNT.")
+@click.option("--run-dir", hidden=True, help="Of a supervisor: where the sockets are.")
 @click.pass_context
-def gateway(context: click.Context, config: str, node: str, log_level: str, log_format: str) -> None:
+def gateway(
+    context: click.Context,
+    config: str,
+    node: str,
+    log_level: str,
+    log_format: str,
+    worker: tuple[int, int] | None,
+    run_dir: str | None,
+) -> None:
     """Run one gateway of a configured mesh."""
     from mesh import daemon, logs
 
-    logs.configure(log_level, log_format)
-    context.exit(_daemon(lambda: daemon.run_gateway(config, node)))
+    if worker is None or run_dir is None:
+        logs.configure(log_level, log_format)
+        context.exit(_daemon(lambda: daemon.run_gateway(config, node)))
+    from mesh import worker_process
+
+    logs.configure(log_level, log_format, worker=worker[0])
+    context.exit(worker_process.run(node, *worker, run_dir))
 
 
 @cli.command()

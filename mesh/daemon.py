@@ -7,6 +7,7 @@ its clients slowly (`gateway.shell.lame_duck`) and then drains.
 
 import asyncio
 import contextlib
+import io
 import json
 import shutil
 import signal
@@ -20,7 +21,7 @@ import uvloop
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from gateway.core.nats_values import Page
-from gateway.shell.gateway import Gateway
+from gateway.shell.gateway import Gateway, new_server_id
 from gateway.shell.link import Dial
 from mesh import logs
 from mesh.availability import not_available
@@ -29,6 +30,7 @@ from mesh.monitor import Maker, Monitor
 from mesh.pages import GatewayPages, ProcessUsage
 from mesh.query import Query
 from mesh.settings import UpOptions, program_version
+from mesh.worker_folder import Orders
 from protocol import config
 from protocol.errors import ConfigError, DataError
 from sinkd.shell.sink import Sink
@@ -43,14 +45,15 @@ class Node:
     The monitor is there first and goes last, so that who probes it hears why there is no service yet, or no longer.
     """
 
-    def __init__(self, gateway: Gateway | None, sink: Sink | None) -> None:
+    def __init__(self, gateway: Gateway | None, sink: Sink | None, *, monitor_path: str = "") -> None:
+        """With `monitor_path` the pages are shown on that socket, to a supervisor that merges those of several."""
         self.gateway, self.sink = gateway, sink
         registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self._registry = registry
         self._usage = ProcessUsage()
-        self._pages = GatewayPages(gateway) if gateway is not None else None
+        self._pages = GatewayPages(gateway, merges=bool(monitor_path)) if gateway is not None else None
         self._not_serving: str | None = "starting"
         self.monitor: Monitor | None = None
         self._monitor_address: config.Address | None = None
@@ -60,7 +63,7 @@ class Node:
             pages: dict[str, Maker] = {"/varz": self.varz}
             if self._pages is not None:
                 pages |= self._pages.by_path()
-            self.monitor = Monitor(bind.host, bind.port, self.health, registry, pages)
+            self.monitor = Monitor(bind.host, bind.port, self.health, registry, pages, path=monitor_path)
             registry.register(MonitorMetrics(self.monitor))
         self.retiring: asyncio.Task[None] | None = None  # lame duck mode
         self.clients: tuple[str, int] | None = None
@@ -148,19 +151,30 @@ def run_up(options: UpOptions) -> int:
 
 def run_gateway(file: str, node: str) -> int:
     """`gateway --config FILE --node NODE`."""
-    configuration = _load(file)
+    content = Path(file).read_bytes()
+    configuration = load(file, content)
     gateway = configuration.gateway(node)
+    if gateway.workers > 1:
+        return _run_workers(gateway, Orders(file, content, new_server_id(), gateway.client.port))
 
     def make() -> Node:
-        dial = _dial_sink(configuration, gateway)
-        return Node(Gateway(configuration, node, dial, VERSION), None)
+        return Node(Gateway(configuration, node, dial_sink(configuration, gateway), VERSION), None)
 
     return _run(make, lambda running: _print_node("gateway", node, client=running.clients, monitor=running.monitored))
 
 
+def _run_workers(gateway: config.Gateway, orders: Orders) -> int:
+    from mesh import workers
+
+    def started(running: workers.Supervisor) -> None:
+        _print_node("gateway", gateway.name, client=running.clients, monitor=running.monitored)
+
+    return workers.run(gateway, orders, started)
+
+
 def run_sinkd(file: str, node: str) -> int:
     """`sinkd --config FILE --node NODE`."""
-    configuration = _load(file)
+    configuration = load(file, Path(file).read_bytes())
     return _run(
         lambda: Node(None, Sink(configuration, node)),
         lambda running: _print_node(
@@ -182,8 +196,10 @@ def run_configured(
     return _run(make, started)
 
 
-def _load(file: str) -> config.Config:
-    configuration = config.parse(Path(file).read_text("utf-8", "surrogateescape"), file)
+def load(file: str, content: bytes) -> config.Config:
+    """The configuration in `content`, which is that of `file`. ConfigError: it is wrong, or not available yet."""
+    text = io.TextIOWrapper(io.BytesIO(content), "utf-8", "surrogateescape").read()
+    configuration = config.parse(text, file)
     problems = [f"{file}: {problem}" for problem in not_available(configuration)]
     if problems:
         raise ConfigError(problems)
@@ -204,7 +220,7 @@ def _embedded(configuration: config.Config) -> Node:
     return Node(Gateway(configuration, "gw1", dial, VERSION), sink)
 
 
-def _dial_sink(configuration: config.Config, gateway: config.Gateway) -> Dial | None:
+def dial_sink(configuration: config.Config, gateway: config.Gateway) -> Dial | None:
     """How to reach the sink of the gateway's zone, or of the zone that keeps its events."""
     if configuration.mode_of(gateway.name) == "delivery-fabric":
         return None
@@ -233,7 +249,7 @@ async def _serve(make: Callable[[], Node], started: Callable[[Node], None]) -> i
     node = make()
     try:
         await node.start()
-        loop.add_signal_handler(signal.SIGUSR2, _on_retire, node, stopping)
+        loop.add_signal_handler(signal.SIGUSR2, on_retire, node, stopping)
         started(node)
         return await _until_over(node, stopping)
     finally:
@@ -247,7 +263,8 @@ def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, stopping
         loop.remove_signal_handler(each)  # the next one ends the process at once
 
 
-def _on_retire(node: Node, stopping: asyncio.Event) -> None:
+def on_retire(node: Node, stopping: asyncio.Event) -> None:
+    """Begin to part with clients; `stopping` is set when they are gone."""
     log.info("retiring", signal=signal.SIGUSR2.name)
     if node.gateway is None:
         log.warning("retiring_ignored", reason="a sink has no clients to part with; SIGTERM stops it")

@@ -6,13 +6,17 @@ import sys
 import structlog
 
 
-def configure(level: str, form: str) -> None:
-    """`level` is one of LOG_LEVELS, `form` one of LOG_FORMATS (`mesh.settings`). Call once, before anything logs."""
+def configure(level: str, form: str, **always: int | str) -> None:
+    """`level` is one of LOG_LEVELS, `form` one of LOG_FORMATS (`mesh.settings`). Call once, before anything logs.
+
+    `always` stands in every line.
+    """
     renderer: structlog.types.Processor = structlog.processors.JSONRenderer()
     if form == "text":
         renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     structlog.configure(
         processors=[
+            lambda logger, method, event: {**always, **event},
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             renderer,

@@ -7,17 +7,17 @@
 
 It knows neither gateway nor sink, so one serves a process that runs either or both. The callables run in the event loop
 for every request and only read state; a page that takes long takes turns, and one page is made at a time. Names, shapes
-and refusals are nats-server's, so its exporters and dashboards work; like it (since 2.10) there is no JSONP: `callback`
-is ignored.
+and refusals are nats-server's, so its exporters and dashboards work; like it there is no JSONP: `callback`
+is ignored. A supervisor of several workers has to ask them first: what it hands over may be awaited.
 
 Source: nats-server `server/monitor.go` (HandleRoot, HandleHealthz, ResponseHandler).
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from html import escape
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -29,7 +29,8 @@ from mesh.query import Query
 from protocol.limits import MONITOR_INDENTED_BYTES_MAX
 
 STOP_GRACE_S = 1.0  # for requests under way
-Maker = Callable[[Query], Page | Building]
+A = TypeVar("A")
+Maker = Callable[[Query], Page | Building | Awaitable[Page]]
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 _ALIASES: Final = {"/subscriptionsz": "/subsz"}
@@ -37,21 +38,27 @@ _SCOPES: Final = ("js-enabled", "js-enabled-only", "js-server-only", "js-meta-on
 _EVERYBODY: Final = {"Access-Control-Allow-Origin": "*"}
 
 
-class Monitor:
-    """Listens on `host`:`port` (0: any free one). `healthz` says what is wrong, or None; `pages` are made by path.
+class Unavailable(Exception):
+    """Nobody is there who could make the page; the text says why."""
 
-    `requests` counts those for each page.
+
+class Monitor:
+    """Listens on `host`:`port` (0: any free one), or on a socket named `path` instead.
+
+    `healthz` says what is wrong, or None; `pages` are made by path. `requests` counts those for each page.
     """
 
     def __init__(
         self,
         host: str,
         port: int,
-        healthz: Callable[[], str | None],
-        registry: CollectorRegistry,
+        healthz: Callable[[], str | Awaitable[str | None] | None],
+        registry: CollectorRegistry | Callable[[], Awaitable[CollectorRegistry]],
         pages: Mapping[str, Maker],
+        *,
+        path: str = "",
     ) -> None:
-        self._host, self._port = host, port
+        self._host, self._port, self._path = host, port, path
         self._healthz = healthz
         self._registry = registry
         self._pages = dict(pages)
@@ -60,7 +67,7 @@ class Monitor:
         self.requests: Counter[str] = Counter()
 
     async def start(self) -> tuple[str, int]:
-        """Serve; the address that is listened on. OSError when it cannot be had."""
+        """Serve; the address that is listened on ("" and 0 for a path). OSError when it cannot be had."""
         application = web.Application()
         handlers: dict[str, Handler] = {"/": self._index, "/healthz": self._health, "/metrics": self._metrics}
         handlers |= {path: self._show(path, maker) for path, maker in self._pages.items()}
@@ -71,12 +78,13 @@ class Monitor:
         runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=STOP_GRACE_S)
         await runner.setup()
         self._runner = runner
+        site = web.UnixSite(runner, self._path) if self._path else web.TCPSite(runner, self._host, self._port)
         try:
-            await web.TCPSite(runner, self._host, self._port).start()
+            await site.start()
         except OSError:
             await self.stop()
             raise
-        host, port = runner.addresses[0][:2]
+        host, port = ("", 0) if self._path else runner.addresses[0][:2]
         return host, port
 
     async def stop(self) -> None:
@@ -93,9 +101,11 @@ class Monitor:
             try:
                 async with self._making:
                     made = maker(Query(request.query))
-                    page = made if isinstance(made, dict) else await _in_turns(made)
+                    page = await (_in_turns(made) if isinstance(made, Generator) else _awaited(made))
             except BadQuery as refusal:
                 return web.Response(status=400, text=str(refusal))
+            except Unavailable as reason:
+                return web.Response(status=503, text=str(reason))
             return _json(page)
 
         return show
@@ -111,7 +121,7 @@ class Monitor:
         misfit = _misfit(query)
         if misfit is not None:
             return _unhealthy(400, "error", misfit, "BAD_REQUEST", details)
-        problem = self._healthz()
+        problem = await _awaited(self._healthz())
         if problem is not None:
             return _unhealthy(503, "unavailable", problem, "JETSTREAM", details)
         return _json({"status": "ok"}, indents=False)
@@ -119,7 +129,8 @@ class Monitor:
     async def _metrics(self, request: web.Request) -> web.Response:
         self.requests["/metrics"] += 1
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+        registry = await self._registry() if callable(self._registry) else self._registry
+        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
 
     async def _index(self, request: web.Request) -> web.Response:
         self.requests["/"] += 1
@@ -127,6 +138,10 @@ class Monitor:
         links = "".join(f'<li><a href=".{escape(path)}">{escape(path)}</a></li>' for path in paths)
         page = f'<!DOCTYPE html><html lang="en"><title>Event Mesh</title><h1>Event Mesh</h1><ul>{links}</ul></html>'
         return web.Response(text=page, content_type="text/html")
+
+
+async def _awaited(value: A | Awaitable[A]) -> A:
+    return await value if isinstance(value, Awaitable) else value
 
 
 async def _in_turns(building: Building) -> Page:

@@ -51,10 +51,13 @@ def _cores() -> int:
 
 
 class GatewayPages:
-    """The pages that show `gateway`. `varz` is its part of a page that others add to."""
+    """The pages that show `gateway`. `varz` is its part of a page that others add to.
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
+    `merges`: they go to the supervisor of several workers, who makes one of all.
+    """
+
+    def __init__(self, gateway: Gateway, *, merges: bool = False) -> None:
+        self._gateway, self._merges = gateway, merges
 
     def by_path(self) -> dict[str, Maker]:
         """All but `/varz`."""
@@ -93,6 +96,7 @@ class GatewayPages:
             sort=query.text("sort"),
             user=query.text("user"),
             account=query.text("acc"),
+            merges=self._merges,
         )
         return connz(self._gateway.plane, self._gateway.closed, options, self._gateway.moment())
 

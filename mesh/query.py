@@ -28,6 +28,10 @@ class Query:
     def __init__(self, values: Mapping[str, str]) -> None:
         self._values = values
 
+    def changed(self, **values: int) -> dict[str, str]:
+        """The parameters, to be handed on with other `values`."""
+        return {**self._values, **{name: str(value) for name, value in values.items()}}
+
     def text(self, name: str) -> str:
         return self._values.get(name, "")
 

@@ -53,7 +53,6 @@ def test_a_plain_mesh_of_one_gateway_and_one_sink_is_available():
         ({"more": SECOND_GATEWAY}, "zones.eu.gateways: links between gateways are not available"),
         ({"more": SECOND_SINK}, "zones.eu.sinks: groups of several sinks are not available"),
         ({"more": "[zones.eu]\ngroups = 2"}, "zones.eu.groups: several groups are not available"),
-        ({"gateway": "workers = 2"}, "zones.eu.gateways.gw1.workers: several workers are not available"),
         ({"gateway": 'spool = "spool"'}, "zones.eu.gateways.gw1.spool: the spool is not available"),
         ({"sink": 'fsync = "interval"'}, "zones.eu.sinks.sink1.fsync: 'interval' is not available"),
         (
@@ -74,7 +73,7 @@ def test_what_is_not_available_is_named(parts, refusal):
 @pytest.mark.parametrize(("command", "node"), [("gateway", "gw1"), ("sinkd", "sink1")])
 def test_a_node_says_all_of_it_and_does_not_start(tmp_path, command, node):
     file = tmp_path / "mesh.toml"
-    file.write_text(text(gateway="workers = 2", sink='fsync = "interval"'))
+    file.write_text(text(gateway='spool = "spool"', sink='fsync = "interval"'))
     folder = Path(sys.executable).parent
 
     def run(*arguments):
@@ -90,7 +89,7 @@ def test_a_node_says_all_of_it_and_does_not_start(tmp_path, command, node):
     assert run("mesh", "check", "mesh.toml").returncode == 0
     ended = run(command, "--config", "mesh.toml", "--node", node)
     assert ended.returncode == 1
-    assert "mesh.toml: zones.eu.gateways.gw1.workers: several workers" in ended.stderr
+    assert "mesh.toml: zones.eu.gateways.gw1.spool: the spool" in ended.stderr
     assert "mesh.toml: zones.eu.sinks.sink1.fsync: 'interval'" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "data").exists()

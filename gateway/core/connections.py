@@ -63,7 +63,10 @@ class Connection(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 @dataclass(frozen=True)
 class ConnzOptions:
-    """What is asked of `/connz`. `auth`: show users and accounts. `id` 0: all of them."""
+    """What is asked of `/connz`. `auth`: show users and accounts. `id` 0: all of them.
+
+    `merges`: the page will be merged with those of other workers; the first `limit`, with what they were sorted by.
+    """
 
     sort: str = ""
     auth: bool = False
@@ -75,6 +78,7 @@ class ConnzOptions:
     state: State = "open"
     user: str = ""
     account: str = ""
+    merges: bool = False
 
 
 class ClosedConnections:
@@ -98,7 +102,7 @@ _unpack = msgspec.msgpack.Decoder(Connection).decode
 
 _SORTS: Final = {  # by which column, and whether the largest comes first
     "cid": ("id", False),
-    "start": ("id", False),
+    "start": ("started_ms", False),
     "subs": ("subscriptions", True),
     "pending": ("pending_bytes", True),
     "msgs_to": ("out_msgs", True),
@@ -123,12 +127,14 @@ def connz(plane: Plane, closed: ClosedConnections, options: ConnzOptions, moment
     if sort in _ONLY_CLOSED and options.state != "closed":
         raise BadQuery(f"sort by {sort} only valid on closed connections")
     window = Window.of(options.offset, 1 if options.id else options.limit)
+    if options.merges:
+        window = Window(0, options.limit)
     total, found = yield from _find(plane, closed, options)
     _sort(found, sort, moment.now_ms)
     shown = yield from paced(window.of_list(found), lambda connection: _describe(connection, options, moment))
     if options.subscriptions or options.detail:
         yield from _add_subscriptions(plane, shown, options.detail)
-    return {
+    page: Page = {
         "server_id": plane.options.server_id,
         "now": moment.today(),
         "num_connections": len(shown),
@@ -137,6 +143,17 @@ def connz(plane: Plane, closed: ClosedConnections, options: ConnzOptions, moment
         "limit": window.limit,
         "connections": shown,
     }
+    if options.merges:
+        keys = [_sort_key(each, sort, moment.now_ms) for each in window.of_list(found)]
+        page |= {"keys": keys, "largest_first": _SORTS[sort][1]}
+    return page
+
+
+def _sort_key(connection: Connection, sort: str, now_ms: int) -> tuple[int | str, int]:
+    """By these the connections of several workers are in the order that `_sort` has for those of one."""
+    if sort == "uptime":
+        return connection.lived_ms(now_ms), -connection.id
+    return getattr(connection, _SORTS[sort][0]), connection.id
 
 
 def _sort(connections: list[Connection], sort: str, now_ms: int) -> None:

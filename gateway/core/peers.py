@@ -34,6 +34,11 @@ class Peers:
         self._confirmed: dict[Session, int] = {}
         self._held: list[_Held] = []
 
+    @property
+    def agreed(self) -> int:
+        """How many peers have confirmed what they were told first; what they want was said before that."""
+        return sum(mark >= 0 for mark in self._confirmed.values())
+
     def add(self, peer: Session) -> None:
         """A link is up: the peer is told everything. A link of the same name that still stands is given up by it."""
         self.sessions[peer.peer] = peer

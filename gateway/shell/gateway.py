@@ -25,6 +25,7 @@ from gateway.core.session import Session
 from gateway.shell import lame_duck
 from gateway.shell.history import HistoryService
 from gateway.shell.link import Dial, SinkLink
+from gateway.shell.peers import ALONE, PeerLinks, Worker
 from gateway.shell.server import ClientServer
 from gateway.shell.tls import ClientTls
 from protocol import config, link
@@ -56,21 +57,24 @@ class Gateway:
         version: str,
         *,
         wall_ms: Callable[[], int] = wall_clock_ms,
+        worker: Worker = ALONE,
     ) -> None:
         self.configuration = configuration
         self.node = configuration.gateway(node)
         self.zone, mesh = self.node.zone, configuration.mesh.name
         self._wall_ms = wall_ms
-        self.plane = Plane(_options(configuration, self.node, version), self, random.randrange)
+        self.plane = Plane(_options(configuration, self.node, version, worker), self, random.randrange)
         bind = self.node.bind(self.node.client)
         self.server = ClientServer(
             self.plane,
             host=bind.host,
-            port=bind.port,
+            port=worker.client_port or bind.port,
+            shares_port=worker.count > 1,
             now_ms=monotonic_ms,
             write_deadline_ms=configuration.limits.write_deadline_ms,
             tls=ClientTls(configuration.tls_clients) if configuration.tls_clients is not None else None,
         )
+        self.peers = PeerLinks(self.server, worker, random.random) if worker.count > 1 else None
         self.outbox = Outbox(self.zone, self._answer)
         self.link: SinkLink | None = None
         self.plane.routes_changed(keeps_events=dial is not None)
@@ -80,7 +84,7 @@ class Gateway:
             self.link = SinkLink(
                 dial,
                 hello,
-                lambda: link.Open(node, 0, secrets.token_bytes(16)),
+                lambda: link.Open(node, worker.number, secrets.token_bytes(16)),
                 self.outbox,
                 monotonic_ms,
                 self._sink_spoke,
@@ -113,6 +117,8 @@ class Gateway:
         if self.link is not None:
             self._tasks.append(loop.create_task(self.link.run()))
         self._tasks.append(loop.create_task(self._tick()))
+        if self.peers is not None:
+            await self.peers.start()
         return await self.server.start()
 
     async def linked(self) -> None:
@@ -143,7 +149,11 @@ class Gateway:
         if not self.outbox.is_empty:
             log.warning("outbox_abandoned", bytes=self.outbox.size_bytes)
         await self.history.close()
+        if self.peers is not None:
+            await self.peers.finish()
         await self.server.stop()
+        if self.peers is not None:
+            await self.peers.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -152,6 +162,8 @@ class Gateway:
         """What is wrong, or None."""
         if self.link is not None and not self.link.is_up:
             return f"no sink of zone {self.zone} is reachable: {self.link.last_error}"
+        if self.peers is not None and self.peers.missing:
+            return f"no link to workers {self.peers.missing}"
         return None
 
     def moment(self) -> Moment:
@@ -265,10 +277,15 @@ class Gateway:
             self.server.flush()
 
 
-def _options(configuration: config.Config, node: config.Gateway, version: str) -> PlaneOptions:
+def new_server_id() -> str:
+    """A name that no other gateway has, and this one only until it ends."""
+    return f"M{secrets.token_hex(16).upper()}"
+
+
+def _options(configuration: config.Config, node: config.Gateway, version: str, worker: Worker) -> PlaneOptions:
     limits, tls = configuration.limits, configuration.tls_clients
     return PlaneOptions(
-        server_id=f"M{secrets.token_hex(16).upper()}",
+        server_id=worker.server_id or new_server_id(),
         server_name=node.name,
         server_version=version,
         host=node.client.host,
@@ -288,6 +305,8 @@ def _options(configuration: config.Config, node: config.Gateway, version: str) -
         accounts=configuration.accounts,
         no_auth_user=configuration.mesh.no_auth_user or "",
         maps_certificates=configuration.tls_clients is not None and configuration.tls_clients.map,
+        first_id=worker.number + 1,
+        id_step=worker.count,
     )
 
 

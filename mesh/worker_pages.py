@@ -1,0 +1,67 @@
+"""How the pages of several workers become one page of one gateway: by values alone.
+
+Counters are added up, lists are merged in the order that each already has. What describes the gateway is the same with
+every worker, and taken from the one that has been up for longest.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from gateway.core.nats_values import Page, Window
+
+_VARZ_SUMS: Final = (
+    *("mem", "cpu", "connections", "total_connections", "subscriptions"),
+    *("in_msgs", "in_bytes", "out_msgs", "out_bytes"),
+    *("in_client_msgs", "in_client_bytes", "out_client_msgs", "out_client_bytes"),
+    *("slow_consumers", "stale_connections", "stalled_clients", "slow_consumer_stats", "stale_connection_stats"),
+)
+_SUBSZ_SUMS: Final = ("num_subscriptions", "num_cache", "num_inserts", "num_removes", "total")
+_ACCOUNT_SUMS: Final = ("client_connections", "subscriptions", "sublist_stats")
+
+
+def varz(pages: Sequence[Page]) -> Page:
+    """`/varz` of all workers, in the order of their numbers; at least one."""
+    oldest = min(pages, key=lambda page: str(page["start"]))
+    return oldest | _sums(pages, _VARZ_SUMS)
+
+
+def connz(pages: Sequence[Page], window: Window) -> Page:
+    """`/connz` of the `window` of all connections; each page has the first of its own, up to the window's end."""
+    keyed = [pair for page in pages for pair in zip(page["keys"], page["connections"], strict=True)]
+    keyed.sort(key=lambda pair: pair[0], reverse=pages[0]["largest_first"])
+    shown = window.of_list([connection for _, connection in keyed])
+    merged = {name: value for name, value in pages[0].items() if name not in ("keys", "largest_first")}
+    return merged | {
+        "num_connections": len(shown),
+        "total": sum(page["total"] for page in pages),
+        "offset": window.offset,
+        "limit": window.limit,
+        "connections": shown,
+    }
+
+
+def subsz(pages: Sequence[Page], window: Window) -> Page:
+    """`/subsz`; each page has its part of the window, and they follow each other."""
+    shown = [subscription for page in pages for subscription in page.get("subscriptions_list", ())]
+    merged = {name: value for name, value in pages[0].items() if name != "subscriptions_list"}
+    merged |= _sums(pages, _SUBSZ_SUMS) | {"offset": window.offset, "limit": window.limit}
+    return merged | ({"subscriptions_list": shown} if shown else {})
+
+
+def accountz(pages: Sequence[Page]) -> Page:
+    """`/accountz`: the names, or what there is to say of one account."""
+    details = [page["account_detail"] for page in pages if "account_detail" in page]
+    if not details:
+        return pages[0]
+    return pages[0] | {"account_detail": details[0] | _sums(details, _ACCOUNT_SUMS)}
+
+
+def _sums(pages: Sequence[Page], names: Sequence[str]) -> Page:
+    return {name: _sum([page[name] for page in pages if name in page]) for name in names if name in pages[0]}
+
+
+def _sum(values: list[Any]) -> Any:
+    """Numbers are added up, tables value by value."""
+    if not isinstance(values[0], dict):
+        return round(sum(values), 1) if isinstance(values[0], float) else sum(values)
+    return {name: _sum([value[name] for value in values]) for name in values[0]}
