@@ -22,7 +22,8 @@ import msgspec
 from gateway.core.encryption import Encryption
 from gateway.core.nats_values import BadQuery, Building, Moment, Page, Window, duration, go_duration, paced, readable
 from gateway.core.plane import Plane
-from gateway.core.session import DEFAULT_ACCOUNT, NEVER_MS, Session, Subscription
+from gateway.core.session import NEVER_MS, Session, Subscription
+from protocol.accounts import DEFAULT_ACCOUNT
 from protocol.limits import MONITOR_CLOSED_CHARACTERS_MAX, MONITOR_CLOSED_MAX, MONITOR_LIST_MAX
 
 State = Literal["open", "closed", "any"]

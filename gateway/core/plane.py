@@ -28,8 +28,9 @@ from gateway.core.forwarding import Kind
 from gateway.core.identity import AnswerableReplies, Credentials, Directory, UserEntry, Verification
 from gateway.core.liveness import Due, Liveness
 from gateway.core.peers import Peers
-from gateway.core.session import DEFAULT_ACCOUNT, NEVER_MS, Account, Closed, Session, Subscription, Watch
+from gateway.core.session import NEVER_MS, Account, Closed, Session, Subscription, Watch
 from protocol import headers, nats, routes, subjects
+from protocol.accounts import DEFAULT_ACCOUNT
 from protocol.errors import FrameError
 from protocol.limits import (
     AUTH_TIMEOUT_MS,

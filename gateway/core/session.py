@@ -17,8 +17,6 @@ from gateway.core.sublist import Sublist
 from protocol import nats
 
 NEVER_MS = -1
-DEFAULT_ACCOUNT = "$G"
-"""The account of everybody where no others are configured; nats-server's name for it."""
 
 
 class Closed(StrEnum):
