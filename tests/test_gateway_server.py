@@ -247,11 +247,12 @@ async def _count_turns_of_big_reads(turns: list[int]) -> None:
     async with serve() as served:
         receive = served.plane.receive
 
-        def slowly(session: Session, data: bytes, now_ms: int) -> None:
-            receive(session, data, now_ms)
-            if len(data) >= READ_BYTES:
+        def slowly(session: Session, data: bytes, now_ms: int) -> bool:
+            has_more = receive(session, data, now_ms)
+            if has_more or len(data) >= READ_BYTES:
                 turns.append(turn)
                 time.sleep(0.01)  # the client is faster
+            return has_more
 
         served.plane.receive = slowly  # type: ignore[method-assign]
         message = b"PUB a 1000\r\n%b\r\n" % bytes(1000)

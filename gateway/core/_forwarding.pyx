@@ -35,6 +35,23 @@ from protocol.limits import ROUTE_PLAN_BYTES_MAX, ROUTE_PLANS_MAX, TURN_BYTES_MA
 cdef extern from "Python.h":
     int _PyBytes_Resize(PyObject** bytes, Py_ssize_t newsize) except -1
 
+cdef extern from *:
+    """
+    #if defined(__GLIBC__)
+    #include <malloc.h>
+    static void keep_large_blocks(void) {
+        mallopt(M_MMAP_THRESHOLD, 16 << 20);
+        mallopt(M_TRIM_THRESHOLD, 64 << 20);
+    }
+    #else
+    static void keep_large_blocks(void) {}
+    #endif
+    """
+    void keep_large_blocks()
+
+# Output of more than 128 KiB would be mapped anew for every write, and half of all time would go into page faults.
+keep_large_blocks()
+
 COMPILED = True
 
 cdef object _Publish = nats.Publish

@@ -18,6 +18,8 @@ part of what waits the deadline rests, since a reader of the log may be as slow 
 """
 
 import asyncio
+import contextlib
+import socket
 from typing import TYPE_CHECKING, cast
 
 import structlog
@@ -74,6 +76,7 @@ class Connection(asyncio.BufferedProtocol):
         peer = self.transport.get_extra_info("peername") or ("", 0)
         self.session = self._plane.connect(str(peer[0]), int(peer[1]), self._server.now_ms())
         self.session.measure_unsent = self.transport.get_write_buffer_size
+        unpace(self.transport)
         self._server.opened(self)
         log.debug("connection_opened", connection=self.session.id, ip=peer[0], port=peer[1])
         if not self._server.is_reading:
@@ -220,3 +223,19 @@ class Connection(asyncio.BufferedProtocol):
             log.info("tls_handshake_failed", **facts)
         else:
             log.debug("connection_closed", **facts)
+
+
+def unpace(transport: asyncio.Transport) -> None:
+    """Takes BBR from a connection that does not leave this machine.
+
+    BBR spreads what is sent over the round trip that it measures, by timers; within one machine there is no queue to be
+    kept short by that, and it halves the throughput. Where another algorithm is in use, or none can be set, nothing
+    changes.
+    """
+    local, remote = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+    if not isinstance(local, tuple) or not isinstance(remote, tuple) or local[0] != remote[0]:
+        return
+    client = transport.get_extra_info("socket")
+    with contextlib.suppress(OSError, AttributeError):  # systems without TCP_CONGESTION have no BBR either
+        if client.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).startswith(b"bbr"):
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
