@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run install install-test test check format lint types rooms pytest simulate bench lock clean
+.PHONY: run install install-test test check format lint types rooms pytest simulate fuzz bench lock clean
 .DEFAULT_GOAL := run
 
 run: install
@@ -62,6 +62,18 @@ simulate: install-test
 BENCH ?= --write docs/performance.md
 bench: install-test
 	$(BIN)/python -m bench $(BENCH)
+
+# The compiled forwarder on a build with sanitizers: random scripts on it and on its reference, then the tests of both.
+# A script that fails is printed with its seed: `make fuzz FIRST=<seed> SCRIPTS=1`.
+SCRIPTS ?= 20000
+FIRST ?= 0
+FUZZ ?= 5
+ON_BOTH := tests/test_forwarding.py tests/test_sublist.py tests/test_plane.py tests/test_twins.py
+fuzz: export PYTHONPATH := tests
+fuzz: install-test
+	$(BIN)/python -m support.fuzz --sanitize --seeds $(FIRST) $$(($(FIRST) + $(SCRIPTS)))
+	$(BIN)/python -m support.fuzz --sanitize --seeds $(FIRST) $$(($(FIRST) + $(SCRIPTS))) --small-limits
+	FUZZ=$(FUZZ) $(BIN)/python -m support.fuzz --sanitize $(ON_BOTH)
 
 clean:
 	rm -rf .venv build *.egg-info */*.so */*/*.so .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*

@@ -6,11 +6,15 @@ The limits and the extension are read when the gateway is imported, so this modu
 import argparse
 import importlib.util
 import random
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from importlib.machinery import ExtensionFileLoader
 from pathlib import Path
+
+import pytest
 
 from protocol import limits
 
@@ -60,21 +64,37 @@ def fuzz(first: int, last: int, steps_max: int) -> int:
     return failed
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def _again_with_sanitizers(arguments: Sequence[str]) -> int:
+    from support import sanitizers
+
+    if missing := sanitizers.missing():
+        print(missing)
+        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        extension = sanitizers.build(Path(folder))
+        command = [sys.executable, "-m", "support.fuzz", *arguments, "--extension", str(extension)]
+        return subprocess.run(command, env=sanitizers.environment(), check=False).returncode
+
+
+def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="support.fuzz", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs=2, default=(0, 1_000), metavar=("FIRST", "LAST"))
     parser.add_argument("--steps", type=int, default=60, help="of each script")
+    parser.add_argument("--small-limits", action="store_true", help="so small that every script meets them")
     parser.add_argument(
-        "--small-limits", action="store_true", help="caches and turns so small that each script meets them"
+        "--extension", type=Path, help="a build of the compiled forwarder, instead of the installed one"
     )
-    parser.add_argument(
-        "--extension", type=Path, help="a build of the compiled forwarder to use instead of the installed one"
-    )
+    parser.add_argument("--sanitize", action="store_true", help="build it with sanitizers, and use that")
+    parser.add_argument("tests", nargs="*", help="instead of random scripts, these tests: arguments of pytest")
     given = parser.parse_args(arguments)
+    if given.sanitize:
+        return _again_with_sanitizers([each for each in arguments if each != "--sanitize"])
     if given.small_limits:
         use_small_limits()
     if given.extension is not None:
         use_extension(given.extension)
+    if given.tests:
+        return int(pytest.main(given.tests))
     started_s = time.monotonic()
     failed = fuzz(*given.seeds, given.steps)
     count = given.seeds[1] - given.seeds[0]
@@ -83,4 +103,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
