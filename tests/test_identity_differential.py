@@ -1,6 +1,8 @@
 """Who is let in, as whom, and into which account: the same conversations with the real nats-server and with ours.
 
-One known difference is left out: a `no_auth_user` with a bcrypt password, whom nats-server never lets in.
+Two known differences are left out: a `no_auth_user` with a bcrypt password, whom nats-server never lets in; and a
+second CONNECT of somebody who was let in as `no_auth_user`, to whom nats-server has given that user's own credentials:
+it adds to those, and ours to what the client has said.
 """
 
 import base64
@@ -13,6 +15,8 @@ from typing import Any, NamedTuple
 
 import nkeys
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from support.gateway import ENGINES, serve_in_thread
 from support.natsraw import nats_server
 
@@ -187,6 +191,29 @@ def test_the_first_info_has_a_nonce_and_asks_for_credentials_as_nats_server_does
                 infos[-1]["nonce"] = len(client.info["nonce"])
     theirs, ours = infos
     assert ours == theirs
+
+
+names = st.sampled_from(["", "guest", "bob", "hashed", "eve"])
+secrets = st.sampled_from(["", "x", "y", "t", HASH])
+presented = st.fixed_dictionaries(
+    {},
+    optional={
+        "user": names,
+        "pass": secrets,
+        "auth_token": secrets,
+        "nkey": st.sampled_from(["", NKEY, OTHERS, "guest", "U"]),
+        "sig": st.sampled_from(["", "x", "A" * 86]),
+        "jwt": st.sampled_from(["", "x"]),
+    },
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(mesh=st.sampled_from(sorted(MESHES)), fields=presented)
+def test_whatever_is_presented_counts_as_for_nats_server(
+    meshes: Callable[[str], Servers], mesh: str, fields: dict[str, str]
+) -> None:
+    assert_same(meshes(mesh), also(connect(protocol=1, **fields), PUBLISH))
 
 
 # -- accounts ---------------------------------------------------------------------------------------------------------
