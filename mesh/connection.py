@@ -7,6 +7,8 @@ methods that nats-py does not document; `tests/test_connection.py` notices when 
 Connecting fails at once and with one sentence; nats-py alone would try for two minutes.
 """
 
+import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,7 +23,9 @@ from nkeys import NkeysError
 from mesh.settings import ClientSettings
 from protocol import subjects
 from protocol.errors import MeshError
+from protocol.limits import CLIENT_ABANDON_MS
 
+_SCHEMES = ("nats", "tls", "ws", "wss")
 PERMISSIONS_VIOLATION = "permissions violation"  # as nats-py spells what the server says
 
 
@@ -98,28 +102,36 @@ async def connect(
     connection is lost or found again, and when the server reports an error.
     """
     servers = [server.strip() for server in settings.server.split(",") if server.strip()]
+    _check_schemes(servers)
     connection = Connection()
     watcher = _Watcher(connection, len(servers), notice)
     try:
-        await connection.connect(
-            servers=servers,
-            name="mesh",
-            connect_timeout=settings.timeout_ms / 1000,  # type: ignore[arg-type]  # seconds, whole or not
-            allow_reconnect=reconnects,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=0.25,  # type: ignore[arg-type]
-            error_cb=watcher.on_error,
-            disconnected_cb=watcher.on_lost,
-            reconnected_cb=watcher.on_found,
-            **_credentials(settings),
-        )
+        async with asyncio.timeout(settings.timeout_ms / 1000 * max(1, len(servers))):
+            await connection.connect(
+                servers=servers,
+                name="mesh",
+                connect_timeout=settings.timeout_ms / 1000,  # type: ignore[arg-type]  # seconds, whole or not
+                allow_reconnect=reconnects,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.25,  # type: ignore[arg-type]
+                error_cb=watcher.on_error,
+                disconnected_cb=watcher.on_lost,
+                reconnected_cb=watcher.on_found,
+                **_credentials(settings),
+            )
     except (OSError, TimeoutError, ValueError, errors.Error, NkeysError) as error:
         watcher.silent = True
-        if connection._flush_queue is not None:  # nats-py closes only what it has begun
-            await connection.close()
+        await _abandon(connection)
         raise ConnectError(_cannot_connect(settings, error)) from error
     watcher.connected = True
     return connection
+
+
+async def _abandon(connection: Connection) -> None:
+    """Closes what did not become a connection, as far as nats-py has begun it."""
+    if connection._flush_queue is not None:
+        with contextlib.suppress(TimeoutError):  # after a handshake that failed, asyncio never says that it has closed
+            await asyncio.wait_for(connection.close(), CLIENT_ABANDON_MS / 1000)
 
 
 class _Watcher:
@@ -147,6 +159,18 @@ class _Watcher:
 
     async def on_found(self) -> None:
         self._notice("connected again")
+
+
+def _check_schemes(servers: list[str]) -> None:
+    """nats-py would take an address of another protocol for one of NATS, and wait for what never comes."""
+    for server in servers:
+        scheme = urlsplit(server).scheme if "://" in server else _SCHEMES[0]
+        if scheme not in _SCHEMES:
+            shown = without_secrets(server)
+            expected = ", ".join(f"{each}://" for each in _SCHEMES)
+            raise ConnectError(
+                f"cannot connect to {shown}: {scheme}:// is no address of NATS clients; write {expected}"
+            )
 
 
 def _credentials(settings: ClientSettings) -> dict[str, Any]:

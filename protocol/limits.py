@@ -140,6 +140,7 @@ CLIENT_FETCHES_MAX: Final = 32  # under way at a time for one consumer; below FE
 CLIENT_ANSWER_MS: Final = 10_000  # for the next message of an answer, beside what the request itself may wait
 CLIENT_RETRY_MS: Final = 40_000  # without an answer on a standing connection, then the caller is told
 CLIENT_RETRY_PAUSE_MS: Final = 200
+CLIENT_ABANDON_MS: Final = 100  # for closing what did not become a connection
 CLIENT_WATCH_MS: Final = 200  # how often a wait looks whether its connection is still the same
 PUBLISH_WINDOW_EVENTS: Final = 512  # sent and not yet acknowledged
 PUBLISH_WINDOW_BYTES: Final = 8 * MIB

@@ -58,6 +58,33 @@ async def test_a_server_that_says_nothing_is_given_up_in_time() -> None:
             await connect(settings)
 
 
+async def test_a_handshake_with_a_server_without_tls_ends_in_time() -> None:
+    async with nats_server() as server:
+        settings = ClientSettings(server=server.url, tls_first=True, timeout_ms=2_000)
+        async with asyncio.timeout(3):
+            with pytest.raises(ConnectError, match="TLS: "):
+                await connect(settings)
+
+
+async def test_a_handshake_that_is_never_answered_ends_in_time() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        settings = ClientSettings(server=f"127.0.0.1:{silent.getsockname()[1]}", tls_first=True, timeout_ms=100)
+        async with asyncio.timeout(2):
+            with pytest.raises(ConnectError, match="no answer in time"):
+                await connect(settings)
+
+
+@pytest.mark.parametrize("server", ["http://u:secret@127.0.0.1:4222", "nats://127.0.0.1:4222,amqp://127.0.0.1"])
+async def test_an_address_of_another_protocol_is_refused(server: str) -> None:
+    with pytest.raises(
+        ConnectError, match=r"(http|amqp):// is no address of NATS clients; write nats://, tls://"
+    ) as caught:
+        await connect(ClientSettings(server=server))
+    assert "secret" not in str(caught.value)
+
+
 async def test_the_next_server_is_tried() -> None:
     async with nats_server() as server:
         both = f"nats://127.0.0.1:{free_port()}, {server.url}"
