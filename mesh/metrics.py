@@ -50,6 +50,10 @@ class GatewayMetrics(Collector):
         if gateway.link is not None:
             yield _gauge("mesh_gateway_sink_link_up", "1 while the link to the sink is open", gateway.link.is_up)
             yield _counter("mesh_gateway_sink_link_connects", "Connections made to the sink", gateway.link.connects)
+        if gateway.peers is not None:
+            dropped = "Messages for other workers that were too far behind"
+            yield _gauge("mesh_gateway_peers_missing", "Other workers without a link to it", len(gateway.peers.missing))
+            yield _counter("mesh_gateway_peer_messages_dropped", dropped, stats.dropped_for_peers)
         requests = CounterMetricFamily("mesh_gateway_log_requests", "$LOG requests, by verb", labels=["verb"])
         for verb, count in sorted(gateway.history.requests.items()):
             requests.add_metric([verb], count)

@@ -288,17 +288,26 @@ def _reserve(address: config.Address, held: contextlib.ExitStack) -> int:
     """All addresses behind the name, with one port."""
     port = address.port
     found = socket.getaddrinfo(address.host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    for family, kind, protocol, _, place in found:
-        for shares in (False, True):
-            with contextlib.ExitStack() as opened:
-                bound = opened.enter_context(socket.socket(family, kind, protocol))
-                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                if shares:
-                    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-                bound.bind((place[0], port, *place[2:]))
-                port = bound.getsockname()[1]
-                if shares:
-                    held.push(opened.pop_all())
+    for family, _, _, _, place in found:
+        with _bound(family, (place[0], port, *place[2:]), socket.SO_REUSEADDR) as alone:
+            port = alone.getsockname()[1]
+        place = place[0], port, *place[2:]
+        try:
+            held.enter_context(_bound(family, place, socket.SO_REUSEPORT))
+        except OSError:  # connections that have ended not long ago are in the way of a stricter hold
+            held.enter_context(_bound(family, place, socket.SO_REUSEPORT, socket.SO_REUSEADDR))
     return port
+
+
+def _bound(family: int, place: tuple[Any, ...], *options: int) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        for option in options:
+            made.setsockopt(socket.SOL_SOCKET, option, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(place)
+    except OSError:
+        made.close()
+        raise
+    return made

@@ -10,7 +10,6 @@ that a page says is counted for it on the way of a message: no `num_matches`, no
 Source: nats-server `server/monitor.go` (Varz, Subsz, Routez, Gatewayz, Leafz, Accountz).
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
@@ -98,7 +97,7 @@ def subsz(plane: Plane, options: SubszOptions, moment: Moment) -> Building:
     if test and (not all(test.split(".")) or subjects.has_wildcard(test)):
         raise BadQuery(f"invalid test subject, must be valid publish subject: {test}")
     accounts = [each for each in plane.accounts.values() if options.account in ("", each.name)]
-    page: Page = {"server_id": plane.options.server_id, "now": moment.today(), **_sublist_stats(accounts)}
+    page: Page = {"server_id": plane.options.server_id, "now": moment.today(), **_sublist_stats(plane, accounts)}
     if not options.account:
         page["num_cache"] = plane.forwarder.plans_cached
     total, chosen = 0, list[Subscription]()
@@ -106,24 +105,31 @@ def subsz(plane: Plane, options: SubszOptions, moment: Moment) -> Building:
         found = [each for account in accounts for each in _matching(account, test)]
         total, chosen = len(found), window.of_list(found)
     elif options.subscriptions:
-        total, chosen = sum(account.sublist.count for account in accounts), _choose(plane, options.account, window)
+        total = sum(_count(plane, account) for account in accounts)
+        chosen = _choose(plane, options.account, window)
     page |= {"total": total, "offset": window.offset, "limit": window.limit}
     shown = yield from paced(chosen, _describe_with_account)
     return page | ({"subscriptions_list": shown} if shown else {})
 
 
-def _sublist_stats(accounts: Iterable[Account]) -> Page:
-    sublists = [account.sublist for account in accounts]
+def _count(plane: Plane, account: Account) -> int:
+    """Subscriptions of our own clients: what those of other workers want stands beside them, and is theirs to show."""
+    wanted = (each for peer in plane.peers.sessions.values() for each in peer.subscriptions.values())
+    return account.sublist.count - sum(each.account is account for each in wanted)
+
+
+def _sublist_stats(plane: Plane, accounts: list[Account]) -> Page:
     return {
-        "num_subscriptions": sum(sublist.count for sublist in sublists),
-        "num_inserts": sum(sublist.inserts for sublist in sublists),
-        "num_removes": sum(sublist.removes for sublist in sublists),
+        "num_subscriptions": sum(_count(plane, account) for account in accounts),
+        "num_inserts": sum(account.sublist.inserts for account in accounts),
+        "num_removes": sum(account.sublist.removes for account in accounts),
     }
 
 
 def _matching(account: Account, subject: str) -> list[Subscription]:
     result = account.sublist.match(subject)
-    return [*result.plain, *(each for group in result.queues for each in group)]
+    found = [*result.plain, *(each for group in result.queues for each in group)]
+    return [each for each in found if not each.session.peer]
 
 
 def _choose(plane: Plane, account: str, window: Window) -> list[Subscription]:
@@ -181,8 +187,8 @@ def accountz(plane: Plane, name: str, *, started_ms: int, moment: Moment) -> Pag
         "jetstream_enabled": False,
         "leafnode_connections": 0,
         "client_connections": sum(session.account is account for session in plane.sessions.values()),
-        "subscriptions": account.sublist.count,
+        "subscriptions": _count(plane, account),
         "name_tag": name,
-        "sublist_stats": _sublist_stats([account]),
+        "sublist_stats": _sublist_stats(plane, [account]),
     }
     return page | {"account_detail": detail}
