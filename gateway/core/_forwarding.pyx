@@ -74,6 +74,9 @@ cdef enum:
     FRAME_HEAD_BYTES = 64  # what a frame needs beside its subject, sid, reply and payload
     MANAGED_BYTES_MAX = 512  # of a SUB or UNSUB that need not be looked at more closely
     PUBLISH_BYTES_MIN = 11  # PUB a 0, empty
+    # What work counts as in a turn that copies nothing: so many bytes could be copied meanwhile, roughly.
+    TURN_LOOK_BYTES = 4  # at a receiver, whether it gets a message
+    TURN_LINE_FACTOR = 128  # a byte of a line that is taken apart, like the tokens of a pattern
 
 cdef list _NONE = []
 cdef uint64_t _NEVER = <uint64_t>-1  # a generation that never is
@@ -919,7 +922,7 @@ cdef class Forwarder:
         session.parser.receive(PyBytes_FromStringAndSize(begin, piece))
         event = session.parser.next_event()
         if event is not None:
-            self.turn_bytes += _TURN_EVENT_BYTES
+            self.turn_bytes += _TURN_EVENT_BYTES + (piece if wanted > 0 else piece * TURN_LINE_FACTOR)
             if isinstance(event, _Publish):
                 self._publish(session, event)
             elif isinstance(event, _RouteMessage):
@@ -1065,6 +1068,7 @@ cdef class Forwarder:
         if session.unrestricted and first != c"$" and (first == c"_" or not self.keeps_events):
             plan.kind = 0
         else:
+            self.turn_bytes += _TURN_EVENT_BYTES // 2
             plan.kind = self.policy.kind(session, _decode(PyBytes_FromStringAndSize(plan.subject, plan.subject_size)))
         if sublist.count == 0:
             queues = None
@@ -1073,6 +1077,7 @@ cdef class Forwarder:
         plan.receivers = _arrange(plain, queues)
         plan.size_bytes = sizeof(PyObject*) * plan.receivers.count + PyBytes_GET_SIZE(plan.head) + PLAN_BYTES
         plan.generation = generation
+        self.turn_bytes += plan.size_bytes
 
     cdef int _forward(self, Session session, const char* data, Py_ssize_t size, Py_ssize_t* at) except -1:
         """Handles ordinary publishes from `at` on, up to the first piece that is something else or incomplete."""
@@ -1107,7 +1112,7 @@ cdef class Forwarder:
                     if managed == 0:
                         break
                     line += managed
-                    self.turn_bytes += _TURN_EVENT_BYTES // 8
+                    self.turn_bytes += managed * TURN_LINE_FACTOR
                     continue
                 # the subject: that of the message before, or one to look up
                 if (
@@ -1176,6 +1181,7 @@ cdef class Forwarder:
                     self._special(session, plan, subject, &message)
                 elif self._send(session, session._account, plan.head, plan.receivers, &message) == 0:
                     if message.reply_size and session.no_responders:
+                        self.turn_bytes += _TURN_EVENT_BYTES
                         self.policy.unanswered(
                             session,
                             _decode(PyBytes_FromStringAndSize(message.reply, message.reply_size)),
@@ -1268,6 +1274,7 @@ cdef class Forwarder:
         if receivers.names is not None:
             peers = list(receivers.peers)
             named = [[] for _ in peers]
+        self.turn_bytes += TURN_LOOK_BYTES * (PyList_GET_SIZE(plain) + PyList_GET_SIZE(groups))
         for i in range(PyList_GET_SIZE(plain)):
             subscription = <Subscription>PyList_GET_ITEM(plain, i)
             if _is_open(subscription) and (silent is None or subscription.session is not silent):
@@ -1295,6 +1302,7 @@ cdef class Forwarder:
             if _is_open(subscription) and (silent is None or subscription.session is not silent):
                 self._put(subscription, head, message, sender)
                 return True
+            self.turn_bytes += TURN_LOOK_BYTES
             at = at + 1 if at + 1 < count else 0
         return False
 
