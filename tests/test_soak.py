@@ -167,3 +167,41 @@ def test_thirty_thousand_connections_come_and_go(side: Side) -> None:
     before = run(15_000)
     assert run(15_000) - before < MIB
     assert (side.plane.stats.connections, side.plane.stats.subscriptions) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("setup", "line", "most"),
+    [
+        (CONNECT, "PUB s.{n} 0\r\n\r\n", 1_000),
+        (CONNECT, "PUB s.{n} r 0\r\n\r\n", 500),
+        (CONNECT + b"SUB > 1\r\n", "PUB _INBOX.{n} 0\r\n\r\n", 4_000),
+        (SILENT + b"".join(b"SUB > %d\r\n" % n for n in range(1_000)), "PUB s 0\r\n\r\n", 500),
+        (SILENT + b"".join(b"SUB > q %d\r\n" % n for n in range(1_000)), "PUB s 0\r\n\r\n", 500),
+        (CONNECT, "pub s 0\r\n\r\n", 500),
+    ],
+    ids=["new subjects", "new requests", "new inboxes", "silent receivers", "silent group", "lower case"],
+)
+def test_a_turn_ends_though_little_is_copied(side: Side, setup: bytes, line: str, most: int) -> None:
+    """What one read makes the gateway do is cut into turns of about a millisecond, whatever takes the time."""
+    sender = join(side, setup)
+    read = "".join(line.format(n=n) for n in range(5_000)).encode()
+    more = side.plane.receive(sender, read, 1)
+    counts = [sender.in_msgs]
+    while more:
+        more = side.plane.receive(sender, b"", 1)
+        counts.append(sender.in_msgs - sum(counts))
+        sender.take()
+    assert sum(counts) == 5_000
+    assert 0 < max(counts) <= most
+
+
+@pytest.mark.parametrize(("line", "most"), [("SUB s.{n} {n}\r\n", 1_000), ("SUB {n}.*" + ".a" * 200 + " {n}\r\n", 50)])
+def test_a_turn_ends_among_subscriptions(side: Side, line: str, most: int) -> None:
+    subscriber = join(side)
+    read = "".join(line.format(n=n) for n in range(2_000)).encode()
+    more, count = side.plane.receive(subscriber, read, 1), 0
+    while more:
+        assert len(subscriber.subscriptions) - count <= most
+        count = len(subscriber.subscriptions)
+        more = side.plane.receive(subscriber, b"", 1)
+    assert len(subscriber.subscriptions) == 2_000
