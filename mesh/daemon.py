@@ -7,6 +7,7 @@ its clients slowly (`gateway.shell.lame_duck`) and then drains.
 
 import asyncio
 import contextlib
+import gc
 import io
 import json
 import shutil
@@ -249,6 +250,7 @@ async def _serve(make: Callable[[], Node], started: Callable[[Node], None]) -> i
     node = make()
     try:
         await node.start()
+        gc.freeze()  # what is there now stays: no full collection need look at it again
         loop.add_signal_handler(signal.SIGUSR2, on_retire, node, stopping)
         started(node)
         return await _until_over(node, stopping)

@@ -1,5 +1,6 @@
 """`$LOG` and PubAcks on a gateway with its sink in this process: what a requester is told when something is wrong."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 
@@ -13,17 +14,22 @@ from protocol import config
 
 
 @pytest.fixture
-async def client(tmp_path) -> AsyncIterator[Client]:
+async def node(tmp_path) -> AsyncIterator[daemon.Node]:
     address = config.Address.parse("127.0.0.1:0")
     streams = {"orders": ["orders.>"]}
     node = daemon._embedded(
         config.embedded(client=address, monitor=None, data=str(tmp_path), mode="event-sinks", streams=streams)
     )
     await node.start()
+    yield node
+    await node.stop()
+
+
+@pytest.fixture
+async def client(node) -> AsyncIterator[Client]:
     connection = await nats.connect(f"nats://127.0.0.1:{node.clients[1]}")
     yield connection
     await connection.close()
-    await node.stop()
 
 
 async def test_a_request_that_meets_a_bug_of_ours_is_answered(client, monkeypatch, capsys):
@@ -46,3 +52,16 @@ async def test_no_answer_is_ever_delivered_on_a_system_subject(client):
     seen = [(await everything.next_msg(timeout=5)).subject for _ in range(3)]
     assert seen[:2] == ["orders.a", "orders.b"]
     assert seen[2].startswith("_INBOX.")
+
+
+async def test_a_fetch_that_waits_ends_with_the_subscription_that_it_would_answer(node, client):
+    inbox = await client.subscribe("inbox")
+    await client.publish("$LOG.FETCH.orders.0", b'{"offset": 0, "max_wait_ms": 60000}', reply="inbox")
+    await client.request("$LOG.METADATA", b"")
+    waiting = [task for tasks in node.gateway.history._tasks.values() for task in tasks]
+    assert [task.done() for task in waiting] == [False]
+    await inbox.unsubscribe()
+    await asyncio.wait(waiting, timeout=5)
+    assert waiting[0].cancelled()
+    assert not any(node.gateway.history._tasks.values())
+    assert not node.gateway.plane.accounts["$G"].watches

@@ -301,15 +301,15 @@ class Plane:
         """Whether `session` has a subscription that matches `route`."""
         return bool(self._own_receivers(session, route))
 
-    def watch(self, session: Session, subject: str, lost: Callable[[], None]) -> Watch:
+    def watch(self, session: Session, subject: str, lost: Callable[[], object]) -> Watch:
         """Calls `lost` once, when no subscription of `session` matches the literal `subject` any more."""
-        watch = Watch(session, subject, lost)
+        watch = Watch(session.account, session, subject, lost)
         session.account.watches.setdefault(subject, []).append(watch)
         return watch
 
     def unwatch(self, watch: Watch) -> None:
         """`watch` need not be called any more."""
-        watches = watch.session.account.watches
+        watches = watch.account.watches
         if watch in watches.get(watch.subject, ()):
             watches[watch.subject].remove(watch)
             if not watches[watch.subject]:

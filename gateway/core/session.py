@@ -59,9 +59,10 @@ class Subscription:
 class Watch(NamedTuple):
     """`lost` is called once, when `session` has no subscription any more that matches the literal `subject`."""
 
+    account: "Account"
     session: "Session"
     subject: str
-    lost: Callable[[], None]
+    lost: Callable[[], object]
 
 
 class Account:

@@ -1,9 +1,9 @@
 """Serves `$LOG` to clients: pulls batches from the sink and shows their events, no faster than the reader takes them.
 
 A request is a task. The next chunk is pulled while less than a quarter of the connection's pending limit is queued, so
-a slow reader waits and is never cut for what it asked for; a reader that has gone, has dropped its inbox or says anew
-who it is ends its task. Answers go only to a subscription of the connection that asked. A user reads streams of its
-account alone; others are not there for it.
+a slow reader waits and is never cut for what it asked for; a reader that has gone or says anew who it is, and an inbox
+that has lost its last subscription, end the task at once. Answers go only to a subscription of the connection that
+asked. A user reads streams of its account alone; others are not there for it.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class HistoryService:
         self._plane, self._sink, self._zone, self._flush, self._may_read = plane, sink, zone, flush, may_read
         self._accounts = accounts
         self._queued_bytes_max = pending_bytes_max // FETCH_PENDING_PART
-        self._tasks: dict[int, dict[asyncio.Task[None], str]] = {}  # of each session: task → reply subject
+        self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by session
         self.requests = {"FETCH": 0, "OFFSETS": 0, "METADATA": 0, "other": 0}
         self.records_shown = 0
 
@@ -62,24 +62,17 @@ class HistoryService:
         counted = verb if verb in self.requests else "other"  # a label that clients can choose would have no bound
         self.requests[counted] += 1
         serve, fail = (self._fetch, self._fail_stream) if verb == "FETCH" else (self._facts, self._fail_json)
-        tasks = self._tasks.setdefault(session.id, {})
-        if len(tasks) >= FETCHES_PER_CONNECTION_MAX:
-            self._end_unheard(session, tasks)
+        tasks = self._tasks.setdefault(session.id, set())
         if len(tasks) >= FETCHES_PER_CONNECTION_MAX:
             message = f"{len(tasks)} requests of this connection are under way; wait for one of them"
             fail(session, reply, LogError("THROTTLING_QUOTA_EXCEEDED", message))
             return
         work = partial(serve, session, subject, reply, body)
         task = asyncio.get_running_loop().create_task(self._guard(session, work, partial(fail, session, reply)))
-        tasks[task] = reply
-        task.add_done_callback(lambda done: tasks.pop(done, None))
-
-    def _end_unheard(self, session: Session, tasks: dict[asyncio.Task[None], str]) -> None:
-        """Ends requests that wait for events though nobody is subscribed to their answers any more."""
-        for task, reply in list(tasks.items()):
-            if not self._plane.has_interest(session, reply):
-                del tasks[task]
-                task.cancel()
+        watch = self._plane.watch(session, reply, task.cancel)  # nobody will hear the rest
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+        task.add_done_callback(lambda _: self._plane.unwatch(watch))
 
     def session_ended(self, session: Session) -> None:
         """Who asked in this session is gone, or may be somebody else from now on."""
@@ -107,7 +100,8 @@ class HistoryService:
         except Exception:  # a bug of ours: the log has it, and the requester is not left waiting
             log.exception("log_request_failed")
             fail(LogError("UNKNOWN_SERVER_ERROR", "the gateway has failed at this request; its log says how"))
-        self._flush(session)
+        finally:
+            self._flush(session)
 
     def _fail_stream(self, session: Session, reply: str, error: LogError) -> None:
         self._plane.deliver(session, reply, reply, "", history.error_headers(error), b"")
@@ -171,7 +165,7 @@ class HistoryService:
         request: FetchRequest,
         progress: FetchProgress,
     ) -> link.Fetched | None:
-        """Shows events until the fetch is over; the ends of the log then, or None if the reader has gone."""
+        """Shows events until the fetch is over; the ends of the log then, or None if nobody is subscribed."""
         clock = asyncio.get_running_loop().time
         deadline, chunk_bytes = clock() + request.max_wait_ms / 1000, min(FETCH_CHUNK_BYTES, request.max_bytes)
         while True:
@@ -185,22 +179,23 @@ class HistoryService:
                         session, reply, reply, "", shown.header_block, shown.payload
                     )
                 self._flush(session)
-                if progress.is_done or not await self._paced(session, reply):
+                if progress.is_done:
                     break
-            if session.closing is not None or not self._plane.has_interest(session, reply):
-                return None
+                await self._pace(session)
+            if not self._plane.has_interest(session, reply):
+                return None  # nobody has ever listened
             at_end = progress.next_offset >= frame.message.high_watermark
             if progress.is_done or progress.scanned_bytes >= FETCH_SCAN_BYTES_MAX or (at_end and not frame.tail):
                 return frame.message
 
-    async def _paced(self, session: Session, reply: str) -> bool:
-        """Lets others go first, and the reader take what is queued for it; False if it has gone meanwhile."""
-        await asyncio.sleep(0)
-        while session.pending_bytes > self._queued_bytes_max:
-            if session.closing is not None or not self._plane.has_interest(session, reply):
-                return False
-            await asyncio.sleep(PACE_S)
-        return True
+    async def _pace(self, session: Session) -> None:
+        """Lets others go first, and the reader take what is queued for it."""
+        pause_s: float = 0
+        while True:  # the transport tells no one when it has sent a part
+            await asyncio.sleep(pause_s)
+            if session.pending_bytes <= self._queued_bytes_max:
+                return
+            pause_s = PACE_S
 
     # -- $LOG.METADATA, $LOG.OFFSETS ----------------------------------------------------------------------------------
 
