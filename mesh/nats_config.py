@@ -25,7 +25,7 @@ from protocol.config_build import build
 from protocol.config_checks import check
 from protocol.config_lines import Path
 from protocol.config_problems import Problem, dotted
-from protocol.config_units import format_duration, format_size
+from protocol.config_units import format_duration, format_size, parse_name
 from protocol.errors import ConfigError
 
 MESH: Final = "local"
@@ -94,7 +94,7 @@ def _say(problem: Problem, tables: Tables) -> str:
 
 def tables(options: Options, findings: Findings) -> Tables:
     """What our file would say. `findings` gets what it cannot say."""
-    made = Tables(gateway=options.server_name or GATEWAY)
+    made = Tables(gateway=_gateway_name(options, findings))
     made.put(("mesh", "name"), MESH)
     made.put(("mesh", "mode"), "delivery-fabric")
     if options.no_auth_user:
@@ -105,6 +105,17 @@ def tables(options: Options, findings: Findings) -> Tables:
     if options.tls is not None:
         _put_tls(made, options, options.tls)
     return made
+
+
+def _gateway_name(options: Options, findings: Findings) -> str:
+    if not options.server_name:
+        return GATEWAY
+    try:
+        return parse_name(options.server_name)
+    except ValueError as error:
+        text = f"{error}; other names are not available in this version"
+        findings.problems.append(options.origins["server_name"].render(text))
+        return GATEWAY
 
 
 def _put_limits(made: Tables, options: Options) -> None:

@@ -23,7 +23,14 @@ import structlog
 
 _LABELS: Final = {"info": "INF", "warning": "WRN", "error": "ERR", "critical": "FTL", "debug": "DBG"}
 _COLORS: Final = {"info": "32", "debug": "36", "warning": "0;93", "error": "31", "critical": "31"}
-_SIGNALS: Final = {"SIGINT": "interrupt", "SIGTERM": "terminated"}
+_SIGNALS: Final = {"SIGINT": "interrupt", "SIGTERM": "terminated", "SIGUSR2": "user defined signal 2"}
+_SENTENCES: Final = {
+    "stopping": ('Trapped "{signal}" signal', "Initiating Shutdown..."),
+    "retiring": ('Trapped "{signal}" signal',),
+    "lame_duck_begins": ("Entering lame duck mode, stop accepting new clients",),
+    "lame_duck_closes_clients": ("Closing existing clients",),
+}
+"""What nats-server says where the daemon logs these events."""
 _FILE_MODE: Final = 0o640
 
 
@@ -109,9 +116,9 @@ class Lines:
 
 
 def _sentences(name: str, fields: structlog.types.EventDict) -> list[str]:
-    if name == "stopping":
+    if name in _SENTENCES:
         number = str(fields.get("signal", ""))
-        return [f'Trapped "{_SIGNALS.get(number, number)}" signal', "Initiating Shutdown..."]
+        return [sentence.format(signal=_SIGNALS.get(number, number)) for sentence in _SENTENCES[name]]
     return [" ".join([name, *(f"{key}={_field(value)}" for key, value in fields.items())])]
 
 

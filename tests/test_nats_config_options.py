@@ -116,6 +116,7 @@ max_paylod: 1
         "nats.conf:3:1: max_payload value is too big",
         'nats.conf:4:1: ping_interval: must be a duration such as "500ms", "30s" or "2m", got "5x"',
         "nats.conf:5:21: certs: a choice of several certificates is not available in this version; remove 'certs'",
-        'nats.conf:6:1: server_name: a name consists of 1 to 128 letters, digits, `_` and `-`, got "a b"',
+        'nats.conf:6:1: server_name: a name consists of 1 to 128 letters, digits, `_` and `-`, got "a b"; other '
+        "names are not available in this version",
         "nats.conf:7:1: unknown field \"max_paylod\"; did you mean 'max_payload'?",
     ]

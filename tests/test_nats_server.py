@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import nats
 import pytest
 from support import natsconf
+from support.certificates import Authority
 from support.natsserver import BINARY
 from support.processes import until
 
@@ -142,6 +144,30 @@ async def test_one_token_of_the_command_line(tmp_path: Path) -> None:
         await server.ready()
         connection = await nats.connect(f"nats://secret@{server.address()}")
         await connection.close()
+
+
+async def test_tls_of_the_command_line(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.server
+    flags = ["--tlsverify", "--tlscert", str(pair.cert), "--tlskey", str(pair.key), "--tlscacert", str(authority.cert)]
+    client = authority.client("someone")
+    context = ssl.create_default_context(cafile=str(authority.cert))
+    context.load_cert_chain(client.cert, client.key)
+    with _running(tmp_path, "-a", "127.0.0.1", "-p", "-1", *flags) as server:
+        await server.ready()
+        connection = await nats.connect(f"tls://{server.address()}", tls=context)
+        await connection.close()
+
+        assert server.has("[INF] TLS required for client connections")
+
+
+async def test_lame_duck_mode_by_signal(tmp_path: Path) -> None:
+    with _running(tmp_path, "-a", "127.0.0.1", "-p", "-1") as server:
+        await server.ready()
+
+        assert nats_server.main(["--signal", f"ldm={server.process.pid}"]) == 0
+        assert await server.ended() == 0
+        assert server.has("[INF] Entering lame duck mode, stop accepting new clients")
 
 
 # -- the command line, in this process --------------------------------------------------------------------------------
