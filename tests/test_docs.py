@@ -111,9 +111,11 @@ def test_no_file_names_a_place_of_somebodys_machine() -> None:
 
 
 def test_every_dependency_has_its_line() -> None:
-    project = tomli.loads(read("pyproject.toml"))["project"]
-    _, programs, tests = re.split(r"^## ", read("docs/dependencies.md"), flags=re.MULTILINE)
-    for text, requirements in ((programs, project["dependencies"]), (tests, project["optional-dependencies"]["test"])):
+    declared = tomli.loads(read("pyproject.toml"))
+    project = declared["project"]
+    wanted = project["dependencies"], declared["build-system"]["requires"], project["optional-dependencies"]["test"]
+    _, *sections = re.split(r"^## ", read("docs/dependencies.md"), flags=re.MULTILINE)
+    for text, requirements in zip(sections, wanted, strict=True):
         names = re.findall(r"^[\w.-]+", "\n".join(requirements), re.MULTILINE)
         rows = markdown.rows(text)
         assert sorted(row[0] for row in rows) == sorted(names)
