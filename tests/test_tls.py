@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from support.certificates import Authority, Pair
 from support.cli import invoked
 from support.gateway import Served, serve
-from support.natsraw import RawClient
+from support.natsraw import RawClient, nats_server
 
 from gateway.core.encryption import Encryption, PeerCertificate
 from gateway.core.identity import UserEntry
@@ -326,6 +327,73 @@ async def test_the_time_to_authenticate_begins_after_the_handshake(authority: Au
         assert await asyncio.wait_for(reader.read(), 5) == b"-ERR 'Authentication Timeout'\r\n"
         writer.close()
         await writer.wait_closed()
+
+
+async def test_a_certificate_names_the_user(authority: Authority, person: Pair) -> None:
+    users = UserEntry("ada@acme.example", publish_allow=("orders.>",)), UserEntry("bo", "secret")
+    async with served(authority, verify=True, map=True, users=users, maps_certificates=True) as running:
+        async with TlsClient(running.port, client_context(authority, person)) as client:
+            await client.send(CONNECT + b"PUB orders.1 0\r\n\r\nPUB other 0\r\n\r\nPING\r\n")
+            answer = await client.until(b"PONG\r\n")
+            assert b"-ERR 'Permissions Violation for Publish to \"other\"'\r\n" in answer
+            assert only_session(running).user == "ada@acme.example"
+        stranger = authority.client("eve", x509.RFC822Name("eve@acme.example"))
+        async with TlsClient(running.port, client_context(authority, stranger)) as client:
+            await client.send(CONNECT)
+            assert b"-ERR 'Authorization Violation'\r\n" in await client.until_closed()
+
+
+# -- the oracle --------------------------------------------------------------------------------------------------------
+
+RULES = {
+    "plain greeting": ({}, ""),
+    "certificates": ({"verify": True}, "verify: true"),
+    "first": ({"first": True}, "handshake_first: true"),
+    "either": ({"allow_non_tls": True}, ""),
+}
+
+
+@pytest.mark.parametrize("name", list(RULES))
+async def test_nats_server_does_the_same(authority: Authority, person: Pair, name: str) -> None:
+    rules, line = RULES[name]
+    pair = authority.server
+    more = "allow_non_tls: true" if "allow_non_tls" in rules else ""
+    files = f'cert_file: "{pair.cert}"\nkey_file: "{pair.key}"\nca_file: "{authority.cert}"'
+    with nats_server(f"tls {{\n{files}\ntimeout: 0.3\n{line}\n}}\n{more}") as port:
+        expected = await _tour(port, authority, person, first="first" in rules)
+    async with served(authority, timeout_ms=300, **rules) as running:
+        assert await _tour(running.port, authority, person, first="first" in rules) == expected
+
+
+async def _tour(port: int, authority: Authority, person: Pair, *, first: bool) -> list[object]:
+    """What clients of all kinds see: the greeting, what follows it, and whether they are closed."""
+    seen: list[object] = []
+    for sent in (b"", CONNECT + b"PING\r\n", b"\x16\x03\x01\x02\x00\x01\xfc"):  # the last begins a ClientHello
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        greeting = b"" if first else await reader.readline()
+        writer.write(sent)
+        rest = b""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.7):
+                while more := await reader.read(4_096):
+                    rest += more
+        seen.append((_tls_fields(greeting), re.sub(rb"INFO .*?\r\n", b"INFO\r\n", rest), reader.at_eof()))
+        writer.close()
+        await writer.wait_closed()
+    for pair in (person, None):
+        try:
+            async with TlsClient(port, client_context(authority, pair), first=first) as client:
+                await client.send(CONNECT + b"PING\r\n")
+                answer = await client.until(b"PONG\r\n")
+                seen.append((answer[:6], {key: client.info[key] for key in client.info if key.startswith("tls")}))
+        except (ssl.SSLError, ConnectionError, AssertionError) as error:
+            seen.append(getattr(error, "reason", type(error).__name__))
+    return seen
+
+
+def _tls_fields(line: bytes) -> dict[str, object]:
+    info = json.loads(line[5:] or b"{}")
+    return {key: value for key, value in info.items() if key.startswith("tls")}
 
 
 # -- bytes ------------------------------------------------------------------------------------------------------------
