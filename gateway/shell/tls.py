@@ -8,7 +8,8 @@ As in nats-server the client is greeted in plain text (INFO with `tls_required`)
 sends anything else, or does not finish within `timeout`, is closed without a word.
 
 The handshake, decryption and encryption run in the loop, on memory alone: a handshake with an elliptic-curve key takes
-less than a millisecond. OpenSSL writes one record of 16 KiB per call, whatever it is given.
+less than a millisecond. OpenSSL writes one record of 16 KiB per call, whatever it is given, and its buffers between us
+and it never shrink: they are given pieces, so that a connection that was busy once stays small.
 
 Source: nats-server `server/server.go` (createClientEx), RFC 8446.
 """
@@ -31,7 +32,7 @@ from gateway.core.session import Closed
 from gateway.shell.connection import Connection
 from protocol.config import TlsClients
 from protocol.errors import ConfigError
-from protocol.limits import READ_BYTES, TLS_RECORD_BYTES, TLS_WRITE_BYTES
+from protocol.limits import READ_BYTES, TLS_PIECE_BYTES, TLS_RECORD_BYTES
 
 if TYPE_CHECKING:
     from gateway.shell.server import ClientServer
@@ -169,9 +170,7 @@ class TlsConnection(Connection):
         if self._state is _State.PLAIN:
             super().buffer_updated(nbytes)
         elif self.session.closing is None:
-            self._incoming.write(data)
-            if self._state is _State.ENCRYPTED or self._shake_hands():
-                self._receive_decrypted(is_full=nbytes >= READ_BYTES)
+            self._receive_encrypted(data)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._server.handshake_over(self)
@@ -239,14 +238,19 @@ class TlsConnection(Connection):
 
     # -- encryption ---------------------------------------------------------------------------------------------------
 
-    def _receive_decrypted(self, *, is_full: bool) -> None:
-        server, session = self._server, self.session
-        count = self._decrypt(server.plain_buffer)
-        has_more = self._plane.receive(session, server.plain_buffer[:count], server.now_ms()) if count else False
+    def _receive_encrypted(self, data: memoryview) -> None:
+        server, session, plain, count = self._server, self.session, self._server.plain_buffer, 0
+        for start in range(0, len(data), TLS_PIECE_BYTES):
+            self._incoming.write(data[start : start + TLS_PIECE_BYTES])
+            if self._state is _State.ENCRYPTED or self._shake_hands():
+                count += self._decrypt(plain[count:])
+            if session.closing is not None:
+                return
+        has_more = self._plane.receive(session, plain[:count], server.now_ms()) if count else False
         if self._outgoing.pending:  # a key update
             self.transport.write(self._outgoing.read())
         server.flush()
-        if has_more or is_full or session.stall_ms:
+        if has_more or len(data) >= READ_BYTES or session.stall_ms:
             self._begin_stall()
         elif self._has_ended:
             self.look_at_reading()
@@ -266,6 +270,7 @@ class TlsConnection(Connection):
             pass  # the rest of the record is under way
         except ssl.SSLError as error:
             self._plane.close(self.session, Closed.CLIENT, flushes=False, detail=_explained(error))
+            self._server.flush()
         return count
 
     def _write(self, out: bytes) -> None:
@@ -275,7 +280,7 @@ class TlsConnection(Connection):
         view, write, outgoing = memoryview(out), self._ssl.write, self._outgoing
         for start in range(0, len(out), TLS_RECORD_BYTES):
             write(view[start : start + TLS_RECORD_BYTES])
-            if outgoing.pending >= TLS_WRITE_BYTES:
+            if outgoing.pending >= TLS_PIECE_BYTES:
                 self.transport.write(outgoing.read())
         if outgoing.pending:
             self.transport.write(outgoing.read())
