@@ -23,6 +23,7 @@ Source: NATS documentation, 'Authorization'; nats-server `server/client.go` (can
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from hmac import compare_digest
@@ -147,17 +148,22 @@ def _queue_matches(rules: Iterable[str], queue: str) -> bool:
 
 
 class AnswerableReplies:
-    """The reply subjects that one connection may still publish to, under `allow_responses`."""
+    """The reply subjects that one connection may still publish to, under `allow_responses`.
+
+    When there are too many, the oldest is forgotten for each new one: as they all expire after the same time, it is the
+    one that would have expired first.
+    """
 
     def __init__(self, rule: Responses) -> None:
         self._rule = rule
-        self._replies: dict[bytes, tuple[int, int]] = {}  # reply → (messages left, until when in ms)
+        self._replies: OrderedDict[bytes, tuple[int, int]] = OrderedDict()  # reply → (messages left, until when in ms)
 
     def received(self, reply: bytes, now_ms: int) -> None:
         """A message with `reply` was delivered to the connection."""
-        if len(self._replies) >= RESPONSES_TRACKED_MAX:
-            self._forget(now_ms)
         self._replies[reply] = (self._rule.messages_max, now_ms + self._rule.expire_ms)
+        self._replies.move_to_end(reply)
+        if len(self._replies) > RESPONSES_TRACKED_MAX:
+            self._replies.popitem(last=False)
 
     def take(self, subject: bytes, now_ms: int) -> bool:
         """Whether the connection may publish to `subject` once more; counts it if so."""
@@ -167,11 +173,6 @@ class AnswerableReplies:
         if left != 1:
             self._replies[subject] = (left - 1, until_ms)  # a rule of -1 counts down for ever: no limit
         return True
-
-    def _forget(self, now_ms: int) -> None:
-        self._replies = {reply: kept for reply, kept in self._replies.items() if kept[1] >= now_ms}
-        while len(self._replies) >= RESPONSES_TRACKED_MAX:
-            del self._replies[next(iter(self._replies))]
 
 
 # -- users ------------------------------------------------------------------------------------------------------------
