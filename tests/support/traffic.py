@@ -38,7 +38,8 @@ SUBJECTS = (
     b"a", b"a", b"a.b", b"a.b", b"a.b.c", b"b", b"b.a", b"foo", b"foo.x", b"service", b"w.open.x", b"w.secret.x",
     b"a..b", b".a", b"a.", b".", b"*", b">", b"a.*", b"*a", b"a>", b"a.>.b", b"\xff.b", b"\xc3\xa9", b"a\x00b",
     b"a\x7fb",
-    b"_INBOX.1", b"_INBOX.2", b"$SYS.x", b"$LOG.FETCH", b"$LOG", b"$other", b"kept", b"kept.a", b"long." + b"x" * 60,
+    b"longer." + b"x" * 104, b"_INBOX.1", b"_INBOX.2", b"$SYS.x", b"$LOG.FETCH", b"$LOG", b"$other", b"kept",
+    b"kept.a", b"long." + b"x" * 60,
     b"act.pause", b"act.close", b"act.publish", b"act.deliver", b"act.raise", b"act.watch", b"act.routes",
     b"act.answer",
 )  # fmt: skip
@@ -46,9 +47,10 @@ PATTERNS = (
     b"a", b"a", b"a.b", b"a.*", b"a.*", b"*.b", b"*", b">", b">", b"a.>", b"*.*", b"a.*.c", b"*.b.*", b"b", b"foo",
     b"foo.*",
     b"w.>", b"_INBOX.*", b"_INBOX.1", b"$SYS.>", b"kept", b"act.*", b"q.1", b"lost.>", b"service", b"answer",
-    b"a..b", b".a", b"a.", b"a.>.b", b">.a", b"a>", b"*a", b"\xff.*", b"a\x01b", b"long." + b"x" * 60,
+    b"longer." + b"x" * 104, b"a..b", b".a", b"a.", b"a.>.b", b">.a", b"a>", b"*a", b"\xff.*", b"a\x01b",
+    b"long." + b"x" * 60,
 )  # fmt: skip
-REPLIES = (b"", b"", b"", b"r", b"_INBOX.1", b"_INBOX.2", b"answer", b"a.b")
+REPLIES = (b"", b"", b"", b"r", b"+", b"|", b"_INBOX.1", b"_INBOX.2", b"answer", b"a.b")
 QUEUES = (b"", b"", b"", b"q", b"q", b"other", b"workers", b"v1")
 SIDS = (b"1", b"2", b"3", b"4", b"5", b"x-y", b"123456789")
 BLOCKS = (b"NATS/1.0\r\n\r\n", b"NATS/1.0\r\nA: b\r\n\r\n", b"any", b"")
@@ -207,7 +209,7 @@ class Traffic:
         return "verified", number, self._choose(3) > 0
 
     def _unsent_bytes(self, number: int) -> Step:
-        return "unsent", number, self._one((0, 100, 450, 600, 900, 1_500))
+        return "unsent", number, self._one((0, 100, 450, 600, 900, 1_500, 9_000))
 
     def _publish_own(self, number: int) -> Step:
         block = self._one(BLOCKS) if self._choose(2) else b""
