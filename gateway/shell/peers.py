@@ -172,6 +172,9 @@ class _PeerConnection(Connection):
         if self.number is None:
             found = _CALLER.search(str(transport.get_extra_info("peername")))
             self.number = int(found[1]) if found is not None else -1
+        # Written at once, not at the end of the turn as with clients: what one of ours does because of something that
+        # it sees comes behind the interest that others were told of before.
+        self.transport.set_write_buffer_limits(high=0)
         self.session = self._plane.connect_peer(f"worker {self.number}", self._server.now_ms())
         self.session.measure_unsent = self.transport.get_write_buffer_size
         self._server.opened(self)

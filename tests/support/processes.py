@@ -134,8 +134,8 @@ class Folder:
         await daemon.serving()
         return daemon
 
-    def write_config(self, more: str = "", *, mesh: str = 'name = "acme"\nrevision = 1') -> None:
-        """`mesh.toml` of one gateway and one sink; `more` are further tables."""
+    def write_config(self, more: str = "", *, mesh: str = 'name = "acme"\nrevision = 1', gateway: str = "") -> None:
+        """`mesh.toml` of one gateway and one sink; `more` are further tables, `gateway` further keys of it."""
         (self.path / "mesh.toml").write_text(
             f"""
             [mesh]
@@ -143,6 +143,7 @@ class Folder:
             [zones.eu.gateways.gw1]
             client = "127.0.0.1:{self.client_port}"
             monitor = "127.0.0.1:{self.monitor_port}"
+            {gateway}
             [zones.eu.sinks.sink1]
             link = "127.0.0.1:{self.link_port}"
             monitor = "127.0.0.1:{self.sink_monitor_port}"
