@@ -277,13 +277,11 @@ class TlsConnection(Connection):
         if self._state is not _State.ENCRYPTED:
             self.transport.write(out)
             return
-        view, write, outgoing = memoryview(out), self._ssl.write, self._outgoing
+        view, write, encrypted = memoryview(out), self._ssl.write, []
         for start in range(0, len(out), TLS_RECORD_BYTES):
             write(view[start : start + TLS_RECORD_BYTES])
-            if outgoing.pending >= TLS_PIECE_BYTES:
-                self.transport.write(outgoing.read())
-        if outgoing.pending:
-            self.transport.write(outgoing.read())
+            encrypted.append(self._outgoing.read())
+        self.transport.writelines(encrypted)
 
     def _say_goodbye(self) -> None:
         if self._state is _State.ENCRYPTED:
