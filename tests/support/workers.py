@@ -9,12 +9,12 @@ from random import Random
 from typing import Any
 
 from nats.aio.client import Client
-from support.gateway import Hooks, make_plane
-from support.processes import client
 
 from gateway.core.plane import Plane
 from gateway.shell.peers import PeerLinks, Worker
 from gateway.shell.server import ClientServer
+from support.gateway import Hooks, make_plane
+from support.processes import client
 
 CONNECTS_MAX = 64
 
