@@ -49,7 +49,7 @@ class HistoryService:
         self._plane, self._sink, self._zone, self._flush, self._may_read = plane, sink, zone, flush, may_read
         self._accounts = accounts
         self._queued_bytes_max = pending_bytes_max // FETCH_PENDING_PART
-        self._tasks: dict[int, set[asyncio.Task[None]]] = {}  # by session
+        self._tasks: dict[int, dict[asyncio.Task[None], str]] = {}  # of each session: task → reply subject
         self.requests = {"FETCH": 0, "OFFSETS": 0, "METADATA": 0, "other": 0}
         self.records_shown = 0
 
@@ -62,7 +62,9 @@ class HistoryService:
         counted = verb if verb in self.requests else "other"  # a label that clients can choose would have no bound
         self.requests[counted] += 1
         serve, fail = (self._fetch, self._fail_stream) if verb == "FETCH" else (self._facts, self._fail_json)
-        tasks = self._tasks.setdefault(session.id, set())
+        tasks = self._tasks.setdefault(session.id, {})
+        if len(tasks) >= FETCHES_PER_CONNECTION_MAX:
+            self._end_unheard(session, tasks)
         if len(tasks) >= FETCHES_PER_CONNECTION_MAX:
             message = f"{len(tasks)} requests of this connection are under way; wait for one of them"
             fail(session, reply, LogError("THROTTLING_QUOTA_EXCEEDED", message))
@@ -70,9 +72,16 @@ class HistoryService:
         work = partial(serve, session, subject, reply, body)
         task = asyncio.get_running_loop().create_task(self._guard(session, work, partial(fail, session, reply)))
         watch = self._plane.watch(session, reply, task.cancel)  # nobody will hear the rest
-        tasks.add(task)
-        task.add_done_callback(tasks.discard)
+        tasks[task] = reply
+        task.add_done_callback(lambda done: tasks.pop(done, None))
         task.add_done_callback(lambda _: self._plane.unwatch(watch))
+
+    def _end_unheard(self, session: Session, tasks: dict[asyncio.Task[None], str]) -> None:
+        """Ends requests that nobody has ever been subscribed to the answers of, before they have begun to wait."""
+        for task, reply in list(tasks.items()):
+            if not self._plane.has_interest(session, reply):
+                del tasks[task]
+                task.cancel()
 
     def session_ended(self, session: Session) -> None:
         """Who asked in this session is gone, or may be somebody else from now on."""
@@ -168,7 +177,7 @@ class HistoryService:
         """Shows events until the fetch is over; the ends of the log then, or None if nobody is subscribed."""
         clock = asyncio.get_running_loop().time
         deadline, chunk_bytes = clock() + request.max_wait_ms / 1000, min(FETCH_CHUNK_BYTES, request.max_bytes)
-        while True:
+        while self._plane.has_interest(session, reply):  # it was never there, or the request is cancelled with it
             waits = not progress.is_done and not progress.records
             wait_ms = max(0, int((deadline - clock()) * 1000)) if waits else 0
             frame = await sink.fetch(*log_name, progress.next_offset, chunk_bytes, wait_ms)
@@ -182,11 +191,10 @@ class HistoryService:
                 if progress.is_done:
                     break
                 await self._pace(session)
-            if not self._plane.has_interest(session, reply):
-                return None  # nobody has ever listened
             at_end = progress.next_offset >= frame.message.high_watermark
             if progress.is_done or progress.scanned_bytes >= FETCH_SCAN_BYTES_MAX or (at_end and not frame.tail):
                 return frame.message
+        return None
 
     async def _pace(self, session: Session) -> None:
         """Lets others go first, and the reader take what is queued for it."""
