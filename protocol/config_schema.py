@@ -285,7 +285,12 @@ class Gateway(Table):
     listen: Host | None = Field(
         default=None, description="Host that the sockets bind to, where it differs from the dialled one; ports stay."
     )
-    workers: int = Field(default=1, ge=1, le=limits.WORKERS_MAX, description="Processes on the client port.")
+    workers: int = Field(
+        default=1,
+        ge=1,
+        le=limits.WORKERS_MAX,
+        description="Processes on the client port; each has the `limits` and the outbox for itself.",
+    )
     spool: str = Field(
         default="", description="A folder: events that wait for a sink survive a crash. Empty: memory only."
     )

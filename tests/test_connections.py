@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import support.gateway
 from support.gateway import ENGINES, make_plane
 
 from gateway.core.connections import ClosedConnections, ConnzOptions, connz
@@ -27,13 +28,7 @@ def make(request: pytest.FixtureRequest) -> MakePlane:
 
 def page(plane: Plane, closed: ClosedConnections | None = None, **options: Any) -> dict[str, Any]:
     """What `/connz` says, all turns taken."""
-    building = connz(plane, closed or ClosedConnections(), ConnzOptions(**options), MOMENT)
-    while True:
-        try:
-            next(building)
-        except StopIteration as end:
-            made: dict[str, Any] = end.value
-            return made
+    return support.gateway.page(connz(plane, closed or ClosedConnections(), ConnzOptions(**options), MOMENT))
 
 
 def cids(shown: dict[str, Any]) -> list[int]:

@@ -33,10 +33,7 @@ def side(each: Engine) -> Iterator[Side]:
 
 
 def join(side: Side, sent: bytes = CONNECT) -> Session:
-    side.connect()
-    side.send(len(side.sessions) - 1, sent)
-    side.sessions[-1].take()
-    return side.sessions[-1]
+    return side.join(sent)
 
 
 # -- route plans ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import pytest
-from support.gateway import ENGINES, Hooks, make_plane
+from support.gateway import ENGINES, Hooks, PlaneClient, make_plane
 
 from gateway.core.engine import Engine
 from gateway.core.plane import Plane
@@ -47,18 +47,9 @@ class Pair:
         return sent
 
 
-class Client:
+class Client(PlaneClient):
     def __init__(self, plane: Plane, connect: bytes = CONNECT) -> None:
-        self.plane, self.session = plane, plane.connect("10.0.0.1", 1, 0)
-        self.session.take()
-        self.send(connect)
-
-    def send(self, data: bytes, now_ms: int = 0) -> bytes:
-        self.plane.receive(self.session, data, now_ms)
-        return self.session.take()
-
-    def take(self) -> bytes:
-        return self.session.take()
+        super().__init__(plane, connect)
 
 
 @pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)

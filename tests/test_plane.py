@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import support.gateway
-from support.gateway import ENGINES, Hooks
+from support.gateway import ENGINES, Hooks, PlaneClient
 
 from gateway.core.engine import Engine
 from gateway.core.identity import UserEntry
@@ -31,22 +31,9 @@ def make_plane(hooks: Hooks | None = None, **options: Any) -> Plane:
     return support.gateway.make_plane(hooks, engine_in_use, **options)
 
 
-class Client:
-    """A session of `plane` with what it has got."""
-
+class Client(PlaneClient):
     def __init__(self, plane: Plane, connect: bytes = CONNECT) -> None:
-        self.plane = plane
-        self.session: Session = plane.connect("10.0.0.1", 50_000, 0)
-        self.take()
-        if connect:
-            self.send(connect)
-
-    def send(self, data: bytes, now_ms: int = 0) -> bytes:
-        self.plane.receive(self.session, data, now_ms)
-        return self.take()
-
-    def take(self) -> bytes:
-        return self.session.take()
+        super().__init__(plane, connect)
 
 
 # -- routing ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import support.gateway
 from support.gateway import ENGINES, make_plane
 
 from gateway.core import reports
@@ -24,13 +25,7 @@ def make(request: pytest.FixtureRequest) -> MakePlane:
 
 
 def subsz(plane: Plane, **options: Any) -> dict[str, Any]:
-    building = reports.subsz(plane, SubszOptions(**options), MOMENT)
-    while True:
-        try:
-            next(building)
-        except StopIteration as end:
-            made: dict[str, Any] = end.value
-            return made
+    return support.gateway.page(reports.subsz(plane, SubszOptions(**options), MOMENT))
 
 
 def subjects_of(shown: dict[str, Any]) -> list[str]:

@@ -30,10 +30,7 @@ def side() -> Iterator[Side]:
 
 
 def join(side: Side, sent: bytes = CONNECT) -> Session:
-    side.connect()
-    side.send(len(side.sessions) - 1, sent)
-    side.sessions[-1].take()
-    return side.sessions[-1]
+    return side.join(sent)
 
 
 def used_bytes() -> int:

@@ -8,6 +8,9 @@ to its last CR LF, are copied to the end of the receiver's output. That rest is 
 publish is written canonically: single spaces, no zeros before numbers, CR LF. Whatever is written otherwise, is not
 complete, or is no publish goes piece by piece through the same parser as in the reference, and then to the policy.
 
+The parts that are no loop stand in files of their own, by the subjects of the reference, and are compiled into this one
+module, so that C can inline across them: `_subscriptions.pxi`, `_plans.pxi`, `_sessions.pxi`.
+
 No Python object is made per message. One is made per read and receiver: the output is written into a `bytes` object
 that grows, which the shell then takes and hands to the socket as it is.
 
@@ -52,8 +55,6 @@ cdef extern from *:
 # Output of more than 128 KiB would be mapped anew for every write, and half of all time would go into page faults.
 keep_large_blocks()
 
-COMPILED = True
-
 cdef object _Publish = nats.Publish
 cdef object _RouteMessage = routes.RouteMessage
 cdef object _decode = subjects.decode
@@ -84,708 +85,9 @@ cdef uint32_t _SETS_MAX = ROUTE_PLANS_MAX // WAYS
 NEVER_MS = -1
 
 
-# -- subscriptions and their account ----------------------------------------------------------------------------------
-
-
-@cython.final
-@cython.no_gc
-cdef class Subscription:
-    cdef readonly Session session
-    cdef readonly Account account
-    cdef bytes wire_pattern
-    cdef bytes wire_queue
-    cdef readonly bytes sid
-    cdef public int64_t max_messages
-    cdef public int64_t received
-    cdef public bint closed
-
-    def __init__(self, Session session, str pattern, str queue, bytes sid, Account account=None):
-        self.session = session
-        self.account = session._account if account is None else account
-        self.wire_pattern = _encode(pattern)
-        self.wire_queue = _encode(queue) if queue else None
-        self.sid = sid
-
-    @property
-    def pattern(self):
-        return _decode(self.wire_pattern)
-
-    @property
-    def queue(self):
-        return "" if self.wire_queue is None else _decode(self.wire_queue)
-
-
-@cython.final
-@cython.no_gc
-cdef class _Node:
-    """The entries of one pattern, and in the trie what follows its last token. Parts that are empty are None."""
-
-    cdef dict children
-    cdef _Node star
-    cdef _Node rest
-    cdef dict plain
-    cdef dict queues
-
-    cdef bint is_empty(self):
-        return not (self.plain or self.queues or self.children or self.star is not None or self.rest is not None)
-
-    cdef add(self, Subscription entry):
-        if entry.wire_queue is None:
-            if self.plain is None:
-                self.plain = {}
-            self.plain[entry] = None
-            return
-        if self.queues is None:
-            self.queues = {}
-        members = self.queues.get(entry.wire_queue)
-        if members is None:
-            members = self.queues[entry.wire_queue] = {}
-        members[entry] = None
-
-    cdef discard(self, Subscription entry):
-        if entry.wire_queue is None:
-            del self.plain[entry]
-            return
-        members = self.queues[entry.wire_queue]
-        del members[entry]
-        if not members:
-            del self.queues[entry.wire_queue]
-
-    cdef _Node child(self, bytes token):
-        if token == b"*":
-            return self.star
-        if token == b">":
-            return self.rest
-        return None if self.children is None else self.children.get(token)
-
-    cdef set_child(self, bytes token, _Node node):
-        if token == b"*":
-            self.star = node
-        elif token == b">":
-            self.rest = node
-        elif node is None:
-            del self.children[token]
-        else:
-            if self.children is None:
-                self.children = {}
-            self.children[token] = node
-
-
-cdef bint _has_wildcard(bytes pattern):
-    if b"*" not in pattern and b">" not in pattern:
-        return False
-    for token in pattern.split(b"."):
-        if token == b"*" or token == b">":
-            return True
-    return False
-
-
-cdef inline uint32_t _bucket(const char* subject, Py_ssize_t size) noexcept nogil:
-    """Of the first token."""
-    cdef uint32_t mixed = 2166136261u
-    cdef Py_ssize_t i = 0
-    while i < size and subject[i] != c".":
-        mixed = (mixed ^ <unsigned char>subject[i]) * 16777619u
-        i += 1
-    return (mixed ^ (mixed >> 15)) & (BUCKETS - 1)
-
-
-@cython.final
-cdef class Sublist:
-    cdef dict literals  # pattern → the one plain subscription to it, or a node
-    cdef _Node root
-    cdef uint64_t buckets[BUCKETS]  # changes of patterns, by their first token
-    cdef uint64_t wild  # changes of patterns whose first token is a wildcard
-    cdef readonly Py_ssize_t count
-    cdef readonly uint64_t inserts
-    cdef readonly uint64_t removes
-
-    def __init__(self):
-        self.literals = {}
-        self.root = _Node()
-
-    @property
-    def generation(self):
-        return self.inserts + self.removes
-
-    def insert(self, Subscription entry not None):
-        cdef bytes pattern = entry.wire_pattern
-        cdef _Node node, child
-        if _has_wildcard(pattern):
-            node = self.root
-            for token in pattern.split(b"."):
-                child = node.child(token)
-                if child is None:
-                    child = _Node()
-                    node.set_child(token, child)
-                node = child
-            node.add(entry)
-        else:
-            present = self.literals.get(pattern)
-            if present is None and entry.wire_queue is None:
-                self.literals[pattern] = entry
-            elif isinstance(present, _Node):
-                (<_Node>present).add(entry)
-            else:
-                node = self.literals[pattern] = _Node()
-                if present is not None:
-                    node.add(present)
-                node.add(entry)
-        self.count += 1
-        self.inserts += 1
-        self._changed(pattern)
-
-    def remove(self, Subscription entry not None):
-        cdef bytes pattern = entry.wire_pattern
-        cdef _Node node
-        if _has_wildcard(pattern):
-            self._remove_wildcard(entry)
-        else:
-            present = self.literals[pattern]
-            if isinstance(present, _Node):
-                node = present
-                node.discard(entry)
-                if node.is_empty():
-                    del self.literals[pattern]
-            elif present is entry:
-                del self.literals[pattern]
-            else:
-                raise KeyError(entry.pattern)
-        self.count -= 1
-        self.removes += 1
-        self._changed(pattern)
-
-    cdef _remove_wildcard(self, Subscription entry):
-        cdef _Node child = self.root
-        cdef list path = [child]
-        cdef list tokens = entry.wire_pattern.split(b".")
-        for token in tokens:
-            child = child.child(token)
-            if child is None:
-                raise KeyError(entry.pattern)
-            path.append(child)
-        child.discard(entry)
-        cdef Py_ssize_t depth = len(tokens)
-        while depth > 0 and (<_Node>path[depth]).is_empty():
-            (<_Node>path[depth - 1]).set_child(tokens[depth - 1], None)
-            depth -= 1
-
-    cdef void _changed(self, bytes pattern):
-        cdef const char* text = PyBytes_AS_STRING(pattern)
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(pattern)
-        if text[0] in (c"*", c">") and (size == 1 or text[1] == c"."):
-            self.wild += 1
-        else:
-            self.buckets[_bucket(text, size)] += 1
-
-    def match(self, str subject):
-        plain = []
-        queues = self.find(_encode(subject), plain)
-        return Result(tuple(plain), tuple([tuple(members) for members in (queues or {}).values()]))
-
-    cdef dict find(self, bytes subject, list plain):
-        """Puts all who are subscribed to `subject` and may get it into `plain`; queue → members, or None."""
-        cdef dict queues = None
-        present = self.literals.get(subject) if self.literals else None
-        if present is not None:
-            if type(present) is _Node:
-                queues = _collect(<_Node>present, subject, plain, queues)
-            elif _accepts(present, subject):
-                plain.append(present)
-        if not self.root.is_empty() and _is_routable(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject)):
-            queues = _walk(self.root, subject, 0, plain, queues)
-        return queues
-
-    def __iter__(self):
-        cdef list stack = [self.root]
-        for present in self.literals.values():
-            if isinstance(present, _Node):
-                stack.append(present)
-            else:
-                yield present
-        while stack:
-            node = <_Node>stack.pop()
-            yield from list(node.plain or ())
-            for members in list((node.queues or {}).values()):
-                yield from list(members)
-            stack += list((node.children or {}).values())
-            if node.star is not None:
-                stack.append(node.star)
-            if node.rest is not None:
-                stack.append(node.rest)
-
-
-cdef bint _accepts(Subscription entry, bytes subject) except -1:
-    cdef Session session = entry.session
-    return not session.filters or bool(session._permissions.may_receive(_decode(subject), entry.queue))
-
-
-cdef bint _is_routable(const char* subject, Py_ssize_t size) noexcept nogil:
-    """Whether no token of it is empty."""
-    cdef Py_ssize_t i
-    cdef char before = c"."
-    for i in range(size):
-        if subject[i] == c"." and before == c".":
-            return False
-        before = subject[i]
-    return before != c"."
-
-
-cdef dict _walk(_Node node, bytes subject, Py_ssize_t at, list plain, dict queues):
-    """What matches below `node`, from the token on that begins at `at`. As deep as the deepest pattern, not deeper."""
-    cdef const char* text = PyBytes_AS_STRING(subject)
-    cdef Py_ssize_t end = at, size = PyBytes_GET_SIZE(subject)
-    cdef _Node child
-    if node.rest is not None:
-        queues = _collect(node.rest, subject, plain, queues)
-    if node.star is None and node.children is None:
-        return queues
-    while end < size and text[end] != c".":
-        end += 1
-    if node.children is not None:
-        child = node.children.get(PyBytes_FromStringAndSize(text + at, end - at))
-        if child is not None:
-            queues = _below(child, subject, end + 1, plain, queues)
-    if node.star is not None:
-        queues = _below(node.star, subject, end + 1, plain, queues)
-    return queues
-
-
-cdef dict _below(_Node node, bytes subject, Py_ssize_t at, list plain, dict queues):
-    if at > PyBytes_GET_SIZE(subject):
-        return _collect(node, subject, plain, queues)
-    return _walk(node, subject, at, plain, queues)
-
-
-cdef dict _collect(_Node node, bytes subject, list plain, dict queues):
-    if node.plain is not None:
-        for entry in node.plain:
-            if _accepts(entry, subject):
-                plain.append(entry)
-    if node.queues is not None:
-        for queue, members in node.queues.items():
-            kept = [entry for entry in members if _accepts(entry, subject)]
-            if kept:
-                if queues is None:
-                    queues = {}
-                queues.setdefault(queue, []).extend(kept)
-    return queues
-
-
-@cython.final
-cdef class Account:
-    cdef readonly str name
-    cdef bytes wire_name
-    cdef readonly Sublist sublist
-    cdef readonly dict watches
-
-    def __init__(self, str name):
-        self.name = name
-        self.wire_name = name.encode()
-        self.sublist = Sublist()
-        self.watches = {}
-
-
-# -- route plans ------------------------------------------------------------------------------------------------------
-
-
-@cython.final
-@cython.no_gc
-cdef class Receivers:
-    """Who gets a message: clients, one of each group, and peers where somebody is subscribed plainly."""
-
-    cdef list plain  # of clients' subscriptions
-    cdef list groups  # of lists of clients' subscriptions
-    cdef list names  # of the groups; this and what follows is None where no peer wants anything
-    cdef list remote  # of lists of peers' subscriptions, as `groups`
-    cdef list peers  # sessions
-    cdef Py_ssize_t count
-
-
-cdef bint _is_far(entry):
-    return (<Subscription>entry).session.is_peer
-
-
-cdef Receivers _arrange(list plain, dict queues):
-    cdef Receivers receivers = Receivers.__new__(Receivers)
-    cdef list members
-    cdef bint far = False
-    receivers.plain = plain
-    receivers.groups = _NONE if queues is None else list(queues.values())
-    receivers.count = PyList_GET_SIZE(plain)
-    for entry in plain:
-        far = far or _is_far(entry)
-    for members in receivers.groups:
-        receivers.count += PyList_GET_SIZE(members)
-        for entry in members:
-            far = far or _is_far(entry)
-    if far:
-        receivers.plain = [entry for entry in plain if not _is_far(entry)]
-        receivers.peers = list(dict.fromkeys([(<Subscription>entry).session for entry in plain if _is_far(entry)]))
-        receivers.names = list(queues or ())
-        receivers.remote = [[entry for entry in members if _is_far(entry)] for members in receivers.groups]
-        receivers.groups = [[entry for entry in members if not _is_far(entry)] for members in receivers.groups]
-    return receivers
-
-
-@cython.final
-@cython.no_gc
-cdef class Plan:
-    cdef bytes head  # b"HMSG <subject> "
-    cdef const char* subject  # in `head`
-    cdef Py_ssize_t subject_size
-    cdef uint64_t mixed
-    cdef uint32_t bucket
-    cdef uint64_t generation
-    cdef int kind
-    cdef Receivers receivers
-    cdef Py_ssize_t size_bytes
-
-
-cdef inline uint64_t _mix(const char* text, Py_ssize_t size) noexcept nogil:
-    """Spreads subjects over the table. Not a defence: subjects made to collide only drive each other out of it."""
-    cdef uint64_t mixed = <uint64_t>size * 0x9E3779B97F4A7C15u
-    cdef uint64_t word
-    while size >= 8:
-        memcpy(&word, text, 8)
-        mixed = (mixed ^ word) * 0xFF51AFD7ED558CCDu
-        mixed ^= mixed >> 32
-        text += 8
-        size -= 8
-    if size > 0:
-        word = 0
-        memcpy(&word, text, size)
-        mixed = (mixed ^ word) * 0xFF51AFD7ED558CCDu
-        mixed ^= mixed >> 32
-    mixed *= 0xC4CEB9FE1A85EC53u
-    return mixed ^ (mixed >> 29)
-
-
-cdef void _retire(PyObject* held):
-    """Sessions may hold a plan longer than the table does: what is large of it goes now, and it is never valid again."""
-    cdef Plan plan = <Plan>held
-    plan.receivers = None
-    plan.generation = _NEVER
-    Py_DECREF(plan)
-
-
-@cython.final
-cdef class Plans:
-    """The route plans of one account for one set of permissions: a table of sets of `WAYS` plans.
-
-    A subject is kept when it comes for the second time, as far as a small table of marks remembers the first; what
-    comes once, like the inbox of a request, uses the one plan `passing` and leaves no trace. What is found moves one
-    place forward in its set, what is new takes the last place: nothing ever has to be searched for a victim.
-    """
-
-    cdef Account account
-    cdef PyObject** slots
-    cdef uint32_t sets
-    cdef Py_ssize_t count
-    cdef Py_ssize_t size_bytes
-    cdef Plan passing
-    cdef uint32_t seen[SEEN]
-
-    def __cinit__(self):
-        self.passing = Plan.__new__(Plan)
-        self.sets = SETS_MIN
-        self.slots = <PyObject**>calloc(self.sets * WAYS, sizeof(PyObject*))
-        if self.slots == NULL:
-            raise MemoryError
-
-    def __init__(self, Account account):
-        self.account = account
-
-    def __len__(self):
-        return self.count
-
-    def __dealloc__(self):
-        self._drop_all()
-        free(self.slots)
-
-    cdef void _drop_all(self):
-        cdef Py_ssize_t i
-        cdef PyObject* plan
-        for i in range(self.sets * WAYS):
-            plan = self.slots[i]
-            if plan != NULL:
-                self.slots[i] = NULL
-                _retire(plan)
-        self.count = self.size_bytes = 0
-
-    cdef inline Plan find(self, const char* subject, Py_ssize_t size, uint64_t mixed):
-        cdef PyObject** places = self.slots + (mixed & (self.sets - 1)) * WAYS
-        cdef PyObject* found
-        cdef int i
-        for i in range(WAYS):
-            found = places[i]
-            if found != NULL and (<Plan>found).mixed == mixed and (<Plan>found).subject_size == size:
-                if memcmp((<Plan>found).subject, subject, size) == 0:
-                    if i > 0:
-                        places[i] = places[i - 1]
-                        places[i - 1] = found
-                    return <Plan>found
-        return None
-
-    cdef keep(self, Plan plan):
-        if self.size_bytes + plan.size_bytes > _PLAN_BYTES_MAX:
-            self._drop_all()
-        if self.count > (self.sets * WAYS) // 4 * 3 and self.sets * 2 <= _SETS_MAX:
-            self._grow()
-        Py_INCREF(plan)
-        self._place(plan)
-        self.size_bytes += plan.size_bytes
-
-    cdef _place(self, Plan plan):
-        cdef PyObject** places = self.slots + (plan.mixed & (self.sets - 1)) * WAYS
-        cdef PyObject* victim
-        cdef int i
-        for i in range(WAYS):
-            if places[i] == NULL:
-                places[i] = <PyObject*>plan
-                self.count += 1
-                return
-        victim = places[WAYS - 1]
-        places[WAYS - 1] = <PyObject*>plan
-        self.size_bytes -= (<Plan>victim).size_bytes
-        _retire(victim)
-
-    cdef _grow(self):
-        cdef PyObject** old = self.slots
-        cdef Py_ssize_t i, before = self.sets * WAYS
-        cdef PyObject** grown = <PyObject**>calloc(before * 2, sizeof(PyObject*))
-        if grown == NULL:
-            raise MemoryError
-        self.slots = grown
-        self.sets *= 2
-        self.count = 0
-        for i in range(before):
-            if old[i] != NULL:
-                self._place(<Plan>old[i])
-        free(old)
-
-    cdef resized(self, Plan plan, Py_ssize_t before_bytes):
-        """A plan that is held was renewed, and has other receivers than before."""
-        self.size_bytes += plan.size_bytes - before_bytes
-        if self.size_bytes > _PLAN_BYTES_MAX:
-            receivers, generation = plan.receivers, plan.generation
-            self._drop_all()
-            plan.receivers, plan.generation = receivers, generation
-            self.keep(plan)
-
-    cdef Plan candidate(self, uint64_t mixed):
-        """A plan to fill in: one to keep if this subject has been here lately, else the one for those that pass."""
-        cdef uint32_t* place = self.seen + (mixed & (SEEN - 1))
-        cdef uint32_t mark = <uint32_t>(mixed >> 32)
-        if place[0] == mark:
-            return Plan.__new__(Plan)
-        place[0] = mark
-        return self.passing
-
-
-# -- sessions ---------------------------------------------------------------------------------------------------------
-
-
-@cython.final
-cdef class Session:
-    cdef readonly int64_t id
-    cdef readonly str client_ip
-    cdef readonly int client_port
-    cdef readonly object parser
-    cdef Account _account
-    cdef readonly dict subscriptions
-    cdef str _peer
-    cdef bint is_peer
-    cdef public int64_t interest_mark
-
-    cdef object _options
-    cdef bint verbose, pedantic, echo, headers, no_responders
-    cdef public bint connected
-    cdef public bint info_sent
-    cdef public str nonce
-    cdef public object tls
-    cdef public object certificate
-    cdef public object verifying
-    cdef public object entry
-    cdef public str user
-    cdef object _permissions
-    cdef bint filters, unrestricted, hears_all
-    cdef public object answerable
-
-    cdef PyObject* out_object
-    cdef char* out
-    cdef Py_ssize_t out_size
-    cdef Py_ssize_t out_room
-    cdef Py_ssize_t out_hint
-    cdef public Py_ssize_t unsent_bytes
-    cdef public object measure_unsent
-    cdef public bint dirty
-    cdef public bint paused
-    cdef public int stall_ms
-    cdef public object closing
-    cdef public str closing_detail
-    cdef public bint flushes
-
-    cdef public int64_t in_msgs, in_bytes, out_msgs, out_bytes
-    cdef public int64_t started_ms, last_activity_ms, last_heard_ms, due_ms, ping_due_ms, auth_due_ms
-    cdef public int64_t ping_sent_ms, rtt_ms
-    cdef public int pings_out
-
-    cdef Plans plans
-    cdef Plan last  # that of the message before
-    cdef bytes left  # what was received; from `left_at` on it was not looked at yet
-    cdef Py_ssize_t left_at
-
-    def __init__(self, id, str client_ip, int client_port, parser, Account account not None, int64_t now_ms):
-        self.id = id
-        self.client_ip = client_ip
-        self.client_port = client_port
-        self.parser = parser
-        self._account = account
-        self.subscriptions = {}
-        self.peer = ""
-        self.options = nats.ConnectOptions()
-        self.nonce = ""
-        self.user = ""
-        self.permissions = EVERYTHING
-        self.closing_detail = ""
-        self.flushes = True
-        self.started_ms = self.last_activity_ms = self.last_heard_ms = now_ms
-        self.auth_due_ms = self.ping_sent_ms = self.rtt_ms = NEVER_MS
-
-    def __dealloc__(self):
-        if self.out_object != NULL:
-            Py_DECREF(<object>self.out_object)
-
-    @property
-    def account(self):
-        return self._account
-
-    @account.setter
-    def account(self, Account account not None):
-        self._account = account
-        self.plans = self.last = None
-
-    @property
-    def peer(self):
-        return self._peer
-
-    @peer.setter
-    def peer(self, str name not None):
-        self._peer = name
-        self.is_peer = name != ""
-
-    @property
-    def options(self):
-        return self._options
-
-    @options.setter
-    def options(self, options):
-        self._options = options
-        self.verbose = options.verbose
-        self.pedantic = options.pedantic
-        self.echo = options.echo
-        self.headers = options.headers
-        self.no_responders = options.no_responders
-
-    @property
-    def permissions(self):
-        return self._permissions
-
-    @permissions.setter
-    def permissions(self, permissions):
-        self._permissions = permissions
-        self.filters = permissions.filters
-        self.unrestricted = permissions.unrestricted
-        self.hears_all = permissions.hears_all
-        self.plans = self.last = None
-
-    @property
-    def name(self):
-        return self._options.name
-
-    cdef inline bint stopped(self):
-        return self.closing is not None or self.verifying is not None or self.paused
-
-    # -- output ----
-
-    cdef inline char* reserve(self, Py_ssize_t size) except NULL:
-        """Room for `size` bytes at the end of the output."""
-        if self.out_size + size > self.out_room:
-            self._grow(size)
-        return self.out + self.out_size
-
-    cdef int _grow(self, Py_ssize_t size) except -1:
-        cdef Py_ssize_t room = self.out_room * 2
-        if room < self.out_size + size:
-            room = self.out_size + size
-        if room < self.out_hint:
-            room = self.out_hint
-        if room < OUT_BYTES_MIN:
-            room = OUT_BYTES_MIN
-        if self.out_object == NULL:
-            made = PyBytes_FromStringAndSize(NULL, room)
-            Py_INCREF(made)
-            self.out_object = <PyObject*>made
-            made = None
-        else:
-            try:
-                _PyBytes_Resize(&self.out_object, room)
-            except MemoryError:  # what was there is gone too
-                self.out = NULL
-                self.out_size = self.out_room = 0
-                raise
-        self.out = PyBytes_AS_STRING(<object>self.out_object)
-        self.out_room = room
-        return 0
-
-    def write(self, bytes data not None):
-        cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
-        if size == 0:  # nothing to reserve
-            return
-        memcpy(self.reserve(size), PyBytes_AS_STRING(data), size)
-        self.out_size += size
-
-    def take(self):
-        if self.out_object == NULL:
-            return b""
-        cdef PyObject* taken = self.out_object
-        cdef Py_ssize_t size = self.out_size
-        self.out_object = NULL
-        self.out = NULL
-        self.out_size = self.out_room = 0
-        self.out_hint = min(max(size, self.out_hint // 4 * 3), OUT_BYTES_HINT_MAX)
-        _PyBytes_Resize(&taken, size)
-        result = <object>taken
-        Py_DECREF(result)
-        return result
-
-    @property
-    def queued_bytes(self):
-        return self.out_size
-
-    @property
-    def pending_bytes(self):
-        if self.measure_unsent is not None:
-            self.unsent_bytes = self.measure_unsent()
-        return self.out_size + self.unsent_bytes
-
-    # -- rights ----
-
-    def may_publish(self, str subject):
-        return self._permissions.may_publish(subject)
-
-    def may_subscribe(self, str pattern, str queue=""):
-        return self._permissions.may_subscribe(pattern, queue)
-
-    def may_receive(self, str subject):
-        return self._permissions.may_receive(subject)
-
-    def may_answer(self, bytes subject, int64_t now_ms):
-        return self.answerable is not None and self.answerable.take(subject, now_ms)
-
-
-# -- the forwarder ----------------------------------------------------------------------------------------------------
+include "_subscriptions.pxi"
+include "_plans.pxi"
+include "_sessions.pxi"
 
 
 cdef struct Message:
@@ -797,6 +99,7 @@ cdef struct Message:
     const char* payload
     Py_ssize_t payload_size
     Py_ssize_t header_size  # of the header block in front of the payload
+    const char* line_end  # of the control line that it was read from
 
 
 cdef inline bint _number(const char* text, Py_ssize_t size, Py_ssize_t* value) noexcept nogil:
@@ -1087,13 +390,10 @@ cdef class Forwarder:
         cdef const char* end = data + size
         cdef const char* line = data + at[0]
         cdef const char* subject
-        cdef const char* here
-        cdef const char* start
-        cdef const char* words[3]
-        cdef Py_ssize_t sizes[3]
-        cdef Py_ssize_t subject_size, total, header_size, max_line, max_payload, managed
+        cdef const char* after
+        cdef Py_ssize_t subject_size, max_line, max_payload, managed
         cdef int64_t in_msgs = 0, in_bytes = 0
-        cdef int count, numbers
+        cdef int numbers
         if session.verbose or session.pedantic or not session.connected or session.is_peer:
             return 0
         max_line = session.parser.max_control_line_bytes
@@ -1123,57 +423,17 @@ cdef class Forwarder:
                     and plan.generation == sublist.wild + sublist.buckets[plan.bucket] + self.epoch
                 ):
                     subject_size = plan.subject_size
-                    here = subject + subject_size
                 else:
-                    here = subject
-                    while here < end and <unsigned char>here[0] > 32:
-                        here += 1
-                    if here == end or here[0] != c" " or here == subject:
+                    subject_size = _word(subject, end)
+                    if subject_size == 0 or subject[subject_size] != c" ":
                         break
-                    subject_size = here - subject
                     plan = None
-                # the words behind it: [reply] [header size] size
-                here += 1
-                message.rest = here
-                count = 0
-                while True:
-                    start = here
-                    while here < end and <unsigned char>here[0] > 32:
-                        here += 1
-                    if end - here < 4 or here == start:
-                        count = 0
-                        break
-                    words[count] = start
-                    sizes[count] = here - start
-                    count += 1
-                    if here[0] == c"\r":
-                        break
-                    if here[0] != c" " or count == 3:
-                        count = 0
-                        break
-                    here += 1
-                if count < numbers or count > numbers + 1 or here[1] != c"\n" or here - subject > max_line:
+                after = _read_rest(subject + subject_size + 1, end, numbers, max_payload, &message)
+                if after == NULL or message.line_end - subject > max_line:
                     break
-                header_size = 0
-                if not _number(words[count - 1], sizes[count - 1], &total) or total > max_payload:
-                    break
-                if numbers == 2:
-                    if not _number(words[count - 2], sizes[count - 2], &header_size):
-                        break
-                    if header_size == 0 or header_size > total:
-                        break
-                here += 2
-                if end - here < total + 2 or here[total] != c"\r" or here[total + 1] != c"\n":
-                    break
-                message.reply_size = sizes[0] if count > numbers else 0
-                message.reply = words[0]
-                message.header_size = header_size
-                message.payload = here + header_size
-                message.payload_size = total - header_size
-                line = here + total + 2
-                message.rest_size = line - message.rest
+                line = after
                 in_msgs += 1
-                in_bytes += total
+                in_bytes += message.header_size + message.payload_size
                 self.turn_bytes += line - subject
                 if plan is None:
                     plan = self._plan(session, subject, subject_size)
@@ -1422,25 +682,62 @@ cdef class Forwarder:
         return 0
 
 
-cdef const char* _words(const char* here, const char* end, const char** words, Py_ssize_t* sizes, int* count) noexcept nogil:
+cdef inline Py_ssize_t _word(const char* here, const char* end) noexcept nogil:
+    """The size of the word that begins here, with something behind it; 0 for none."""
+    cdef const char* start = here
+    while here < end and <unsigned char>here[0] > 32:
+        here += 1
+    return here - start if here < end else 0
+
+
+cdef inline const char* _words(const char* here, const char* end, const char** words, Py_ssize_t* sizes, int* count) noexcept nogil:
     """Up to three words, single spaces between them, CR LF behind them: where the next line begins, or NULL."""
-    cdef const char* start
+    cdef Py_ssize_t size
     count[0] = 0
     while count[0] < 3:
-        start = here
-        while here < end and <unsigned char>here[0] > 32:
-            here += 1
-        if end - here < 2 or here == start:
+        size = _word(here, end)
+        if size == 0:
             return NULL
-        words[count[0]] = start
-        sizes[count[0]] = here - start
+        words[count[0]] = here
+        sizes[count[0]] = size
         count[0] += 1
+        here += size
         if here[0] == c"\r":
-            return here + 2 if here[1] == c"\n" else NULL
+            return here + 2 if end - here > 1 and here[1] == c"\n" else NULL
         if here[0] != c" ":
             return NULL
         here += 1
     return NULL
+
+
+cdef inline const char* _read_rest(const char* here, const char* end, int numbers, Py_ssize_t max_payload, Message* message) noexcept nogil:
+    """What stands behind the subject of a PUB (1 number) or HPUB (2). Where the next line begins.
+
+    NULL: it is not as we would write it ourselves, or not complete.
+    """
+    cdef const char* words[3]
+    cdef Py_ssize_t sizes[3]
+    cdef Py_ssize_t total, header_size = 0
+    cdef int count
+    cdef const char* body = _words(here, end, words, sizes, &count)
+    if body == NULL or count < numbers or count > numbers + 1:
+        return NULL
+    if not _number(words[count - 1], sizes[count - 1], &total) or total > max_payload:
+        return NULL
+    if numbers == 2:
+        if not _number(words[count - 2], sizes[count - 2], &header_size) or header_size == 0 or header_size > total:
+            return NULL
+    if end - body < total + 2 or body[total] != c"\r" or body[total + 1] != c"\n":
+        return NULL
+    message.rest = here
+    message.rest_size = body + total + 2 - here
+    message.reply = words[0]
+    message.reply_size = sizes[0] if count > numbers else 0
+    message.header_size = header_size
+    message.payload = body + header_size
+    message.payload_size = total - header_size
+    message.line_end = body - 2
+    return body + total + 2
 
 
 cdef bint _is_pattern(const char* pattern, Py_ssize_t size) noexcept nogil:

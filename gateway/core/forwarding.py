@@ -39,9 +39,8 @@ from protocol.limits import (
     TURN_EVENT_BYTES,
 )
 
-__all__ = ["COMPILED", "Account", "Forwarder", "Kind", "Plan", "Plans", "Policy", "Session", "Stats", "Subscription"]
+__all__ = ["Account", "Forwarder", "Kind", "Plan", "Plans", "Policy", "Session", "Stats", "Subscription"]
 
-COMPILED = False
 _MASK = 0xFFFF_FFFF
 
 

@@ -12,6 +12,7 @@ import uvloop
 
 from gateway.core import engine
 from gateway.core.engine import Engine
+from gateway.core.nats_values import Building
 from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Session
 from gateway.shell.server import ClientServer
@@ -54,6 +55,34 @@ ENGINES = [engine.REFERENCE] if engine.COMPILED is None else [engine.REFERENCE, 
 def make_plane(hooks: Hooks | None = None, engine: Engine = engine.BEST, **options: Any) -> Plane:
     """A plane whose chances always fall the same way."""
     return Plane(PlaneOptions("SERVER", "test", **options), hooks or Hooks(), lambda number: 0, engine)
+
+
+class PlaneClient:
+    """A session of `plane`, of which it has sent `connect`, with what it has got."""
+
+    def __init__(self, plane: Plane, connect: bytes) -> None:
+        self.plane = plane
+        self.session: Session = plane.connect("10.0.0.1", 50_000, 0)
+        self.take()
+        if connect:
+            self.send(connect)
+
+    def send(self, data: bytes, now_ms: int = 0) -> bytes:
+        self.plane.receive(self.session, data, now_ms)
+        return self.take()
+
+    def take(self) -> bytes:
+        return self.session.take()
+
+
+def page(building: Building) -> dict[str, Any]:
+    """What a page of the monitor says, all its turns taken."""
+    while True:
+        try:
+            next(building)
+        except StopIteration as end:
+            made: dict[str, Any] = end.value
+            return made
 
 
 @dataclass

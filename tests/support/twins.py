@@ -78,6 +78,13 @@ class Side:
     def connect(self) -> None:
         self.sessions.append(self.plane.connect("10.0.0.1", 50_000 + len(self.sessions), self.now_ms))
 
+    def join(self, sent: bytes) -> Session:
+        """A client that has sent `sent` and taken what it was answered."""
+        self.connect()
+        self.send(len(self.sessions) - 1, sent)
+        self.sessions[-1].take()
+        return self.sessions[-1]
+
     def connect_peer(self, name: str) -> None:
         self.sessions.append(self.plane.connect_peer(name, self.now_ms))
 

@@ -1,0 +1,194 @@
+# Part of _forwarding.pyx: route plans. The reference is `Plan`, `Plans` and `Receivers` in `gateway.core.forwarding`.
+
+@cython.final
+@cython.no_gc
+cdef class Receivers:
+    """Who gets a message: clients, one of each group, and peers where somebody is subscribed plainly."""
+
+    cdef list plain  # of clients' subscriptions
+    cdef list groups  # of lists of clients' subscriptions
+    cdef list names  # of the groups; this and what follows is None where no peer wants anything
+    cdef list remote  # of lists of peers' subscriptions, as `groups`
+    cdef list peers  # sessions
+    cdef Py_ssize_t count
+
+
+cdef bint _is_far(entry):
+    return (<Subscription>entry).session.is_peer
+
+
+cdef Receivers _arrange(list plain, dict queues):
+    cdef Receivers receivers = Receivers.__new__(Receivers)
+    cdef list members
+    cdef bint far = False
+    receivers.plain = plain
+    receivers.groups = _NONE if queues is None else list(queues.values())
+    receivers.count = PyList_GET_SIZE(plain)
+    for entry in plain:
+        far = far or _is_far(entry)
+    for members in receivers.groups:
+        receivers.count += PyList_GET_SIZE(members)
+        for entry in members:
+            far = far or _is_far(entry)
+    if far:
+        receivers.plain = [entry for entry in plain if not _is_far(entry)]
+        receivers.peers = list(dict.fromkeys([(<Subscription>entry).session for entry in plain if _is_far(entry)]))
+        receivers.names = list(queues or ())
+        receivers.remote = [[entry for entry in members if _is_far(entry)] for members in receivers.groups]
+        receivers.groups = [[entry for entry in members if not _is_far(entry)] for members in receivers.groups]
+    return receivers
+
+
+@cython.final
+@cython.no_gc
+cdef class Plan:
+    cdef bytes head  # b"HMSG <subject> "
+    cdef const char* subject  # in `head`
+    cdef Py_ssize_t subject_size
+    cdef uint64_t mixed
+    cdef uint32_t bucket
+    cdef uint64_t generation
+    cdef int kind
+    cdef Receivers receivers
+    cdef Py_ssize_t size_bytes
+
+
+cdef inline uint64_t _mix(const char* text, Py_ssize_t size) noexcept nogil:
+    """Spreads subjects over the table. Not a defence: subjects made to collide only drive each other out of it."""
+    cdef uint64_t mixed = <uint64_t>size * 0x9E3779B97F4A7C15u
+    cdef uint64_t word
+    while size >= 8:
+        memcpy(&word, text, 8)
+        mixed = (mixed ^ word) * 0xFF51AFD7ED558CCDu
+        mixed ^= mixed >> 32
+        text += 8
+        size -= 8
+    if size > 0:
+        word = 0
+        memcpy(&word, text, size)
+        mixed = (mixed ^ word) * 0xFF51AFD7ED558CCDu
+        mixed ^= mixed >> 32
+    mixed *= 0xC4CEB9FE1A85EC53u
+    return mixed ^ (mixed >> 29)
+
+
+cdef void _retire(PyObject* held):
+    """Sessions may hold a plan longer than the table does: what is large of it goes now, and it is never valid again."""
+    cdef Plan plan = <Plan>held
+    plan.receivers = None
+    plan.generation = _NEVER
+    Py_DECREF(plan)
+
+
+@cython.final
+cdef class Plans:
+    """The route plans of one account for one set of permissions: a table of sets of `WAYS` plans.
+
+    A subject is kept when it comes for the second time, as far as a small table of marks remembers the first; what
+    comes once, like the inbox of a request, uses the one plan `passing` and leaves no trace. What is found moves one
+    place forward in its set, what is new takes the last place: nothing ever has to be searched for a victim.
+    """
+
+    cdef Account account
+    cdef PyObject** slots
+    cdef uint32_t sets
+    cdef Py_ssize_t count
+    cdef Py_ssize_t size_bytes
+    cdef Plan passing
+    cdef uint32_t seen[SEEN]
+
+    def __cinit__(self):
+        self.passing = Plan.__new__(Plan)
+        self.sets = SETS_MIN
+        self.slots = <PyObject**>calloc(self.sets * WAYS, sizeof(PyObject*))
+        if self.slots == NULL:
+            raise MemoryError
+
+    def __init__(self, Account account):
+        self.account = account
+
+    def __len__(self):
+        return self.count
+
+    def __dealloc__(self):
+        self._drop_all()
+        free(self.slots)
+
+    cdef void _drop_all(self):
+        cdef Py_ssize_t i
+        cdef PyObject* plan
+        for i in range(self.sets * WAYS):
+            plan = self.slots[i]
+            if plan != NULL:
+                self.slots[i] = NULL
+                _retire(plan)
+        self.count = self.size_bytes = 0
+
+    cdef inline Plan find(self, const char* subject, Py_ssize_t size, uint64_t mixed):
+        cdef PyObject** places = self.slots + (mixed & (self.sets - 1)) * WAYS
+        cdef PyObject* found
+        cdef int i
+        for i in range(WAYS):
+            found = places[i]
+            if found != NULL and (<Plan>found).mixed == mixed and (<Plan>found).subject_size == size:
+                if memcmp((<Plan>found).subject, subject, size) == 0:
+                    if i > 0:
+                        places[i] = places[i - 1]
+                        places[i - 1] = found
+                    return <Plan>found
+        return None
+
+    cdef keep(self, Plan plan):
+        if self.size_bytes + plan.size_bytes > _PLAN_BYTES_MAX:
+            self._drop_all()
+        if self.count > (self.sets * WAYS) // 4 * 3 and self.sets * 2 <= _SETS_MAX:
+            self._grow()
+        Py_INCREF(plan)
+        self._place(plan)
+        self.size_bytes += plan.size_bytes
+
+    cdef _place(self, Plan plan):
+        cdef PyObject** places = self.slots + (plan.mixed & (self.sets - 1)) * WAYS
+        cdef PyObject* victim
+        cdef int i
+        for i in range(WAYS):
+            if places[i] == NULL:
+                places[i] = <PyObject*>plan
+                self.count += 1
+                return
+        victim = places[WAYS - 1]
+        places[WAYS - 1] = <PyObject*>plan
+        self.size_bytes -= (<Plan>victim).size_bytes
+        _retire(victim)
+
+    cdef _grow(self):
+        cdef PyObject** old = self.slots
+        cdef Py_ssize_t i, before = self.sets * WAYS
+        cdef PyObject** grown = <PyObject**>calloc(before * 2, sizeof(PyObject*))
+        if grown == NULL:
+            raise MemoryError
+        self.slots = grown
+        self.sets *= 2
+        self.count = 0
+        for i in range(before):
+            if old[i] != NULL:
+                self._place(<Plan>old[i])
+        free(old)
+
+    cdef resized(self, Plan plan, Py_ssize_t before_bytes):
+        """A plan that is held was renewed, and has other receivers than before."""
+        self.size_bytes += plan.size_bytes - before_bytes
+        if self.size_bytes > _PLAN_BYTES_MAX:
+            receivers, generation = plan.receivers, plan.generation
+            self._drop_all()
+            plan.receivers, plan.generation = receivers, generation
+            self.keep(plan)
+
+    cdef Plan candidate(self, uint64_t mixed):
+        """A plan to fill in: one to keep if this subject has been here lately, else the one for those that pass."""
+        cdef uint32_t* place = self.seen + (mixed & (SEEN - 1))
+        cdef uint32_t mark = <uint32_t>(mixed >> 32)
+        if place[0] == mark:
+            return Plan.__new__(Plan)
+        place[0] = mark
+        return self.passing
