@@ -178,7 +178,11 @@ HOW = """
   message and a PONG behind it. For publishing alone the server's own count (`/varz`) has to agree.
 - Requests: a program in C asks, another answers; every reply is checked.
 - `relay` is a program on the gateway's event loop that only copies the same bytes to the same receivers, or drops them
-  when nobody receives: the distance to the limit. Its figure is in messages of the published size.
+  when nobody receives: the distance to the limit, for what reads 256 KiB at a time. Its figure is in messages of the
+  published size.
+- Congestion control is the system's (`sysctl net.ipv4.tcp_congestion_control`), with one difference that is the
+  gateway's own: where it is BBR, which paces even what stays on the machine, the gateway takes Reno for its side of
+  local connections. nats-server and the relay do not. What clients send is paced for all alike.
 - "server CPU per message" is the CPU time of gateway / nats-server, all threads, for a delivered message (for
   publishing alone: a published one; for requests: a request with its reply).
 - TLS: the load generators use Python's `ssl` (OpenSSL), up to 16 KiB per call when receiving. Encryption at both ends
