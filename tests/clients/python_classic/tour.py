@@ -29,11 +29,16 @@ async def take(subscription: Subscription, count: int) -> list[Msg]:
 
 
 async def settle(nc: Client) -> None:
-    """Waits until the server has handled all that `nc` has sent: the PING of this client's flush overtakes the rest."""
+    """Waits until the server, and where it is several workers each of them, knows all that `nc` has sent.
+
+    The PING of this client's flush overtakes what waits to be sent, so an echo has to come first; but an echo says only
+    that one worker knows of a subscription, and the PONG that all do.
+    """
     inbox = nc.new_inbox()
     echo = await nc.subscribe(inbox)
     await nc.publish(inbox, b"settled")
     await take(echo, 1)
+    await nc.flush()
     await echo.unsubscribe()
 
 
