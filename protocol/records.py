@@ -89,14 +89,38 @@ class BatchHeader(NamedTuple):
 # -- encoding ---------------------------------------------------------------------------------------------------------
 
 
-def record_bytes_max(event: Event) -> int:
-    """An upper bound, in bytes, of what `event` adds to a batch."""
+def record_bytes_max(subject: bytes, key: bytes, header_block: bytes, payload: bytes) -> int:
+    """An upper bound, in bytes, of what such an event adds to a batch."""
     # Every header line costs its text and at most two 5-byte lengths; a line has at least 3 bytes ("a: ").
-    return len(event.subject) + len(event.key) + len(event.payload) + 5 * len(event.header_block) + 96
+    return len(subject) + len(key) + len(payload) + 5 * len(header_block) + 96
+
+
+class BatchBuilder:
+    """A record batch in the making. `size_bytes` is the sum of its events' `record_bytes_max`.
+
+    The reference keeps the events; its twin encodes each when it is added.
+    """
+
+    def __init__(self) -> None:
+        self.count = self.size_bytes = 0
+        self._events: list[Event] = []
+
+    def add(self, subject: bytes, key: bytes, timestamp_ms: int, header_block: bytes, payload: bytes) -> None:
+        """One more event, behind those that are there."""
+        self._events.append(Event(subject, key, timestamp_ms, header_block, payload))
+        self.count += 1
+        self.size_bytes += record_bytes_max(subject, key, header_block, payload)
+
+    def seal(self) -> bytes:
+        """The batch of all that was added, at least one event, at base offset 0. The builder is empty then."""
+        events, self._events, self.count, self.size_bytes = self._events, [], 0, 0
+        return encode_batch(events)
 
 
 def encode_batch(events: Sequence[Event]) -> bytes:
-    """The record batch of `events`, in order, at base offset 0. At least one event."""
+    """The record batch of `events`, in order, at base offset 0. ValueError: there is none."""
+    if not events:
+        raise ValueError("a record batch holds at least one event")
     base_timestamp_ms = min(event.timestamp_ms for event in events)
     max_timestamp_ms = max(event.timestamp_ms for event in events)
     records = []
@@ -120,7 +144,7 @@ def _seal(records: Sequence[bytearray], attributes: int, base_timestamp_ms: int,
         body, 0, 0, len(body) - _LENGTH_FROM, 0, MAGIC, 0, attributes, len(records) - 1,
         base_timestamp_ms, max_timestamp_ms, -1, -1, -1, len(records),
     )  # fmt: skip
-    struct.pack_into(">I", body, 17, fastcrc.crc32.iscsi(bytes(memoryview(body)[_CRC_FROM:])))
+    struct.pack_into(">I", body, 17, fastcrc.crc32.iscsi(memoryview(body)[_CRC_FROM:]))
     return bytes(body)
 
 
@@ -213,7 +237,7 @@ def check_batch(data: bytes | memoryview) -> BatchHeader:
     header = read_header(data)
     if header.size_bytes != len(data):
         raise FrameError(f"record batch: {len(data)} bytes, its header says {header.size_bytes}")
-    crc = fastcrc.crc32.iscsi(bytes(data[_CRC_FROM:]))
+    crc = fastcrc.crc32.iscsi(memoryview(data)[_CRC_FROM:])
     if crc != header.crc:
         raise FrameError(f"record batch: CRC-32C is {crc:08x}, its header says {header.crc:08x}")
     return header
@@ -230,15 +254,24 @@ def split_batches(data: bytes | memoryview) -> Iterator[memoryview]:
         position += size_bytes
 
 
-def read_records(batch: bytes | memoryview) -> Iterator[Record]:
-    """The records of one checked batch, in offset order."""
+def iterate_records(batch: bytes | memoryview) -> Iterator[Record]:
+    """The records of one checked batch, in offset order, each read when it is asked for.
+
+    FrameError names the record and the byte where the batch stops to be what our encoder makes: the CRC says that the
+    bytes are those of the sender, not that the sender can be trusted to have counted right.
+    """
     header = read_header(batch)
     if header.attributes:
         raise FrameError(f"record batch: attributes {header.attributes:#x}; those of events are 0")
-    for offset, timestamp_ms, key, value, headers in _read_raw(bytes(batch), header):
+    for index, (offset, timestamp_ms, key, value, headers) in enumerate(_read_raw(bytes(batch), header)):
         if not headers or headers[0][0] != SUBJECT_HEADER:
-            raise FrameError(f"record batch: a record without its {SUBJECT_HEADER.decode()} header")
+            raise FrameError(f"record batch: record {index} is without its {SUBJECT_HEADER.decode()} header")
         yield Record(offset, timestamp_ms, key, headers[0][1], _header_block(headers[1:]), value)
+
+
+def read_records(batch: bytes | memoryview) -> list[Record]:
+    """All of them, or FrameError."""
+    return list(iterate_records(batch))
 
 
 def read_control(batch: bytes | memoryview) -> tuple[int, int, bytes, bytes]:
@@ -246,8 +279,10 @@ def read_control(batch: bytes | memoryview) -> tuple[int, int, bytes, bytes]:
     header = read_header(batch)
     if header.attributes != CONTROL:
         raise FrameError(f"record batch: attributes {header.attributes:#x}; those of a control batch are {CONTROL:#x}")
-    offset, timestamp_ms, key, value, _ = next(_read_raw(bytes(batch), header))
-    return offset, timestamp_ms, key, value
+    (raw, *others) = _read_raw(bytes(batch), header)
+    if others:
+        raise FrameError(f"record batch: {1 + len(others)} records; a control batch has one")
+    return raw.offset, raw.timestamp_ms, raw.key, raw.value
 
 
 class _Raw(NamedTuple):
@@ -259,29 +294,76 @@ class _Raw(NamedTuple):
 
 
 def _read_raw(data: bytes, header: BatchHeader) -> Iterator[_Raw]:
-    position = HEADER_BYTES
-    try:
-        for _ in range(header.record_count):
-            length, position = _get_varint(data, position)
-            yield _read_record(data, position, header)
-            position += length
-    except IndexError as error:
-        raise FrameError("record batch: it ends within a record") from error
+    if header.size_bytes != len(data):
+        raise FrameError(f"record batch: {len(data)} bytes, its header says {header.size_bytes}")
+    cursor = _Cursor(data)
+    for cursor.index in range(header.record_count):
+        yield _read_record(cursor, header)
+    if cursor.position != len(data):
+        raise FrameError(f"record batch: {len(data) - cursor.position} bytes behind its last record")
 
 
-def _read_record(data: bytes, position: int, header: BatchHeader) -> _Raw:
-    timestamp_delta_ms, position = _get_varint(data, position + 1)
-    offset_delta, position = _get_varint(data, position)
-    key, position = _get_bytes(data, position)
-    payload, position = _get_bytes(data, position)
-    count, position = _get_varint(data, position)
-    headers = []
-    for _ in range(count):
-        name, position = _get_bytes(data, position)
-        value, position = _get_bytes(data, position)
-        headers.append((name, value))
-    offset, timestamp_ms = header.base_offset + offset_delta, header.base_timestamp_ms + timestamp_delta_ms
-    return _Raw(offset, timestamp_ms, key, payload, headers)
+def _read_record(cursor: "_Cursor", header: BatchHeader) -> _Raw:
+    end = cursor.enter_record()
+    timestamp_ms = header.base_timestamp_ms + cursor.number()
+    if not -(2**63) <= timestamp_ms < 2**63:
+        raise cursor.error("a time of more than 64 bits")
+    offset_delta = cursor.number()
+    if offset_delta != cursor.index:
+        raise cursor.error(f"offset delta {offset_delta}; offsets have no holes")
+    key, value = cursor.chunk(), cursor.chunk()
+    count = cursor.number()
+    if count < 0:
+        raise cursor.error(f"{count} headers")
+    headers = [(cursor.chunk(), cursor.chunk()) for _ in range(count)]
+    if cursor.position != end:
+        raise cursor.error(f"{end - cursor.position} bytes behind its last header")
+    cursor.end = len(cursor.data)
+    return _Raw(header.base_offset + offset_delta, timestamp_ms, key, value, headers)
+
+
+class _Cursor:
+    """Where in a batch we are: in record `index`, which ends at `end`. Nothing is read beyond that."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.position, self.end, self.index = data, HEADER_BYTES, len(data), 0
+
+    def error(self, what: str) -> FrameError:
+        return FrameError(f"record batch: record {self.index}, byte {self.position}: {what}")
+
+    def enter_record(self) -> int:
+        """Behind length and attributes; where the record ends."""
+        length = self.number()
+        if not 1 <= length <= len(self.data) - self.position:
+            raise self.error(f"its length is {length}, {len(self.data) - self.position} bytes are left")
+        self.end = self.position + length
+        self.position += 1
+        return self.end
+
+    def number(self) -> int:
+        """A zig-zag varint of at most 64 bits."""
+        value = shift = 0
+        while True:
+            if self.position >= self.end:
+                raise self.error("it ends within a number")
+            byte = self.data[self.position]
+            self.position += 1
+            value |= (byte & 0x7F) << shift
+            if value >= 2**64 or (byte >= 0x80 and shift == 63):
+                raise self.error("a number of more than 64 bits")
+            if byte < 0x80:
+                return (value >> 1) ^ -(value & 1)
+            shift += 7
+
+    def chunk(self) -> bytes:
+        """Bytes behind their length; -1 is Kafka's null, and empty to us."""
+        length = self.number()
+        if not -1 <= length <= self.end - self.position:
+            raise self.error(f"{length} bytes, {self.end - self.position} are left of the record")
+        if length == -1:
+            return b""
+        self.position += length
+        return self.data[self.position - length : self.position]
 
 
 def _header_block(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
@@ -294,26 +376,3 @@ def _header_block(headers: Sequence[tuple[bytes, bytes]]) -> bytes:
 
 def _lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join(b"%b: %b\r\n" % header for header in headers)
-
-
-def _get_bytes(data: bytes, position: int) -> tuple[bytes, int]:
-    length, position = _get_varint(data, position)
-    if length < 0:
-        return b"", position
-    end = position + length
-    if end > len(data):
-        raise IndexError(end)
-    return data[position:end], end
-
-
-def _get_varint(data: bytes, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return (value >> 1) ^ -(value & 1), position
-        shift += 7
-        if shift > 63:
-            raise FrameError("record batch: a varint of more than ten bytes")

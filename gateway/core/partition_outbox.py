@@ -27,7 +27,7 @@ class Entry:
 
     def __init__(self, event: Event, headers: PublishHeaders, taken_ms: int, gap: Gap | None = None) -> None:
         self.event, self.headers, self.taken_ms, self.gap = event, headers, taken_ms, gap
-        self.size_bytes = record_bytes_max(event)
+        self.size_bytes = record_bytes_max(event.subject, event.key, event.header_block, event.payload)
         self.replies_bytes = 0
         self.replies: list[tuple[str, bool]] = []
 
