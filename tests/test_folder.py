@@ -1,5 +1,6 @@
 """The data folder: one process, one owner, and an identity that is given once."""
 
+import json
 import os
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from contextlib import suppress
 
 import pytest
+from fastcrc import crc32
 from support.disk import Crash, DyingProcess, flip
 
 from protocol.errors import DamagedFile, FolderInUse, FolderUnusable
@@ -101,8 +103,8 @@ def test_a_damaged_identity_is_refused(tmp_path):
         flip(path, position, 0x02)
         with pytest.raises(DamagedFile, match=re.escape(str(path))):
             DataFolder.open(tmp_path, **OWNER)
-    path.write_bytes(right.replace(b'"version": 1', b'"version": 2'))
-    with pytest.raises(DamagedFile, match="version 2; this program reads"):
+    path.write_bytes(right.replace(b'"version": 2', b'"version": 3'))
+    with pytest.raises(DamagedFile, match="version 3; this program reads"):
         DataFolder.open(tmp_path, **OWNER)
 
 
@@ -111,3 +113,67 @@ def test_a_path_where_no_folder_can_be_is_refused_in_words(tmp_path, path, what)
     (tmp_path / "a-file").write_text("here already")
     with pytest.raises(FolderUnusable, match=f"data folder .*{path} cannot be made: ({what}); give a folder"):
         DataFolder.open(tmp_path / path, mesh="acme", zone="eu", node="sink1")
+
+
+def test_what_changes_in_an_identity_is_durable(tmp_path):
+    folder = DataFolder.open(tmp_path, **OWNER)
+    assert (folder.identity.group, folder.identity.state, folder.identity.muted) == ("", "", "")
+    folder.update(group="abc", state="chosen")
+    folder.update(state="active", muted="why")
+    folder.close()
+    folder = DataFolder.open(tmp_path, **OWNER)
+    assert (folder.identity.group, folder.identity.state, folder.identity.muted) == ("abc", "active", "why")
+    folder.close()
+
+
+def test_a_folder_of_version_1_belongs_to_a_sink_that_was_alone(tmp_path):
+    DataFolder.open(tmp_path, **OWNER).close()
+    path = tmp_path / "identity.json"
+    fields = json.loads(path.read_bytes())
+    old = {name: fields[name] for name in ("format", "mesh", "zone", "node", "disk_id", "journal_id")} | {"version": 1}
+    lines = [old[name] for name in ("format", "version", "mesh", "zone", "node", "disk_id", "journal_id")]
+    text = "".join(f"{line}\n" for line in lines)
+    old["crc32c"] = f"{crc32.iscsi(text.encode()):08x}"
+    path.write_text(json.dumps(old))
+    folder = DataFolder.open(tmp_path, **OWNER)
+    assert folder.identity.version == 2
+    assert folder.identity.state == "active"
+    assert folder.identity.group
+    assert folder.identity.journal_id == fields["journal_id"]
+    folder.close()
+
+
+def test_setting_aside_mutes_first_and_leaves_the_segments(tmp_path):
+    for last_call in range(1, 30):
+        path = tmp_path / str(last_call)
+        folder = DataFolder.open(path, **OWNER)
+        folder.update(group="abc", state="active")
+        before = folder.identity
+        for name in ("journal/1.journal", "log/1.segment", "checkpoint"):
+            (path / name).parent.mkdir(exist_ok=True)
+            (path / name).write_text(name)
+        with DyingProcess(last_call).running() as process, suppress(Crash):
+            folder.set_aside("a flipped bit")
+        folder.close()
+        after = DataFolder.open(path, **OWNER)
+        moved = [name for name in ("journal/1.journal", "checkpoint") if not (path / name).exists()]
+        assert (path / "log/1.segment").exists()
+        if after.identity.muted:
+            assert after.identity.journal_id != before.journal_id
+            assert after.identity.disk_id != before.disk_id
+        else:
+            assert moved == []
+        after.close()
+        if process.calls < last_call:
+            break
+    assert 4 < last_call < 29
+    assert moved == ["journal/1.journal", "checkpoint"]
+    assert (path / "damaged/1/journal/1.journal").read_text() == "journal/1.journal"
+
+
+def test_only_the_last_damaged_files_are_kept(tmp_path):
+    folder = DataFolder.open(tmp_path, **OWNER)
+    asides = [folder.set_aside(f"the {number}. time") for number in (1, 2, 3, 4)]
+    assert [path.name for path in asides] == ["1", "2", "3", "4"]
+    assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["3", "4"]
+    folder.close()

@@ -1,10 +1,12 @@
 """The data folder of a sink: whose it is, and that only one process uses it.
 
-    identity.json   written once, when the folder is empty: mesh, zone, node, and two random ids
+    identity.json   whose it is, written when the folder is empty: mesh, zone, node, and two random ids; which group
+                    it was born into (`sinkd.core.birth`), and why its owner may not vote, if it may not
     lock            an exclusive flock for as long as the process lives; holds its process id for the error message
     journal/        sinkd.shell.journal
     log/            sinkd.shell.segments, one folder for each stream incarnation and partition
     checkpoint      sinkd.shell.checkpoint
+    damaged/        what was set aside, by number: journal and checkpoint of a member that its peers fill again
 
 The disk id makes a wiped disk another disk, and the journal id makes bytes of another journal foreign.
 """
@@ -20,19 +22,23 @@ import msgspec
 from fastcrc import crc32
 
 from protocol.errors import DamagedFile, FolderInUse, FolderUnusable
-from sinkd.shell.files import TEMPORARY_SUFFIX, make_folder, read_at, write_at, write_atomically
+from sinkd.shell.files import TEMPORARY_SUFFIX, make_folder, read_at, sync_folder, write_at, write_atomically
 
-VERSION: Final = 1
+VERSION: Final = 2
 IDENTITY_NAME: Final = "identity.json"
 LOCK_NAME: Final = "lock"
 _FORMAT: Final = "event-mesh data folder"
 # Names that a folder may hold without belonging to anybody: ours from a start that crashed, and a file system's own.
 _NOBODYS: Final = frozenset({LOCK_NAME, IDENTITY_NAME + TEMPORARY_SUFFIX, "lost+found"})
 _ID_BYTES: Final = 16
+_ASIDE_MAX: Final = 2  # folders with damaged files that are kept
 
 
 class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Contents of identity.json; `crc32c` is over the other fields in their order, each on a line."""
+    """Contents of identity.json; `crc32c` is over the other fields in their order, each on a line.
+
+    Version 1 ended with `journal_id`: such a folder belongs to a sink that was alone.
+    """
 
     format: str
     version: int
@@ -41,10 +47,16 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node: str
     disk_id: str
     journal_id: str
+    group: str = ""
+    state: str = ""
+    muted: str = ""
     crc32c: str = ""
 
     def check(self) -> str:
-        fields = (self.format, self.version, self.mesh, self.zone, self.node, self.disk_id, self.journal_id)
+        fields: tuple[object, ...] = (self.format, self.version, self.mesh, self.zone, self.node)
+        fields += (self.disk_id, self.journal_id)
+        if self.version > 1:
+            fields += (self.group, self.state, self.muted)
         lines = "".join(f"{field}\n" for field in fields)
         return f"{crc32.iscsi(lines.encode()):08x}"
 
@@ -79,10 +91,13 @@ class DataFolder:
                     f"data folder {path} belongs to node {identity.node} in zone {identity.zone} of mesh "
                     f"{identity.mesh}, this is node {node} in zone {zone} of mesh {mesh}; give another --data"
                 )
+            folder = cls(path, lock, identity)
+            if identity.version == 1:
+                folder.update(group=secrets.token_hex(_ID_BYTES), state="active")
         except BaseException:  # whatever it was, the lock is nobody's now
             os.close(lock)
             raise
-        return cls(path, lock, identity)
+        return folder
 
     @property
     def journal_folder(self) -> Path:
@@ -99,6 +114,31 @@ class DataFolder:
     @property
     def disk_id(self) -> bytes:
         return bytes.fromhex(self.identity.disk_id)
+
+    def update(self, **fields: str) -> None:
+        """Changes `group`, `state`, `muted` or the ids; durable when this returns."""
+        identity = msgspec.structs.replace(self.identity, version=VERSION, crc32c="", **fields)
+        self.identity = _written(self.path, identity)
+
+    def set_aside(self, reason: str) -> Path:
+        """Moves journal and checkpoint away, to be made anew; their owner may not vote until it is whole again.
+
+        First that is made durable, with new ids, so that a crash leaves either nothing done or a member that neither
+        votes nor is taken for what it was. Segments stay: what is in them was committed.
+        """
+        self.update(muted=reason, disk_id=secrets.token_hex(_ID_BYTES), journal_id=secrets.token_hex(_ID_BYTES))
+        damaged = self.path / "damaged"
+        numbers = sorted(int(path.name) for path in damaged.glob("[0-9]*"))
+        aside = damaged / str(numbers[-1] + 1 if numbers else 1)
+        make_folder(aside)
+        for path in (self.journal_folder, self.path / "checkpoint"):
+            if path.exists():
+                os.replace(path, aside / path.name)
+        sync_folder(aside)
+        sync_folder(self.path)
+        for old in numbers[: max(0, len(numbers) + 1 - _ASIDE_MAX)]:
+            shutil.rmtree(damaged / str(old))
+        return aside
 
     def free_bytes(self) -> int:
         """What is left on the disk for us."""
@@ -142,8 +182,8 @@ def _read_identity(path: Path) -> Identity | None:
         return None
     except msgspec.MsgspecError as error:
         raise DamagedFile(str(file), 0, str(error)) from error
-    if identity.version != VERSION or identity.format != _FORMAT:
-        what = f"{identity.format!r} version {identity.version}; this program reads {_FORMAT!r} version {VERSION}"
+    if identity.version not in (1, VERSION) or identity.format != _FORMAT:
+        what = f"{identity.format!r} version {identity.version}; this program reads {_FORMAT!r} up to version {VERSION}"
         raise DamagedFile(str(file), 0, what)
     if identity.crc32c != identity.check():
         raise DamagedFile(str(file), 0, f"its CRC-32C is {identity.check()}, it says {identity.crc32c}")
@@ -152,7 +192,10 @@ def _read_identity(path: Path) -> Identity | None:
 
 def _write_identity(path: Path, mesh: str, zone: str, node: str) -> Identity:
     ids = secrets.token_hex(_ID_BYTES), secrets.token_hex(_ID_BYTES)
-    identity = Identity(_FORMAT, VERSION, mesh, zone, node, *ids)
+    return _written(path, Identity(_FORMAT, VERSION, mesh, zone, node, *ids))
+
+
+def _written(path: Path, identity: Identity) -> Identity:
     identity = msgspec.structs.replace(identity, crc32c=identity.check())
     write_atomically(path / IDENTITY_NAME, msgspec.json.format(msgspec.json.encode(identity)) + b"\n")
     return identity
