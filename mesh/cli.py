@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
@@ -475,6 +476,96 @@ def streams(context: click.Context, stream: str | None) -> None:
     from mesh.commands import streams as showing
 
     _run(showing.run(_settings(context), stream, _wants_json(context)))
+
+
+# -- the sinks themselves ---------------------------------------------------------------------------------------------
+
+
+def _zone_options(command: Command) -> Command:
+    command = click.option("--zone", metavar="ZONE", help="Which, if there are several.")(command)
+    return click.option("--config", required=True, metavar="FILE", help="The mesh's configuration.")(command)
+
+
+def _zone(context: click.Context, file: str, zone: str | None) -> Any:
+    from mesh.commands.sinks import Zone
+    from protocol import config
+
+    text = Path(file).read_text("utf-8", "surrogateescape")
+    return Zone(config.parse(text, file), zone, _settings(context).timeout_ms / 1000)
+
+
+@cli.command()
+@_global_options(on_group=False)
+@_zone_options
+@click.pass_context
+def status(context: click.Context, config: str, zone: str | None) -> None:
+    """Show how the sinks of a zone are: who leads, who lags, what is wrong. Exit status 1 if anything is."""
+    from mesh.commands import sinks as asking
+
+    async def show() -> None:
+        await asking.status(_zone(context, config, zone), _wants_json(context))
+
+    _run(show())
+
+
+@cli.group()
+def sinks() -> None:
+    """Change which sinks are members of a zone's group, and which one leads it."""
+
+
+@sinks.command("add")
+@_global_options(on_group=False)
+@click.argument("sink")
+@_zone_options
+@click.pass_context
+def sinks_add(context: click.Context, sink: str, config: str, zone: str | None) -> None:
+    """Make SINK, which is up and filled, a member."""
+    _change_sinks(context, config, zone, sink, "")
+
+
+@sinks.command("remove")
+@_global_options(on_group=False)
+@click.argument("sink")
+@_zone_options
+@click.pass_context
+def sinks_remove(context: click.Context, sink: str, config: str, zone: str | None) -> None:
+    """SINK is no member any more."""
+    _change_sinks(context, config, zone, "", sink)
+
+
+@sinks.command("replace")
+@_global_options(on_group=False)
+@click.argument("old")
+@click.argument("new")
+@_zone_options
+@click.pass_context
+def sinks_replace(context: click.Context, old: str, new: str, config: str, zone: str | None) -> None:
+    """Make NEW a member, then OLD none."""
+    _change_sinks(context, config, zone, new, old)
+
+
+@sinks.command("lead")
+@_global_options(on_group=False)
+@click.argument("sink")
+@_zone_options
+@click.pass_context
+def sinks_lead(context: click.Context, sink: str, config: str, zone: str | None) -> None:
+    """Let SINK lead."""
+    from mesh.commands import sinks as asking
+
+    async def lead() -> None:
+        await asking.lead(_zone(context, config, zone), sink)
+
+    _run(lead())
+
+
+def _change_sinks(context: click.Context, file: str, zone: str | None, add: str, remove: str) -> None:
+    from mesh.commands import sinks as asking
+
+    async def change() -> None:
+        await asking.change(_zone(context, file, zone), add, remove)
+
+    _run(change())
 
 
 # -- without a server -------------------------------------------------------------------------------------------------

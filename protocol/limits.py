@@ -66,6 +66,10 @@ PRODUCER_RESULTS_KEPT: Final = 16  # answers a sink can repeat, per producer and
 OUTBOX_BYTES_MAX: Final = 64 * MIB  # per stream
 NEVER_SENT_REFUSE_MS: Final = 5_000  # no leader for this long and never sent: 503
 OUTBOX_DRAIN_MS_MAX: Final = 10_000  # a stopping gateway waits so long for what it has taken in
+SPOOL_FILE_BYTES: Final = 4 * MIB  # then the next one is begun
+SPOOL_FILES_SLACK: Final = 4  # files that may be there beside twice what the outbox holds, until old ones are tidied
+SPOOL_MOVE_BYTES: Final = 1 * MIB  # of an old file, written again at a time
+SPOOL_DISK_RESERVE_BYTES: Final = 64 * MIB  # with less left the outbox takes nothing more, so that it can be emptied
 COMMAND_BYTES_TARGET: Final = 1 * MIB  # envelopes packed into one Raft command
 LINK_FRAME_BYTES_MAX: Final = 16 * MIB
 LINK_REQUESTS_MAX: Final = 4_096  # reads under way on one link
@@ -74,8 +78,19 @@ LINK_PING_INTERVAL_MS: Final = 1_000
 LINK_SILENCE_MS_MAX: Final = 5_000  # a sink that says nothing for so long is given up
 LINK_RETRY_MS_MAX: Final = 1_000
 
+# -- between the sinks of a group -------------------------------------------------------------------------------------
+RAFT_PING_INTERVAL_MS: Final = 250
+RAFT_SILENCE_MS_MAX: Final = 1_500  # a peer that says nothing for so long is dialled anew
+RAFT_DIAL_MS_MAX: Final = 1_000
+RAFT_RETRY_MS_MIN: Final = 50
+RAFT_RETRY_MS_MAX: Final = 1_000
+RAFT_BUFFER_BYTES_MAX: Final = 64 * MIB  # that wait to be sent to one peer
+PULL_BYTES: Final = 1 * MIB  # of the log, that a sink which is being filled asks for at a time
+PULL_MS_MAX: Final = 5_000  # for an answer to that
+
 # -- the log ----------------------------------------------------------------------------------------------------------
 JOURNAL_FILE_BYTES: Final = 64 * MIB
+JOURNAL_FILES_HELD_MAX: Final = 32  # that are kept for a sink which is being filled
 JOURNAL_SLICE_ENTRIES_MAX: Final = 256  # bounds what one tick applies and sends
 JOURNAL_SLICE_BYTES_MAX: Final = 8 * MIB
 JOURNAL_FILE_BYTES_MIN: Final = 4 * KIB  # head, a vote and one small entry

@@ -1,7 +1,4 @@
-"""The sink link: what a gateway and a sink say to each other over one connection.
-
-    u32 size of what follows   u8 version   u8 kind   u32 size of the head   head (msgpack array)   tail (raw bytes)
-    (little endian)
+"""The sink link: what a gateway, or an operator, and a sink say to each other over one connection (`protocol.frames`).
 
 The gateway dials, says `Hello`, and the sink answers `Welcome` or `Failed` and closes. From then on both directions are
 pipelined; what answers what is told by names in the frames (producer, partition and first sequence for appends, a
@@ -10,27 +7,19 @@ request number for reads), never by order alone.
     gateway → sink    Hello · Open · Append + parcel · Fetch · Offsets · Describe · Cancel · Ping
     sink → gateway    Welcome · Streams (whenever they change) · Opened · Appended · Refused · Fetched + batches ·
                       OffsetsAre · Described · Failed · Pong
+    operator → sink   Hello · Status · ChangeMembers · Transfer
+    sink → operator   StatusIs · Done · Failed
 """
-
-import struct
-from collections.abc import Iterator
-from typing import ClassVar, NamedTuple
 
 import msgspec
 
-from protocol.errors import UNREADABLE, FrameError
-from protocol.limits import LINK_FRAME_BYTES_MAX
+from protocol import frames
+from protocol.frames import Codec, Frame, Message
 from protocol.streams import StreamState
 
+__all__ = ["KINDS", "Frame", "FrameReader", "Message", "pack"]
+
 LINK_VERSION = 1
-_PREFIX = struct.Struct("<IBBI")
-_SIZE_BYTES = 4
-
-
-class Message(msgspec.Struct, array_like=True, frozen=True):
-    """A head. Its subclasses stand in `KINDS` by the number on the wire."""
-
-    kind: ClassVar[int]
 
 
 class Hello(Message, frozen=True):
@@ -214,7 +203,7 @@ class Failed(Message, frozen=True):
     request: int
     name: str
     message: str
-    details: dict[str, int | str] = {}
+    details: dict[str, int | str] = msgspec.field(default_factory=dict)
 
 
 class Cancel(Message, frozen=True):
@@ -229,6 +218,39 @@ class Ping(Message, frozen=True):
 
 class Pong(Message, frozen=True):
     pass
+
+
+class Status(Message, frozen=True):
+    """Asks how the sink and its group are."""
+
+    request: int
+
+
+class StatusIs(Message, frozen=True):
+    """The tail is a JSON object; docs/cli.md says what is in it."""
+
+    request: int
+
+
+class ChangeMembers(Message, frozen=True):
+    """Asks the leader to add one sink to the group, or to remove one; the other name is ""."""
+
+    request: int
+    add: str
+    remove: str
+
+
+class Transfer(Message, frozen=True):
+    """Asks the leader to hand over to sink `to`, "" for whoever holds most."""
+
+    request: int
+    to: str
+
+
+class Done(Message, frozen=True):
+    """What a request asked for is so."""
+
+    request: int
 
 
 KINDS: dict[int, type[Message]] = {
@@ -250,60 +272,18 @@ KINDS: dict[int, type[Message]] = {
     16: Cancel,
     17: Ping,
     18: Pong,
+    19: Status,
+    20: StatusIs,
+    21: ChangeMembers,
+    22: Transfer,
+    23: Done,
 }
-for _kind, _class in KINDS.items():
-    _class.kind = _kind
-_DECODERS = {kind: msgspec.msgpack.Decoder(message_class) for kind, message_class in KINDS.items()}
+_CODEC = Codec("sink link", LINK_VERSION, KINDS)
+pack = _CODEC.pack
 
 
-class Frame(NamedTuple):
-    message: Message
-    tail: bytes
-
-
-def pack(message: Message, tail: bytes | memoryview = b"") -> bytes:
-    """The frame of `message`."""
-    head = msgspec.msgpack.encode(message)
-    size = _PREFIX.size - _SIZE_BYTES + len(head) + len(tail)
-    return b"".join((_PREFIX.pack(size, LINK_VERSION, message.kind, len(head)), head, tail))
-
-
-class FrameReader:
-    """Bytes in any chunks in, frames out. FrameError ends the connection."""
+class FrameReader(frames.FrameReader):
+    """The sink link's bytes in any chunks in, frames out."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[Frame]:
-        """Every frame that `data` completes."""
-        self._buffer += data
-        position = 0
-        try:
-            while (end := self._frame_end(position)) is not None:
-                yield self._read(position, end)
-                position = end
-        finally:
-            del self._buffer[:position]
-
-    def _frame_end(self, position: int) -> int | None:
-        if len(self._buffer) - position < _PREFIX.size:
-            return None
-        size, version, _, _ = _PREFIX.unpack_from(self._buffer, position)
-        if version != LINK_VERSION:
-            raise FrameError(f"sink link: version {version}, ours is {LINK_VERSION}")
-        if size > LINK_FRAME_BYTES_MAX:
-            raise FrameError(f"sink link: a frame of {size} bytes, at most {LINK_FRAME_BYTES_MAX} are allowed")
-        end = position + _SIZE_BYTES + int(size)
-        return end if end <= len(self._buffer) else None
-
-    def _read(self, position: int, end: int) -> Frame:
-        _, _, kind, head_bytes = _PREFIX.unpack_from(self._buffer, position)
-        decoder = _DECODERS.get(kind)
-        head = position + _PREFIX.size
-        if decoder is None or head + head_bytes > end:
-            raise FrameError(f"sink link: kind {kind} with a head of {head_bytes} bytes")
-        try:
-            message = decoder.decode(bytes(self._buffer[head : head + head_bytes]))
-        except UNREADABLE as error:
-            raise FrameError(f"sink link: {KINDS[kind].__name__}: {error}") from error
-        return Frame(message, bytes(self._buffer[head + head_bytes : end]))
+        super().__init__(_CODEC)

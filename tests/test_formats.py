@@ -103,6 +103,13 @@ def test_checkpoint(fields, data):
     assert decode_checkpoint(data) == checkpoint
 
 
+@pytest.mark.parametrize(("fields", "data"), vectors("checkpoint 1"))
+def test_a_checkpoint_of_version_1_is_one_of_its_own(fields, data):
+    checkpoint = Checkpoint(**{**fields, "state": bytes.fromhex(fields["state"])})
+    assert decode_checkpoint(data) == checkpoint
+    assert checkpoint.installed_over == 0
+
+
 @pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["what"])
 def test_checksums_of_heads_and_checkpoints_are_crc32c_of_all_before_them(vector):
     data = bytes.fromhex(vector["hex"])
@@ -119,6 +126,7 @@ DECODERS = {
     "segment header": decode_segment_header,
     "index": decode_index,
     "checkpoint": decode_checkpoint,
+    "checkpoint 1": decode_checkpoint,
     "journal record": lambda data: decode_record(data, 0, 136, journal_seed(JOURNAL_ID, 2)),
 }
 

@@ -16,6 +16,7 @@ from protocol.records import Event, encode_batch
 from protocol.streams import StreamDefinition
 from sinkd.core import commands
 from sinkd.core.commands import Configure, OpenProducer
+from sinkd.core.formats import Checkpoint
 from sinkd.core.machine import Configured, Machine
 from sinkd.shell.group import Group, UnknownOutcome
 from sinkd.shell.journal import Journal
@@ -40,10 +41,11 @@ class Running:
     """A group over the journal in `folder`."""
 
     def __init__(self, folder: Path, *, checkpoint=None, state=None, file_bytes=1 << 20):
-        self.journal = Journal.open(folder, journal_id=b"j" * 16, file_bytes=file_bytes, checkpoint=checkpoint)
+        saved = Checkpoint(*checkpoint, b"") if checkpoint else None
+        self.journal = Journal.open(folder, journal_id=b"j" * 16, file_bytes=file_bytes, checkpoint=saved)
         self.machine, self.store = Machine(state), NotingStore()
         applied = checkpoint[0] if checkpoint else 0
-        self.group = Group("sink1", self.journal, self.machine, self.store, applied, lambda: NOW_MS)
+        self.group = Group("sink1", self.journal, self.machine, self.store, applied, lambda: NOW_MS, alone="here:1")
 
     async def __aenter__(self):
         self.task = asyncio.create_task(self.group.run())

@@ -12,9 +12,11 @@ import msgspec
 import pytest
 
 from protocol import envelope, link
+from protocol.frames import FrameReader
 from protocol.gaps import Gap, encode_gap, read_gap
 from protocol.records import Event, check_batch, encode_batch, place_batch, read_records
 from sinkd.core import commands
+from sinkd.core.raft_messages import CODEC
 
 VECTORS = Path(__file__).parent / "data" / "vectors"
 
@@ -75,6 +77,19 @@ def test_link(row, data):
 
 def test_every_kind_of_link_frame_has_a_vector():
     assert {row["kind"] for row in json.loads((VECTORS / "link.json").read_text())} == set(link.KINDS)
+
+
+@pytest.mark.parametrize(("row", "data"), vectors("raft.json"))
+def test_raft_link(row, data):
+    structure, tail = CODEC.kinds[row["kind"]], bytes.fromhex(row["tail"])
+    assert structure.__name__ == row["name"]
+    message = build(structure, row["fields"])
+    assert CODEC.pack(message, tail) == data
+    assert list(FrameReader(CODEC).feed(data)) == [(message, tail)]
+
+
+def test_every_kind_of_raft_frame_has_a_vector():
+    assert {row["kind"] for row in json.loads((VECTORS / "raft.json").read_text())} == set(CODEC.kinds)
 
 
 @pytest.mark.parametrize(("row", "data"), vectors("command.json"))

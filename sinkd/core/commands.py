@@ -16,7 +16,7 @@ from protocol.errors import UNREADABLE, FrameError
 from protocol.streams import StreamDefinition
 
 COMMAND_VERSION = 1
-CONFIGURE, OPEN, APPEND, TRIM = 1, 2, 3, 4
+CONFIGURE, OPEN, APPEND, TRIM, MEMBERS = 1, 2, 3, 4, 5
 _PREFIX = struct.Struct("<BBQ")
 BODY_POSITION = _PREFIX.size
 
@@ -43,7 +43,13 @@ class Trim(msgspec.Struct, array_like=True, frozen=True):
     to_offset: int
 
 
-Body = TypeVar("Body", Configure, OpenProducer, Trim)
+class MembersAre(msgspec.Struct, array_like=True, frozen=True):
+    """The members of the group from now on: (name, address of its raft port)."""
+
+    members: tuple[tuple[str, str], ...]
+
+
+Body = TypeVar("Body", Configure, OpenProducer, Trim, MembersAre)
 
 
 class Command(NamedTuple):
@@ -69,6 +75,11 @@ def decode(data: bytes) -> Command:
     if version != COMMAND_VERSION:
         raise FrameError(f"raft command: version {version}, ours is {COMMAND_VERSION}")
     return Command(kind, time_ms, memoryview(data)[BODY_POSITION:])
+
+
+def members_in(head: bytes) -> bool:
+    """Whether a command that begins with `head` (two bytes or more) changes the members of the group."""
+    return head[:2] == bytes((COMMAND_VERSION, MEMBERS))
 
 
 def read_body(command: Command, body: type[Body]) -> Body:

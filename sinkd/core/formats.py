@@ -160,15 +160,19 @@ def _synced_position(data: bytes, at: int, number: int, seed: int) -> int | None
 # -- segments ---------------------------------------------------------------------------------------------------------
 
 SEGMENT_HEADER_BYTES: Final = 64
-_SEGMENT_HEADER = struct.Struct("<8sI16sIQ20xI")  # magic, version, incarnation, partition, base offset, 0, crc
+_SEGMENT_HEADER = struct.Struct("<8sI16sIQI16xI")  # magic, version, incarnation, partition, base, begins anew, 0, crc
 
 
 class SegmentHeader(NamedTuple):
-    """Head of a segment; record batches follow it, back to back, the first one at `base_offset`."""
+    """Head of a segment; record batches follow it, back to back, the first one at `base_offset`.
+
+    `begins_anew` is 1 where the log begins at this offset whatever lies before it: that is on its way out.
+    """
 
     incarnation: bytes
     partition: int
     base_offset: int
+    begins_anew: int = 0
 
 
 def encode_segment_header(header: SegmentHeader) -> bytes:
@@ -178,8 +182,7 @@ def encode_segment_header(header: SegmentHeader) -> bytes:
 def decode_segment_header(data: Buffer) -> SegmentHeader:
     """The header in the first 64 bytes of `data`; BadBytes if it is none."""
     _check_head(data, _SEGMENT_HEADER.size, SEGMENT_MAGIC, "segment header")
-    _, _, incarnation, partition, base_offset, _ = _SEGMENT_HEADER.unpack_from(data)
-    return SegmentHeader(incarnation, partition, base_offset)
+    return SegmentHeader(*_SEGMENT_HEADER.unpack_from(data)[2:-1])
 
 
 # -- indexes ----------------------------------------------------------------------------------------------------------
@@ -234,33 +237,47 @@ def decode_index(data: Buffer) -> tuple[IndexHeader, list[IndexEntry]]:
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------
 
-_CHECKPOINT_HEADER = struct.Struct("<8sIQQQQ")  # magic, version, index, term, previous term, bytes of state
+CHECKPOINT_VERSION: Final = 2
+_CHECKPOINT_HEADERS: Final = {  # magic, version, index, term, previous term, (installed over,) bytes of state
+    1: struct.Struct("<8sIQQQQ"),
+    2: struct.Struct("<8sIQQQQQ"),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The state machine's `state` after entry `index` (of `term`); `previous_term` is the term of the entry before."""
+    """The state machine's `state` after entry `index` (of `term`); `previous_term` is the term of the entry before.
+
+    `installed_over` is 0 for a checkpoint of one's own. One that came from the leader takes the place of a journal that
+    ends before it: then it is the last entry which that journal surely has, until the journal begins behind `index`.
+    """
 
     index: int
     term: int
     previous_term: int
     state: bytes
+    installed_over: int = 0
 
 
 def encode_checkpoint(checkpoint: Checkpoint) -> bytes:
-    fields = (checkpoint.index, checkpoint.term, checkpoint.previous_term, len(checkpoint.state))
-    return _with_crc(_CHECKPOINT_HEADER.pack(CHECKPOINT_MAGIC, VERSION, *fields) + checkpoint.state)
+    names = checkpoint.index, checkpoint.term, checkpoint.previous_term, checkpoint.installed_over
+    header = _CHECKPOINT_HEADERS[CHECKPOINT_VERSION]
+    head = header.pack(CHECKPOINT_MAGIC, CHECKPOINT_VERSION, *names, len(checkpoint.state))
+    return _with_crc(head + checkpoint.state)
 
 
 def decode_checkpoint(data: bytes) -> Checkpoint:
     """A whole checkpoint file; BadBytes if any of it is wrong."""
-    _check_magic(data, _CHECKPOINT_HEADER.size + 4, CHECKPOINT_MAGIC, "checkpoint")
-    _, _, index, term, previous_term, length = _CHECKPOINT_HEADER.unpack_from(data)
+    version = int.from_bytes(data[8:12], "little")
+    header = _CHECKPOINT_HEADERS.get(version, _CHECKPOINT_HEADERS[CHECKPOINT_VERSION])
+    versions = tuple(_CHECKPOINT_HEADERS)
+    _check_magic(data, header.size + 4, CHECKPOINT_MAGIC, "checkpoint", versions)
+    _, _, index, term, previous_term, *rest = header.unpack_from(data)
     _check_crc(data, "checkpoint")
-    state = data[_CHECKPOINT_HEADER.size : -4]
-    if len(state) != length:
-        raise BadBytes(f"checkpoint: {len(state)} bytes of state, its header says {length}")
-    return Checkpoint(index, term, previous_term, state)
+    state = data[header.size : -4]
+    if len(state) != rest[-1]:
+        raise BadBytes(f"checkpoint: {len(state)} bytes of state, its header says {rest[-1]}")
+    return Checkpoint(index, term, previous_term, state, rest[0] if version > 1 else 0)
 
 
 # -- what they share --------------------------------------------------------------------------------------------------
@@ -275,14 +292,16 @@ def _check_head(data: Buffer, size_bytes: int, magic: bytes, what: str) -> None:
     _check_crc(bytes(data[:size_bytes]), what)
 
 
-def _check_magic(data: Buffer, size_bytes: int, magic: bytes, what: str) -> None:
+def _check_magic(
+    data: Buffer, size_bytes: int, magic: bytes, what: str, versions: tuple[int, ...] = (VERSION,)
+) -> None:
     if len(data) < size_bytes:
         raise BadBytes(f"{what}: {len(data)} bytes of at least {size_bytes}")
     if bytes(data[:8]) != magic:
         raise BadBytes(f"{what}: begins with {bytes(data[:8])!r}, not with {magic!r}")
     version = int.from_bytes(data[8:12], "little")
-    if version != VERSION:
-        raise BadBytes(f"{what}: version {version}; this program writes and reads version {VERSION}")
+    if version not in versions:
+        raise BadBytes(f"{what}: version {version}; this program writes and reads version {versions[-1]}")
 
 
 def _check_crc(data: bytes, what: str) -> None:

@@ -22,7 +22,7 @@ from protocol.link import Answer, Appended, Opened, Reached, Refused
 from protocol.records import CONTROL, BatchHeader, read_header
 from protocol.streams import StreamDefinition, StreamState
 from sinkd.core import commands
-from sinkd.core.commands import BODY_POSITION, Configure, OpenProducer, Trim
+from sinkd.core.commands import BODY_POSITION, Configure, MembersAre, OpenProducer, Trim
 from sinkd.core.state import STATE_VERSION, PartitionState, Producer, Progress, State, Stream
 
 
@@ -56,7 +56,7 @@ class Trimmed(NamedTuple):
     start_offset: int
 
 
-Result: TypeAlias = list[Taken] | Opened | Configured | Trimmed | None
+Result: TypeAlias = list[Taken] | Opened | Configured | Trimmed | MembersAre | None
 
 
 class Machine:
@@ -66,7 +66,11 @@ class Machine:
         """From nothing, or from `snapshot()` of another. FrameError: no snapshot, or one of another version."""
         self.state = State()
         if snapshot is not None:
-            self.state = _restored(snapshot)
+            self.restore(snapshot)
+
+    def restore(self, snapshot: bytes) -> None:
+        """Becomes what `snapshot` says. FrameError as above; then nothing has changed."""
+        self.state = _restored(snapshot)
 
     def snapshot(self) -> bytes:
         return msgspec.msgpack.encode(self.state)
@@ -83,6 +87,10 @@ class Machine:
             return self._configure(commands.read_body(command, Configure))
         if command.kind == commands.TRIM:
             return self._trim(commands.read_body(command, Trim))
+        if command.kind == commands.MEMBERS:
+            changed = commands.read_body(command, MembersAre)
+            self.state.members = dict(changed.members)
+            return changed
         raise FrameError(f"raft command of unknown kind {command.kind}")
 
     def stream_states(self) -> tuple[StreamState, ...]:

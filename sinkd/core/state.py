@@ -64,13 +64,17 @@ class Stream(msgspec.Struct, array_like=True):
 
 
 class State(msgspec.Struct, array_like=True):
-    """`now_ms` is the latest time of any command: it never goes back, whatever the leaders' clocks do."""
+    """`now_ms` is the latest time of any command: it never goes back, whatever the leaders' clocks do.
+
+    `members` are the sinks of the group, with the addresses of their raft ports.
+    """
 
     version: int = STATE_VERSION
     now_ms: int = 0
     revision: int = 0
     streams: dict[str, Stream] = {}
     producers: dict[int, Producer] = {}
+    members: dict[str, str] = {}
 
     def producer_of(self, node: str, worker: int) -> Producer | None:
         return next((p for p in self.producers.values() if (p.node, p.worker) == (node, worker)), None)

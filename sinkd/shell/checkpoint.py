@@ -22,18 +22,27 @@ def write(folder: Path, checkpoint: Checkpoint) -> None:
     write_atomically(folder / FILE_NAME, encode_checkpoint(checkpoint))
 
 
-def read(folder: Path) -> Checkpoint | None:
-    """The checkpoint in `folder`, None if there is none. DamagedFile: it cannot be trusted, the process must end.
+def read_with_bytes(folder: Path) -> tuple[Checkpoint, bytes] | None:
+    """The checkpoint in `folder` with the bytes of its file, as a leader sends them to a member that needs it.
 
-    Removes what a crash left of one that was being written.
+    DamagedFile: it cannot be trusted, the process must end.
     """
-    remove_temporary_files(folder)
     path = folder / FILE_NAME
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
     try:
-        return decode_checkpoint(data)
+        return decode_checkpoint(data), data
     except BadBytes as error:
         raise DamagedFile(str(path), 0, str(error)) from error
+
+
+def read(folder: Path) -> Checkpoint | None:
+    """The checkpoint in `folder`, None if there is none. DamagedFile: it cannot be trusted, the process must end.
+
+    Removes what a crash left of one that was being written.
+    """
+    remove_temporary_files(folder)
+    found = read_with_bytes(folder)
+    return found[0] if found is not None else None

@@ -1,9 +1,11 @@
 """One Raft group of this sink: drives the member, batches what arrives, and answers when it is committed and fsynced.
 
-    submit ─► pending ─► doTick: into the journal ─► fdatasync (thread) ─► doTick: committed, applied ─► answers
+    submit ─► pending ─┐                       ┌─► a leader's appends leave at once
+    peers' messages ───┴─► tick ─► into the journal ─► fdatasync (thread) ─► votes and answers leave ─► ...
+                            └─► committed, applied ─► answers to gateways
 
-While an fdatasync runs, appends pile up in `pending`, and the next one serves them all: group commit without a timer.
-Nothing ticks meanwhile, so whatever the next tick counts as held by this member is on its disk.
+While an fdatasync runs, what comes piles up, and the next one serves it all: group commit without a timer. Nothing
+ticks meanwhile, so whatever the next tick counts as held by this member is on its disk.
 """
 
 import asyncio
@@ -17,15 +19,18 @@ import structlog
 
 from protocol.envelope import Envelope
 from protocol.errors import LogError
+from protocol.frames import Frame
 from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from protocol.link import Appended, Refused
 from sinkd.core import commands
+from sinkd.core.formats import Checkpoint
 from sinkd.core.machine import Machine, Result, Taken
+from sinkd.core.membership import Members, Membership, problem_of_change
 from sinkd.shell.journal import Journal
-from sinkd.shell.raft import Member
+from sinkd.shell.raft import REGULAR, Member
 from sinkd.shell.store import Store
 
-TICK_INTERVAL_S = 0.1
+TICK_INTERVAL_S = 0.02
 TICK_BYTES_MAX = LINK_FRAME_BYTES_MAX
 COMMAND_OVERHEAD_BYTES = 64 * 1024  # of the records around a tick's commands, and of the other commands
 log = structlog.get_logger()
@@ -41,41 +46,95 @@ class _Append(NamedTuple):
     answer: Callable[[Appended | Refused], None]
 
 
+class _Command(NamedTuple):
+    kind: int
+    data: bytes
+    done: asyncio.Future[Result]
+
+
 class Group:
-    """Call `run()` in a task; an exception from it (disk or state machine have failed) is the end of this sink."""
+    """Call `run()` in a task; an exception from it (disk or state machine have failed) is the end of this sink.
+
+    `send(name, frame)` reaches a peer; `changed()` is called when this sink begins or ceases to lead.
+    """
 
     def __init__(
-        self, node: str, journal: Journal, machine: Machine, store: Store, applied_index: int, now_ms: Callable[[], int]
+        self,
+        node: str,
+        journal: Journal,
+        machine: Machine,
+        store: Store,
+        applied_index: int,
+        now_ms: Callable[[], int],
+        *,
+        alone: str = "",
+        muted: str = "",
+        checkpoint: Callable[[], tuple[Checkpoint, bytes] | None] = lambda: None,
+        send: Callable[[str, bytes], None] = lambda name, frame: None,
+        changed: Callable[[], None] = lambda: None,
+        unmute: Callable[[], None] = lambda: None,
+        offered: Callable[[], None] = lambda: None,
     ) -> None:
+        """`alone` is the address of a sink that is the only one of its zone: it needs no list of members to begin.
+
+        `muted` is why this member may not vote; `unmute` makes durable that it may (it blocks, and runs on a thread).
+        `checkpoint` gives the latest durable one with its file's bytes; `offered` says that the leader has sent its own
+        (`member.offered`).
+        """
         self._journal, self._machine, self._store, self._now_ms = journal, machine, store, now_ms
-        self._member = Member(node, journal, applied_index, self._apply)
+        self._send, self._changed, self._unmute, self._offered = send, changed, unmute, offered
+        membership = self._membership(applied_index, {node: alone} if alone else {})
+        self.member = Member(node, journal, applied_index, self._apply, membership, muted=muted, checkpoint=checkpoint)
+        self._inbound: deque[tuple[str, Frame | str | None]] = deque()  # a journal id: connected; None: disconnected
         self._appends: deque[_Append] = deque()
-        self._commands: deque[tuple[bytes, asyncio.Future[Result]]] = deque()
+        self._commands: deque[_Command] = deque()
         self._decided: list[Callable[[], None]] = []
         self._waiting: set[asyncio.Future[Result]] = set()
         self._wake = asyncio.Event()
-        self._caught_up = asyncio.Event()
+        self._caught_up, self._follows = asyncio.Event(), asyncio.Event()
         self._syncer = ThreadPoolExecutor(1, "journal-sync")
-        self._cut: tuple[int, asyncio.Future[None]] | None = None
-        self._stopping = self._has_ended = False
-        self._pending_bytes = 0
+        self._between: deque[tuple[Callable[[], None], Callable[[], None], asyncio.Future[None]]] = deque()
+        self._seen_offer: Checkpoint | None = None
+        self._stopping = self._has_ended = self._led = False
+        self._pending_bytes = self._inbound_bytes = 0
+        self._is_filling = False
         self.no_space = False
         self.commands_committed = 0
         self.syncs = 0
+
+    def _membership(self, applied_index: int, alone: Members) -> Membership:
+        """The members by the checkpoint and by what stands behind it in the journal."""
+        membership = Membership(self._machine.state.members or alone)
+        for index in range(max(applied_index + 1, self._journal.first_index), self._journal.last_index + 1):
+            head = self._journal.head(index, len(REGULAR) + 2)
+            if head[:1] == REGULAR and commands.members_in(head[1:]):
+                command = commands.decode(self._journal.command(index, self._journal.term(index))[1:])
+                membership.appended(index, dict(commands.read_body(command, commands.MembersAre).members))
+        return membership
 
     # -- what the link and the daemon ask for -------------------------------------------------------------------------
 
     @property
     def leads(self) -> bool:
-        return self._member.is_caught_up and not self._stopping
+        """Whether appends are taken here."""
+        return self.member.is_caught_up and not self.member.is_leaving and not self._stopping
+
+    @property
+    def leader(self) -> str:
+        """The sink that is believed to lead, "" if none."""
+        return self.member.leader
 
     @property
     def term(self) -> int:
-        return int(self._member.raftCurrentTerm)
+        return self.member.term
 
     @property
     def applied_index(self) -> int:
-        return int(self._member.raftLastApplied)
+        return int(self.member.raftLastApplied)
+
+    @property
+    def commit_index(self) -> int:
+        return int(self.member.raftCommitIndex)
 
     @property
     def applied_terms(self) -> tuple[int, int]:
@@ -88,6 +147,12 @@ class Group:
         """Until this member leads and has applied everything of earlier terms."""
         await self._caught_up.wait()
 
+    async def hand_over(self) -> None:
+        """Another member leads before this one goes, if one can, so that publishers hardly notice."""
+        if self.leads and not self.member.transfer():
+            self._wake.set()
+            await self._follows.wait()
+
     def append(self, head: Envelope, parcel: bytes, answer: Callable[[Appended | Refused], None]) -> None:
         """Takes a checked parcel with envelope `head`; `answer` is called once it is committed and fsynced or refused.
 
@@ -97,67 +162,193 @@ class Group:
         self._pending_bytes += len(parcel)
         self._wake.set()
 
-    async def submit(self, kind: int, body: commands.Configure | commands.OpenProducer | commands.Trim) -> Result:
+    async def submit(
+        self, kind: int, body: commands.Configure | commands.OpenProducer | commands.Trim | commands.MembersAre
+    ) -> Result:
         """The result of a command once it is committed, fsynced and applied. UnknownOutcome: see there.
 
-        LogError STORAGE_ERROR: there is no room for it, and nothing was done.
+        LogError LEADER_NOT_AVAILABLE, STORAGE_ERROR: nothing was done.
         """
         if self._has_ended:
             raise UnknownOutcome("this sink has stopped")
+        if not self.leads:
+            raise LogError("LEADER_NOT_AVAILABLE", f"another sink leads: {self.leader or 'not known which'}")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._commands.append((commands.encode(kind, self._now_ms(), body), future))
+        self._commands.append(_Command(kind, commands.encode(kind, self._now_ms(), body), future))
         self._wake.set()
         return await future
 
-    async def cut(self, index: int) -> None:
-        """Lets the journal forget the entries below `index`, between two syncs. The caller's checkpoint is durable."""
-        self._cut = index, asyncio.get_running_loop().create_future()
+    async def change_members(self, members: Members) -> None:
+        """Adds or removes one member. LogError INVALID_REQUEST: not so, or not now; see `submit` too."""
+        problem = problem_of_change(self.member.members, members)
+        if problem:
+            raise LogError("INVALID_REQUEST", problem)
+        await self.submit(commands.MEMBERS, commands.MembersAre(tuple(sorted(members.items()))))
+
+    async def between_ticks(self, work: Callable[[], None], then: Callable[[], None] = lambda: None) -> None:
+        """Runs `work`, which may block, on the journal's thread while nothing ticks; then `then` on the loop."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._between.append((work, then, done))
         self._wake.set()
-        await self._cut[1]
+        await done
+
+    async def cut(self, index: int) -> None:
+        """Lets the journal forget the entries below `index`. The caller's checkpoint is durable."""
+        await self.between_ticks(lambda: self._journal.cut(index))
 
     def stop(self) -> None:
         """Finishes what was handed over, then `run()` returns."""
         self._stopping = True
         self._wake.set()
 
+    # -- being filled -------------------------------------------------------------------------------------------------
+
+    def begin_filling(self, what: str) -> None:
+        """Takes no entries until `install`: its log is being filled from its peers."""
+        self._is_filling, self.member.busy = True, what
+
+    async def install(self, saved: Checkpoint, write: Callable[[], None]) -> bool:
+        """Goes on from a checkpoint whose segments are all here; `write` makes it durable and resets the journal.
+
+        False: what this member holds has gone beyond it meanwhile.
+        """
+        installed = False
+
+        def work() -> None:
+            nonlocal installed
+            if saved.index > self.commit_index:
+                write()
+                installed = True
+
+        def then() -> None:
+            self._is_filling = False
+            self.member.offered = self._seen_offer = None
+            if installed:
+                self._machine.restore(saved.state)
+                self._store.restored()
+                self.member.install(saved)
+                self.member.replace_membership(Membership(self._machine.state.members))
+
+        await self.between_ticks(work, then)
+        return installed
+
+    # -- peers --------------------------------------------------------------------------------------------------------
+
+    def peer_connected(self, name: str, journal: str) -> None:
+        """A new connection to a sink that holds the journal of that id."""
+        self._arrived(name, journal)
+
+    def peer_lost(self, name: str) -> None:
+        self._arrived(name, None)
+
+    def take(self, name: str, frame: Frame) -> None:
+        """A message of another member."""
+        self._inbound_bytes += len(frame.tail)
+        self._arrived(name, frame)
+
+    def _arrived(self, name: str, what: Frame | str | None) -> None:
+        self._inbound.append((name, what))
+        self._wake.set()
+
+    def _take_in(self) -> None:
+        taken_bytes = 0
+        while self._inbound and taken_bytes < TICK_BYTES_MAX:
+            name, what = self._inbound.popleft()
+            taken_bytes += len(what.tail) if isinstance(what, Frame) else 0
+            if isinstance(what, Frame):
+                self._inbound_bytes -= len(what.tail)
+                self.member.receive(name, *what)
+            elif what is None:
+                self.member.disconnected(name)
+            else:
+                self.member.connected(name, what)
+
     # -- the loop -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Ticks until `stop()`. OSError, DamagedFile, FrameError: this sink can no longer be trusted and must end."""
-        loop = asyncio.get_running_loop()
         try:
             while not self._stopping or self._has_work():
                 if not self._has_work():
                     await self._wait_for_work()
-                if not self._journal.room(self._tick_bytes):
-                    await loop.run_in_executor(self._syncer, self._make_room)
-                self._hand_over()
-                self._member.doTick(0)
-                self._answer()
-                if self._journal.dirty:
-                    self.syncs += 1
-                    await loop.run_in_executor(self._syncer, self._journal.sync)
-                if self._cut is not None:
-                    await loop.run_in_executor(self._syncer, self._journal.cut, self._cut[0])
-                    if not self._cut[1].done():
-                        self._cut[1].set_result(None)
-                    self._cut = None
-                if not self._caught_up.is_set() and self._member.is_caught_up:
-                    log.info("group_leads", term=self.term, applied_index=self.applied_index)
-                    self._caught_up.set()
+                await self._step()
         finally:
             self._has_ended = True
             self._syncer.shutdown()
             self._give_up()
 
+    async def _step(self) -> None:
+        """One tick with what comes before and behind it, in the order that makes Raft's promises true."""
+        loop, member = asyncio.get_running_loop(), self.member
+        if not self._journal.room(self._tick_bytes):
+            await loop.run_in_executor(self._syncer, self._make_room)
+        if not self._is_filling:
+            member.busy = (
+                "no space for its journal" if self.no_space and not self._journal.room(self._tick_bytes) else ""
+            )
+        self._take_in()
+        if member.offered is not self._seen_offer:
+            self._seen_offer = member.offered
+            self._offered()
+        member.tick()
+        self._answer()
+        self._hand_over()
+        member.replicate()
+        self._send_all(member.urgent)
+        if self._journal.dirty:
+            self.syncs += 1
+            await loop.run_in_executor(self._syncer, self._journal.sync)
+        member.synced()
+        if member.whole_at is not None:
+            await loop.run_in_executor(self._syncer, self._unmute)
+            log.info("member_whole", node=member.name, was=member.muted, term=member.term)
+            member.muted, member.whole_at = "", None
+        self._send_all(member.answers)
+        while self._between:
+            work, then, done = self._between.popleft()
+            await loop.run_in_executor(self._syncer, work)
+            then()
+            if not done.done():
+                done.set_result(None)
+        self._look_whether_leading()
+
+    def _send_all(self, frames: list[tuple[str, bytes]]) -> None:
+        for name, frame in frames:
+            self._send(name, frame)
+        frames.clear()
+
+    def _look_whether_leading(self) -> None:
+        leads = self.member.is_caught_up
+        if leads == self._led:
+            return
+        self._led = leads
+        if leads:
+            log.info("group_leads", node=self.member.name, term=self.term, applied_index=self.applied_index)
+            self._caught_up.set()
+            self._follows.clear()
+        else:
+            log.info("group_follows", node=self.member.name, term=self.term)
+            self._caught_up.clear()
+            self._follows.set()
+            self._drop_unsent()
+        self._changed()
+
+    def _drop_unsent(self) -> None:
+        """Leadership is over: gateways send again to whoever leads then, commands were never tried."""
+        self._appends.clear()
+        self._pending_bytes = 0
+        while self._commands:
+            done = self._commands.popleft().done
+            if not done.done():
+                done.set_exception(LogError("LEADER_NOT_AVAILABLE", "another sink leads now"))
+
     def close(self) -> None:
-        self._member.destroy()
+        self.member.destroy()
 
     def _has_work(self) -> bool:
         """Whether the next tick can do something: take what is pending, commit what was synced, apply what remains."""
-        return bool(
-            self._appends or self._commands or self._cut or self._journal.last_index > self._member.raftLastApplied
-        )
+        mine = self.member.is_caught_up and not self.member.is_leaving and bool(self._appends or self._commands)
+        return mine or bool(self._inbound or self._between or self.member.has_more)
 
     async def _wait_for_work(self) -> None:
         self._wake.clear()
@@ -168,16 +359,11 @@ class Group:
 
     def _hand_over(self) -> None:
         """Moves what is pending into commands of about a megabyte; only a leader that knows its log does."""
-        if not self._member.is_caught_up:
+        if not self.member.is_caught_up or self.member.is_leaving:
             return
         has_room = not self.no_space or self._journal.room(COMMAND_OVERHEAD_BYTES)
         while self._commands:
-            command, future = self._commands.popleft()
-            if has_room:
-                self._waiting.add(future)
-                self._member.append(command, partial(self._settle, future))
-            elif not future.done():
-                future.set_exception(LogError("STORAGE_ERROR", "storage full: there is no room in the journal"))
+            self._hand_over_command(self._commands.popleft(), has_room)
         left_bytes = self._tick_bytes
         while self._appends and left_bytes >= len(self._appends[0].parcel):
             taken = self._take_appends()
@@ -187,10 +373,24 @@ class Group:
             else:
                 self._append_command(taken)
 
+    def _hand_over_command(self, command: _Command, has_room: bool) -> None:
+        if command.done.done():
+            return
+        if not has_room:
+            error = LogError("STORAGE_ERROR", "storage full: there is no room in the journal")
+            command.done.set_exception(error)
+        elif command.kind == commands.MEMBERS and self.member.is_changing:
+            error = LogError("INVALID_REQUEST", "another change of the members is under way; try again")
+            command.done.set_exception(error)
+        else:
+            self._waiting.add(command.done)
+            self.member.append(command.data, partial(self._settle, command.done))
+
     @property
     def _tick_bytes(self) -> int:
         """What one tick may add to the journal: less than a file, so that one spare is enough."""
-        return min(self._pending_bytes, TICK_BYTES_MAX) + COMMAND_OVERHEAD_BYTES
+        pending_bytes = self._pending_bytes + self._inbound_bytes
+        return min(pending_bytes, TICK_BYTES_MAX) + COMMAND_OVERHEAD_BYTES
 
     def _make_room(self) -> None:
         """On the syncer's thread: the journal's next file, before it is needed. Without it nothing is appended."""
@@ -223,7 +423,7 @@ class Group:
                 answers = zip(taken, result, strict=True)
                 self._decided += [partial(append.answer, one.answer) for append, one in answers]
 
-        self._member.append(command, decided)
+        self.member.append(command, decided)
 
     def _settle(self, future: asyncio.Future[Result], result: Result, committed: bool) -> None:
         def settle() -> None:
@@ -253,7 +453,10 @@ class Group:
             answer()
 
     def _give_up(self) -> None:
-        pending = [future for _, future in self._commands]
-        for future in [*pending, *self._waiting]:
+        pending = {command.done for command in self._commands} | self._waiting
+        for future in pending:
             if not future.done():
                 future.set_exception(UnknownOutcome("this sink has stopped"))
+        for _, _, done in self._between:
+            if not done.done():
+                done.set_exception(UnknownOutcome("this sink has stopped"))

@@ -37,6 +37,7 @@ from sinkd.core.formats import (
     RECORD_ALIGNMENT_BYTES,
     RECORD_HEADER_BYTES,
     BadBytes,
+    Checkpoint,
     JournalHeader,
     Kind,
     decode_record,
@@ -118,7 +119,7 @@ class Journal:
         *,
         journal_id: bytes,
         file_bytes: int = JOURNAL_FILE_BYTES,
-        checkpoint: tuple[int, int, int] | None,
+        checkpoint: Checkpoint | None,
     ) -> "Journal":
         """The journal in `folder`, which is made if it is not there. Cuts a torn tail, with a warning in the log.
 
@@ -137,10 +138,12 @@ class Journal:
             files.remove_leftovers()
             if recovered.files:
                 journal._continue(recovered)
+                if recovered.begins_in:
+                    files.drop_before(recovered.begins_in)
             else:
                 journal._begin(1, 0)
             if checkpoint is not None:
-                journal._adopt(*checkpoint)
+                journal._adopt(checkpoint)
         except BaseException:  # whatever it was, the descriptors are nobody's now
             journal.close()
             raise
@@ -268,6 +271,25 @@ class Journal:
         self._entries.forget(index)
         self._files.drop_before(keep)
 
+    def reset(self, index: int, term: int, previous_term: int) -> None:
+        """Begins anew behind entry `index`, for which a checkpoint from the leader stands that is durable. Blocks.
+
+        The checkpoint says `installed_over`: a crash anywhere in here is finished by the next `open` (rule J5).
+        """
+        self._check_usable()
+        if self.last_index >= index:  # entries that were never committed; the checkpoint's are others
+            self._write(Kind.TRUNCATE, 0, index)
+        try:
+            os.fdatasync(self._active.descriptor)
+            self._entries = EntryTable(index + 1)
+            self._begin(self._active.number + 1, self._end)
+            self._dirty = False
+        except OSError:
+            self._failed = True
+            raise
+        self._files.drop_before(self._active.number)
+        self._prepend(index, term, previous_term)
+
     def clear(self) -> None:
         raise RuntimeError("PySyncObj may not clear the journal: a crash before its next add would leave it empty")
 
@@ -313,6 +335,10 @@ class Journal:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def term(self, index: int) -> int:
+        """The term of entry `index`. IndexError: the journal does not hold it."""
+        return self._entries.term(index)
+
     def command(self, index: int, term: int) -> bytes:
         """The command of entry `index`, checked. IndexError: the journal has no such entry of that term."""
         number, position = self._entries.place(index)
@@ -331,6 +357,14 @@ class Journal:
         if record is None or record[:4] != (Kind.ENTRY, term, index, length):
             raise DamagedFile(str(file.path), position, f"entry {index} of term {term} should be here")
         return data[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + length]
+
+    def head(self, index: int, size_bytes: int) -> bytes:
+        """The first bytes of the command of entry `index`, unchecked: enough to see of what kind it is."""
+        number, position = self._entries.place(index)
+        if number == 0:
+            return NO_OP[:size_bytes]
+        with self._file(number).reading() as descriptor:
+            return read_at(descriptor, min(size_bytes, self._entries.length(index)), position + RECORD_HEADER_BYTES)
 
     def locate(self, index: int) -> Position:
         """Where the command of entry `index` stands, for `read`. IndexError: not in the journal's files."""
@@ -407,11 +441,20 @@ class Journal:
         if not recovered.ends_with_mark:
             self._mark()
 
-    def _adopt(self, index: int, term: int, previous_term: int) -> None:
+    def _adopt(self, checkpoint: Checkpoint) -> None:
+        index, entries = checkpoint.index, self._entries
+        is_other = entries.first_index <= index <= self.last_index and entries.term(index) != checkpoint.term
+        if checkpoint.installed_over and (self.last_index < index or is_other):
+            self.reset(index, checkpoint.term, checkpoint.previous_term)
+        else:
+            self._prepend(index, checkpoint.term, checkpoint.previous_term)
+            self.cut(index - 1)
+
+    def _prepend(self, index: int, term: int, previous_term: int) -> None:
+        """The two entries that the library looks at before the first one that stands in a file."""
         for missing, its_term in ((index, term), (index - 1, previous_term)):
             if 1 <= missing < self._entries.first_index:
                 self._entries.prepend(its_term, len(NO_OP))
-        self.cut(index - 1)
 
     def close(self) -> None:
         """Closes the files, without a sync."""
@@ -421,7 +464,7 @@ class Journal:
         self.close()
 
 
-def _check_against(checkpoint: tuple[int, int, int] | None, recovered: Recovered, folder: Path) -> None:
+def _check_against(checkpoint: Checkpoint | None, recovered: Recovered, folder: Path) -> None:
     """The witness: what the checkpoint knows must be in the journal, or have been cut from it. DamagedFile if not."""
     entries = recovered.entries
     first_file = str(recovered.files[0].path if recovered.files else folder)
@@ -429,7 +472,10 @@ def _check_against(checkpoint: tuple[int, int, int] | None, recovered: Recovered
         if entries.first_index != 1:
             raise DamagedFile(first_file, 0, f"it begins at entry {entries.first_index}, and there is no checkpoint")
         return
-    index, *terms = checkpoint
+    index, terms = checkpoint.index, (checkpoint.term, checkpoint.previous_term)
+    over = checkpoint.installed_over
+    if over and entries.next_index > over and (entries.next_index <= index or entries.term(index) != checkpoint.term):
+        return  # to be begun anew behind the checkpoint
     if entries.next_index <= index:
         last_file = str(recovered.files[-1].path if recovered.files else folder)
         what = f"the journal ends at entry {entries.next_index - 1}, the checkpoint knows {index}: it was rolled back"

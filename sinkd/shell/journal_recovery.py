@@ -48,6 +48,7 @@ class Recovered:
     voted_for: str | None = None
     end: int = 0
     ends_with_mark: bool = False
+    begins_in: int = 0  # the number of the file that the entries begin in, if not in the first
 
 
 def recover(folder: Path, journal_id: bytes) -> Recovered:
@@ -109,6 +110,9 @@ class _File:
         entries = self._recovered.entries
         if self._file is self._recovered.files[0]:
             entries.first_index = self._header.first_index
+        elif self._header.first_index > entries.next_index:  # a checkpoint took the place of what is before
+            self._recovered.entries = EntryTable(self._header.first_index)
+            self._recovered.begins_in = self._file.number
         elif self._header.first_index != entries.next_index:
             what = f"it was begun at entry {self._header.first_index}, the files before it end at {entries.next_index}"
             raise self._damaged(0, what)

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import cast
 
+import msgspec
 import structlog
 
 from protocol import envelope, link
@@ -23,6 +24,7 @@ from sinkd.core import commands
 from sinkd.core.commands import OpenProducer
 from sinkd.core.machine import Machine
 from sinkd.shell.group import Group, UnknownOutcome
+from sinkd.shell.operating import Operator
 from sinkd.shell.store import Partition, Store
 
 log = structlog.get_logger()
@@ -38,13 +40,14 @@ class LinkServer:
         group: Group,
         machine: Machine,
         store: Store,
+        operator: Operator,
         storage_full: Callable[[], bool],
         failed: Callable[[BaseException], None],
     ) -> None:
         """`names`: mesh, zone, node of this sink. `failed` is told of damage, which ends the sink."""
         self.mesh, self.zone, self.node = names
         self.disk_id, self.group, self.machine, self.store = disk_id, group, machine, store
-        self.storage_full, self.failed = storage_full, failed
+        self.operator, self.storage_full, self.failed = operator, storage_full, failed
         self.connections: set[LinkConnection] = set()
         self.appends = self.fetches = self.refused_full = 0
 
@@ -55,6 +58,12 @@ class LinkServer:
         """Tells every gateway the streams that are in force now."""
         for connection in self.connections:
             connection.send_streams()
+
+    def leadership_changed(self) -> None:
+        """Who has come for the leader goes to look for the new one."""
+        if not self.group.leads:
+            for connection in list(self.connections):
+                connection.close()
 
     async def close(self) -> None:
         tasks = [task for connection in self.connections for task in connection.close()]
@@ -130,6 +139,8 @@ class LinkConnection(asyncio.Protocol):
             self._start(message.request, partial(self._offsets, message))
         elif isinstance(message, link.Describe):
             self._start(message.request, partial(self._describe, message))
+        elif isinstance(message, link.Status | link.ChangeMembers | link.Transfer):
+            self._start(message.request, partial(self._operate, message))
         elif isinstance(message, link.Cancel):
             task = self._tasks.get(message.request)
             if task is not None:
@@ -214,6 +225,17 @@ class LinkConnection(asyncio.Protocol):
             partition = self._server.store.partition(state.name, number)
             ends = partition.start_offset, partition.high_watermark
             yield link.PartitionDescription(number, *ends, partition.size_bytes)
+
+    async def _operate(self, message: link.Status | link.ChangeMembers | link.Transfer) -> None:
+        operator = self._server.operator
+        if isinstance(message, link.Status):
+            self._send(link.StatusIs(message.request), msgspec.json.encode(operator.status()))
+            return
+        if isinstance(message, link.Transfer):
+            operator.transfer(message.to)
+        else:
+            await operator.change_members(message.add, message.remove)
+        self._send(link.Done(message.request))
 
     # -- requests as tasks --------------------------------------------------------------------------------------------
 

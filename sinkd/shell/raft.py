@@ -1,31 +1,72 @@
-"""PySyncObj, held to the rules that make it a safe Raft: our journal, our transport, a thin subclass.
+"""PySyncObj, held to the rules that make it a safe Raft: our journal, our messages, a thin subclass.
 
-The library is pinned and not forked. Three places are ours: the journal (`sinkd.shell.journal`: ordered, checksummed,
-fsynced), the transport below, and `Member`, which overrides the private methods that apply commands and compact.
-A private method `__x` of SyncObj is overridden under its mangled name `_SyncObj__x`.
+The library is pinned and not forked. It keeps the states, elects, counts matches, commits and applies. Ours are the
+journal (`sinkd.shell.journal`), the messages (`sinkd.core.raft_messages`), how entries pass from a leader to a follower
+(`sinkd.core.replication`), pre-votes, muted members, checkpoints and who is a member. A private method `__x` of SyncObj
+is overridden under its mangled name `_SyncObj__x`.
 
-Rules of note here:
+What the library may do and what not, by the names of the rules that its holes gave rise to:
 
-- Commands are raw bytes, never pickled. Applying one never fails: an exception leaves `doTick` and the process ends.
-- The library's own compaction is off. Our checkpoint is written by the flush loop, then the journal is cut.
-- The commit index is not stored: it is found again from the journal (the group of one commits all of it, fsynced).
-- With one member, everything in the journal must be fsynced before the next tick counts it: `Group` sees to that.
-- What waits for a command is told `unknown outcome` when leadership changes, never left waiting.
+- F1-F4  It sees only appends that fit the log, with a commit index that the append itself covers; we answer.
+- F5     Who is behind in terms is told so, and follows.
+- L1-L5  Answers count by term, member and tag; one vote for each member and term.
+- L6     Nothing is forwarded: who does not lead takes no commands.
+- J1     What says that this member holds something (votes, answers) leaves after its fdatasync. A leader's appends
+         leave at once: its followers' answers count only up to what it has synced itself (`synced`).
+- J3     The commit index is not stored: it is found again from the checkpoint, then from the leader.
+- C1     Commands are raw bytes, never pickled. Applying one never fails: an exception ends the process.
+- C2     What waits for a command is told `unknown outcome` when leadership is lost, never left waiting.
+- C3     Before it stands, a member asks whether it would win. Votes are refused while a leader is heard.
+- C4     What is sent is bounded by a window for each follower.
+- C5     A muted member neither votes nor stands until it holds all that a leader held which was elected without it.
+- C6     What was known of a follower is void when it comes back with another journal.
+
+Its own compaction is off: checkpoints are written by the sink's housekeeping, then the journal is cut.
 """
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import pysyncobj.syncobj
-from pysyncobj import FAIL_REASON, SyncObj, SyncObjConf
+import structlog
+from fastcrc import crc32
+from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
+from protocol.errors import FrameError
+from protocol.frames import Message
 from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
+from sinkd.core import commands
+from sinkd.core.commands import MembersAre
+from sinkd.core.formats import BadBytes, Checkpoint, decode_checkpoint
+from sinkd.core.membership import Membership
+from sinkd.core.raft_messages import (
+    BUSY,
+    CODEC,
+    MATCHED,
+    MISMATCH,
+    Append,
+    PreVote,
+    PreVoted,
+    Reply,
+    RequestVote,
+    Snapshot,
+    Stale,
+    TimeoutNow,
+    Voted,
+)
+from sinkd.core.replication import Follower, Mismatch, Pieces, commands_of, fit
 from sinkd.shell.journal import Journal
+from sinkd.shell.raft_leader import HEARTBEAT_S, Leadership
 
 REGULAR: Final = b"\x00"  # the library's command type byte before our bytes
-LEADER: Final = 2
+FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
+STATES: Final = {FOLLOWER: "follower", CANDIDATE: "candidate", LEADER: "leader"}
+ELECTION_S_MIN, ELECTION_S_MAX = 0.4, 0.8
+FALLBACK_S: Final = 1.0  # a leader that no majority has answered for so long steps down
+log = structlog.get_logger()
 
 _create_stock_journal = pysyncobj.syncobj.createJournal
 
@@ -35,13 +76,27 @@ def _create_journal(journal: Any) -> Any:
 
 
 pysyncobj.syncobj.createJournal = _create_journal
+pysyncobj.syncobj.PIPE_NOTIFIER_ENABLED = False  # it wakes the library's own loop, which does not run
 
 
-class GroupTransport(Transport):  # type: ignore[misc]  # the library has no types
-    """The transport of a group of one: there is nobody to connect to, and a message to anybody is a bug."""
+def clock() -> float:
+    """Seconds, the library's own clock: a simulation replaces both in one place."""
+    return float(pysyncobj.syncobj.monotonicTime())
+
+
+class Peer(Node):  # type: ignore[misc]  # the library has no types
+    """A member's name as the library's node. Its hash is the same in every process: a simulation has to replay."""
+
+    def __hash__(self) -> int:
+        return crc32.iscsi(self.id.encode())
+
+
+class _Wire(Transport):  # type: ignore[misc]  # the library has no types
+    """Where the library's messages go: to `Member`, which makes its own of them."""
 
     def __init__(self) -> None:
         super().__init__(None, None, [])
+        self.sends: Callable[[str, dict[str, Any]], None]
 
     @property
     def ready(self) -> bool:
@@ -51,13 +106,14 @@ class GroupTransport(Transport):  # type: ignore[misc]  # the library has no typ
         return
 
     def addNode(self, node: Node) -> None:
-        raise RuntimeError(f"a group of one has no member {node.id}")
+        return
 
     def dropNode(self, node: Node) -> None:
-        raise RuntimeError(f"a group of one has no member {node.id}")
+        return
 
-    def send(self, node: Node, message: Any) -> bool:
-        raise RuntimeError(f"a group of one has no member {node.id}")
+    def send(self, node: Node, message: dict[str, Any]) -> bool:
+        self.sends(node.id, message)
+        return True
 
     def destroy(self) -> None:
         return
@@ -66,36 +122,82 @@ class GroupTransport(Transport):  # type: ignore[misc]  # the library has no typ
 class Member(SyncObj):  # type: ignore[misc]  # the library has no types
     """This sink's member of a Raft group.
 
-    `apply(command, index, term)` is called once for every committed command, in order, from within `doTick`.
+    Between two ticks: `receive` what has come, `tick`, `append` what is new, `replicate`, send `urgent`; then the
+    journal is synced, `synced` is called, and `answers` are sent. `apply(command, index, term)` is called once for
+    every committed command, in order, from within `tick`.
     """
 
     def __init__(
-        self, node: str, journal: Journal, applied_index: int, apply: Callable[[bytes, int, int], Any]
+        self,
+        node: str,
+        journal: Journal,
+        applied_index: int,
+        apply: Callable[[bytes, int, int], Any],
+        membership: Membership,
+        *,
+        muted: str = "",
+        checkpoint: Callable[[], tuple[Checkpoint, bytes] | None] = lambda: None,
     ) -> None:
-        """`applied_index` is the index that the state machine's checkpoint stands for, 0 without one."""
-        self._apply = apply
-        self._journal = journal
+        """`applied_index` is the index that the state machine's checkpoint stands for, 0 without one.
+
+        `checkpoint` gives the latest durable one with its file's bytes; `muted` is why this member may not vote.
+        """
+        self._apply, self._journal, self._membership = apply, journal, membership
+        self._checkpoint, self.muted = checkpoint, muted
+        self.name = node
+        self.urgent: list[tuple[str, bytes]] = []  # may leave before the sync
+        self.answers: list[tuple[str, bytes]] = []  # say that something is held: only after it
+        self.offered: Checkpoint | None = None  # the leader's, which this member lacks the log for
+        self.busy = ""  # why nothing can be taken
+        self.last_change = ""  # why it has the state that it has
+        self._leadership: Leadership | None = None
+        self._peers: dict[str, str] = {}  # connected: name → journal id
+        self._pending: dict[int, tuple[int, Callable[[Any, bool], None]]] = {}
+        self._synced_index = journal.last_index
+        self._is_credited = False  # a follower was found to hold more: there may be something to commit
+        self._prevotes: set[str] = set()
+        self._votes: set[str] = set()
+        self._heard_at = float("-inf")
+        self._is_transferred = False
+        self._pieces = Pieces()
+        self._target: tuple[tuple[str, int], int] | None = None
+        self.whole_at: tuple[int, str] | None = None  # (term, leader) that this muted member has caught up with
+        wire = _Wire()
+        wire.sends = self._library_sends
         configuration = SyncObjConf(
             autoTick=False,
             commandsWaitLeader=False,
             useFork=False,
             appendEntriesUseBatch=False,
             appendEntriesBatchSizeBytes=max(COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX) * 2,
-            raftMinTimeout=0.4,
-            raftMaxTimeout=0.8,
-            appendEntriesPeriod=0.1,
-            leaderFallbackTimeout=1,
+            raftMinTimeout=ELECTION_S_MIN,
+            raftMaxTimeout=ELECTION_S_MAX,
+            appendEntriesPeriod=HEARTBEAT_S,
+            leaderFallbackTimeout=FALLBACK_S,
             journalFile=journal,
+            onStateChanged=self._state_changed,
         )
-        super().__init__(Node(node), [], configuration, transport=GroupTransport())
+        super().__init__(Peer(node), [], configuration, transport=wire)
         if applied_index:
             self._SyncObj__raftLastApplied = applied_index
-        # Alone there is nobody whose heartbeat to wait for.
-        self._SyncObj__raftElectionDeadline = 0
+        self._deadline = clock() + self._election_timeout()
+        self._set_members()
+        if len(self.members) == 1:  # alone there is nobody whose heartbeat to wait for
+            self._deadline = clock()
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> int:
+        return int(self._SyncObj__raftState)
+
+    @property
+    def term(self) -> int:
+        return int(self._SyncObj__raftCurrentTerm)
 
     @property
     def leads(self) -> bool:
-        return bool(self._SyncObj__raftState == LEADER)
+        return self.state == LEADER
 
     @property
     def is_caught_up(self) -> bool:
@@ -103,16 +205,427 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         no_op_index = self._SyncObj__noopIDx
         return self.leads and no_op_index is not None and self.raftLastApplied >= no_op_index
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether leadership is being handed over: nothing new is taken meanwhile."""
+        return self._leadership is not None and self._leadership.is_leaving
+
+    @property
+    def leader(self) -> str:
+        """Whom this member believes to lead, "" if nobody."""
+        node = self._SyncObj__raftLeader
+        return str(node.id) if node is not None else ""
+
+    @property
+    def members(self) -> Mapping[str, str]:
+        return self._membership.members
+
+    @property
+    def is_member(self) -> bool:
+        return self.name in self._membership.members
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether a change of the members is under way."""
+        return self._membership.is_changing
+
+    @property
+    def followers(self) -> Mapping[str, Follower]:
+        """The leader's peers that have been connected in its leadership, members or not."""
+        return self._leadership.followers if self._leadership is not None else {}
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the next tick has something to commit or to apply, or a follower is to be sent more."""
+        alone = self.leads and len(self.members) == 1 and self._journal.last_index > self.raftLastApplied
+        return bool(self.raftCommitIndex > self.raftLastApplied) or alone or self._is_credited
+
+    def held_index(self) -> int | None:
+        """The first entry that a follower which is being given a checkpoint will need."""
+        return self._leadership.held_index() if self._leadership is not None else None
+
+    # -- peers --------------------------------------------------------------------------------------------------------
+
+    def connected(self, name: str, journal: str) -> None:
+        """A connection to sink `name`, which holds the journal of that id, was made: what was on its way is lost."""
+        self._peers[name] = journal
+        self._SyncObj__onNodeConnected(Peer(name))
+        if self._leadership is not None:
+            self._leadership.connected(name, journal)
+
+    def disconnected(self, name: str) -> None:
+        if self._peers.pop(name, None) is not None:
+            self._SyncObj__onNodeDisconnected(Peer(name))
+            if self._leadership is not None:
+                self._leadership.disconnected(name)
+
+    def receive(self, name: str, message: Message, tail: bytes) -> None:
+        """A message of sink `name`. FrameError: nothing that a member would send."""
+        if isinstance(message, Append):
+            self._take_append(name, message, tail)
+        elif isinstance(message, Reply):
+            self._take_reply(name, message)
+        elif isinstance(message, PreVote):
+            self._take_prevote(name, message)
+        elif isinstance(message, PreVoted):
+            self._take_prevoted(name, message)
+        elif isinstance(message, RequestVote):
+            self._take_request_vote(name, message)
+        elif isinstance(message, Voted):
+            self._take_voted(name, message)
+        elif isinstance(message, Stale):
+            self._follow_term(message.term)
+        elif isinstance(message, TimeoutNow):
+            self._take_timeout_now(name, message)
+        elif isinstance(message, Snapshot):
+            self._take_snapshot(name, message, tail)
+        else:
+            raise FrameError(f"raft link: {type(message).__name__} is not for a member")
+
+    def _send(self, name: str, message: Message, tail: bytes = b"") -> None:
+        if name in self._peers:
+            self.urgent.append((name, CODEC.pack(message, tail)))
+
+    def _answer(self, name: str, message: Message) -> None:
+        if name in self._peers:
+            self.answers.append((name, CODEC.pack(message)))
+
+    def _library_sends(self, name: str, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        if kind == "request_vote":
+            last = message["last_log_index"], message["last_log_term"]
+            self._answer(name, RequestVote(message["term"], *last, self._is_transferred))
+        elif kind == "response_vote":
+            self._deadline = clock() + self._election_timeout()
+            self._answer(name, Voted(message["term"]))
+        # F3: `next_node_idx` says what the library believes to match; what really does is answered by us.
+
+    # -- the tick -----------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Commits, applies, stands for election when it is time to; what is to be sent is in `urgent`, `answers`."""
+        if self.state != LEADER and clock() >= self._deadline:
+            self._ask_prevotes()
+        if self._leadership is not None:
+            self._leadership.go_on_transferring(clock())
+        self._is_credited = False
+        self.doTick(0)
+
+    def synced(self) -> None:
+        """The journal is on the disk as far as it goes: followers' answers count so far."""
+        self._synced_index = self._journal.last_index
+        self._credit()
+
+    def _SyncObj__generateRaftTimeout(self) -> float:
+        """Never: whether it is time to stand is decided in `tick` alone, where pre-votes come first."""
+        return float("inf")
+
+    @staticmethod
+    def _election_timeout() -> float:
+        return random.uniform(ELECTION_S_MIN, ELECTION_S_MAX)
+
+    def _state_changed(self, old: int, new: int) -> None:
+        if new == LEADER:
+            self._deadline = float("inf")
+            self._leadership = Leadership(
+                self.name, self.term, self._journal, lambda: int(self.raftCommitIndex), self._checkpoint, self._send
+            )
+            for name, journal in self._peers.items():
+                self._leadership.connected(name, journal)
+        elif old == LEADER:
+            self._deadline = clock() + self._election_timeout()
+            self._leadership = None
+            self._drop_pending()
+        self._prevotes, self._votes = set(), set()
+        log.info("raft_state", node=self.name, state=STATES[new], term=self.term)
+
+    def _drop_pending(self) -> None:
+        pending, self._pending = self._pending, {}
+        for _, decided in pending.values():
+            decided(None, False)
+
+    def _follow_term(self, term: int) -> None:
+        """F5: a higher term is there."""
+        if term <= self.term:
+            return
+        self._SyncObj__setCurrentTerm(term, None)
+        self._SyncObj__raftLeader = None
+        self._SyncObj__setState(FOLLOWER)
+        self._deadline = clock() + self._election_timeout()
+
+    # -- elections ----------------------------------------------------------------------------------------------------
+
+    def _ask_prevotes(self) -> None:
+        self._deadline = clock() + self._election_timeout()
+        self._is_transferred = False
+        if self.muted or not self.is_member:
+            return
+        if len(self.members) == 1:
+            self._stand()
+            return
+        self._prevotes = set()
+        last = self._journal.last_index
+        for name in self.members:
+            if name != self.name:
+                self._send(name, PreVote(self.term + 1, last, self._journal.term(last)))
+
+    def _stand(self) -> None:
+        """The library's next tick begins an election."""
+        self._votes = set()
+        self._SyncObj__raftElectionDeadline = 0
+
+    def _take_prevote(self, name: str, message: PreVote) -> None:
+        if message.term <= self.term:
+            self._answer(name, Stale(self.term))
+        elif self._may_vote(name) and not self._hears_leader() and self._is_up_to_date(message):
+            self._answer(name, PreVoted(message.term))
+
+    def _take_prevoted(self, name: str, message: PreVoted) -> None:
+        if self.state == LEADER or message.term != self.term + 1 or name not in self.members or self.muted:
+            return
+        self._prevotes.add(name)
+        if len(self._prevotes) + 1 > len(self.members) // 2:
+            self._prevotes = set()
+            self._stand()
+
+    def _take_request_vote(self, name: str, message: RequestVote) -> None:
+        if not self._may_vote(name) or (self._hears_leader() and not message.transfer):
+            return
+        last = {"last_log_index": message.last_index, "last_log_term": message.last_term}
+        self._SyncObj__onMessageReceived(Peer(name), {"type": "request_vote", "term": message.term, **last})
+
+    def _take_voted(self, name: str, message: Voted) -> None:
+        if self.state != CANDIDATE or message.term != self.term or name not in self.members or name in self._votes:
+            return
+        self._votes.add(name)
+        self._SyncObj__onMessageReceived(Peer(name), {"type": "response_vote", "term": message.term})
+
+    def _may_vote(self, name: str) -> bool:
+        return name in self.members and self.is_member and not self.muted
+
+    def _hears_leader(self) -> bool:
+        return self.state == LEADER or clock() - self._heard_at < ELECTION_S_MIN
+
+    def _is_up_to_date(self, message: PreVote) -> bool:
+        last = self._journal.last_index
+        return (message.last_term, message.last_index) >= (self._journal.term(last), last)
+
+    def transfer(self, name: str = "") -> str:
+        """Hands leadership to member `name`, or to the one that holds most; why not, or "" if it was begun."""
+        if self._leadership is None:
+            return f"sink {self.name} does not lead"
+        return self._leadership.transfer(name, self.members, clock())
+
+    def _take_timeout_now(self, name: str, message: TimeoutNow) -> None:
+        asked = message.term == self.term and name == self.leader and self.state == FOLLOWER
+        if asked and self.is_member and not self.muted:
+            self._is_transferred = True
+            self._deadline = clock() + self._election_timeout()
+            self._stand()
+
+    # -- leading ------------------------------------------------------------------------------------------------------
+
     def append(self, command: bytes, decided: Callable[[Any, bool], None]) -> None:
-        """Hands over a command; a later `doTick` calls `decided(result, committed)`, which must only queue."""
-        self._applyCommand(REGULAR + command, lambda result, error: decided(result, error == FAIL_REASON.SUCCESS))
+        """Adds a command; a later tick calls `decided(result, committed)`, which must only queue. Leaders only."""
+        index, term = self._journal.last_index + 1, self.term
+        self._journal.add(REGULAR + command, index, term)
+        self._pending[index] = term, decided
+        self._note_members(index, command)
+
+    def replicate(self) -> None:
+        """Sends followers what is new to them; see `Leadership`."""
+        if self._leadership is not None:
+            self._leadership.replicate(clock())
+
+    def _SyncObj__sendAppendEntries(self) -> None:
+        """C4: ours, after every tick."""
+        self._SyncObj__newAppendEntriesTime = float("inf")
+
+    def _take_reply(self, name: str, message: Reply) -> None:
+        self._follow_term(message.term)
+        if self._leadership is None or message.term != self.term:  # L1
+            return
+        self._leadership.replied(name, message, clock())
+        self._credit()
+
+    def _credit(self) -> None:
+        """Tells the library what members hold, as far as this leader holds it on its own disk too."""
+        if self._leadership is None:
+            return
+        for node in self._SyncObj__otherNodes:
+            follower = self._leadership.followers.get(node.id)
+            if follower is not None:
+                match = min(follower.match_index, self._synced_index)
+                self._is_credited |= match > self._SyncObj__raftMatchIndex[node]
+                self._SyncObj__raftMatchIndex[node] = match
+                heard_at = max(self._SyncObj__lastResponseTime.get(node, 0.0), follower.heard_at)
+                self._SyncObj__lastResponseTime[node] = heard_at
+
+    # -- following ----------------------------------------------------------------------------------------------------
+
+    def _take_append(self, name: str, message: Append, tail: bytes) -> None:
+        if self._is_stale(name, message.term):
+            return
+        terms = [term for term, _ in message.entries]
+        commit = int(self.raftCommitIndex)
+        found = fit(self._journal, commit, message.prev_index, message.prev_term, terms)
+        if isinstance(found, Mismatch) or (self.busy and message.entries):
+            self._heard(name, message.term)
+            next_index = found.next_index if isinstance(found, Mismatch) else self._journal.last_index + 1
+            self._refuse_append(name, message, next_index)
+            return
+        try:
+            new = commands_of(message, tail, found.start)
+        except ValueError as error:
+            raise FrameError(f"raft link: {error}") from error
+        first = found.prev_index + 1
+        if new and first <= self._journal.last_index:
+            self._membership.truncated(first)
+        entries = [(command, first + number, terms[found.start + number]) for number, command in enumerate(new)]
+        self._heard(name, message.term, entries, found.prev_index, min(message.commit_index, found.matched))  # F2
+        for command, index, _ in entries:
+            self._note_members(index, command[1:] if command[:1] == REGULAR else b"")
+        if new:
+            self._set_members()
+        self._reply(name, message, MATCHED, found.matched + 1)
+        self._look_whether_whole(name, message, found.matched)
+
+    def _is_stale(self, name: str, term: int) -> bool:
+        if term < self.term:
+            self._answer(name, Stale(self.term))
+            return True
+        if term == self.term and self.leads:
+            raise FrameError(f"raft link: {name} leads in term {term}, and so does {self.name}")
+        return False
+
+    def _heard(
+        self,
+        name: str,
+        term: int,
+        entries: list[tuple[bytes, int, int]] = [],  # noqa: B006  # it is not kept
+        prev_index: int | None = None,
+        commit_index: int | None = None,
+    ) -> None:
+        """Feeds the library an append that fits its log: at its end without entries, or where they are new (F1)."""
+        prev = self._journal.last_index if prev_index is None else prev_index
+        self._heard_at = clock()
+        self._deadline = self._heard_at + self._election_timeout()
+        self._SyncObj__onMessageReceived(
+            Peer(name),
+            {
+                "type": "append_entries",
+                "term": term,
+                "commit_index": int(self.raftCommitIndex) if commit_index is None else commit_index,
+                "prevLogIdx": prev,
+                "prevLogTerm": self._journal.term(prev),
+                "entries": entries,
+            },
+        )
+
+    def _reply(self, name: str, message: Append, outcome: int, next_index: int, why: str = "") -> None:
+        self._answer(name, Reply(self.term, message.epoch, message.sequence, outcome, next_index, why))
+
+    def _refuse_append(self, name: str, message: Append, next_index: int) -> None:
+        if self.offered is not None and message.prev_index > self._journal.last_index:
+            self._reply(name, message, BUSY, next_index, f"fills its log up to entry {self.offered.index}")
+        elif self.busy:
+            self._reply(name, message, BUSY, next_index, self.busy)
+        else:
+            self._reply(name, message, MISMATCH, next_index)
+
+    def _look_whether_whole(self, name: str, message: Append, matched: int) -> None:
+        """C5: how far this leader's log went when it was first heard is how far a muted member has to get."""
+        if not self.muted:
+            return
+        key = name, message.term
+        if self._target is None or self._target[0] != key:
+            self._target = key, message.last_index
+        if min(matched, int(self.raftCommitIndex)) >= self._target[1] and self.is_member and self.whole_at is None:
+            self._SyncObj__setCurrentTerm(message.term, name)
+            self.whole_at = message.term, name
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def _take_snapshot(self, name: str, message: Snapshot, tail: bytes) -> None:
+        if self._is_stale(name, message.term):
+            return
+        self._heard(name, message.term)
+        data = self._pieces.take(name, message, tail)
+        if data is None:
+            return
+        try:
+            saved = decode_checkpoint(data)
+        except BadBytes as error:
+            log.warning("checkpoint_refused", sender=name, error=str(error))
+            return
+        journal = self._journal
+        holds = journal.first_index <= saved.index <= journal.last_index and journal.term(saved.index) == saved.term
+        if saved.index > int(self.raftCommitIndex) and not holds:
+            self.offered = saved
+
+    def install(self, saved: Checkpoint) -> None:
+        """Goes on from a checkpoint that is durable, as are the segments that it speaks of. Between two ticks.
+
+        The journal was reset to it (`Journal.reset`), the state machine restored.
+        """
+        self._SyncObj__raftCommitIndex = saved.index
+        self._SyncObj__raftLastApplied = saved.index
+        self._synced_index = self._journal.last_index
+        self._drop_pending()
+        self.offered = None
+
+    def replace_membership(self, membership: Membership) -> None:
+        self._membership = membership
+        self._set_members()
+
+    # -- members ------------------------------------------------------------------------------------------------------
+
+    def begin(self, members: Mapping[str, str]) -> None:
+        """The first entry of a new group, the same in every journal: its members. Durable when this returns."""
+        first = 2  # behind the library's own
+        if self._journal.last_index >= first:  # an earlier attempt
+            self._journal.deleteEntriesFrom(first - self._journal.first_index)
+            self._membership.truncated(first)
+        command = commands.encode(commands.MEMBERS, 0, MembersAre(tuple(sorted(members.items()))))
+        self._journal.add(REGULAR + command, first, 0)
+        self._note_members(first, command)
+        self._journal.sync()
+
+    def _note_members(self, index: int, command: bytes) -> None:
+        if commands.members_in(command):
+            changed = commands.read_body(commands.decode(command), MembersAre)
+            self._membership.appended(index, dict(changed.members))
+            self._set_members()
+
+    def _set_members(self) -> None:
+        """The library's set of other members, in place, and what a leader keeps for each."""
+        others = {Peer(name) for name in self.members if name != self.name}
+        there = self._SyncObj__otherNodes
+        for node in there - others:
+            there.discard(node)
+        for node in others - there:
+            there.add(node)
+            self._SyncObj__raftNextIndex[node] = 1
+            self._SyncObj__raftMatchIndex[node] = 0
+            self._SyncObj__lastResponseTime[node] = clock()
+        self._credit()
+
+    # -- applying -----------------------------------------------------------------------------------------------------
 
     def _SyncObj__doApplyCommand(self, command: bytes) -> Any:
-        if command[:1] != REGULAR:
-            return None
         index = self.raftLastApplied + 1
-        entry = self._journal[index - self._journal.first_index]
-        return self._apply(command[1:], index, entry.term)
+        result = None
+        if command[:1] == REGULAR:
+            term = self._journal.term(index)
+            result = self._apply(command[1:], index, term)
+            pending = self._pending.pop(index, None)
+            if pending is not None:
+                pending[1](result, pending[0] == term)
+        self._membership.applied(index)
+        return result
 
     def _SyncObj__tryLogCompaction(self) -> None:
-        """Ours is done by the flush loop, outside of the tick."""
+        """Ours is done by the sink's housekeeping, outside of the tick."""
+
+    def _checkCommandsToApply(self) -> None:
+        """L6: commands do not come through the library's queue."""

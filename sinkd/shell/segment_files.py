@@ -79,10 +79,11 @@ class SegmentFiles:
     def __init__(self, folder: Path, incarnation: bytes, partition: int) -> None:
         self.folder, self.incarnation, self.partition = folder, incarnation, partition
 
-    def create(self, base_offset: int) -> tuple[Segment, OpenSegment]:
+    def create(self, base_offset: int, *, begins_anew: bool = False) -> tuple[Segment, OpenSegment]:
         """A new, empty segment, durable with its header: a segment on disk always has a whole one."""
         path = self.folder / f"{base_offset:020d}{SEGMENT_SUFFIX}"
-        write_atomically(path, encode_segment_header(SegmentHeader(self.incarnation, self.partition, base_offset)))
+        header = SegmentHeader(self.incarnation, self.partition, base_offset, int(begins_anew))
+        write_atomically(path, encode_segment_header(header))
         segment = Segment(path, base_offset, base_offset, SEGMENT_HEADER_BYTES)
         return segment, OpenSegment(path, os.open(path, os.O_RDWR | os.O_CLOEXEC), BlockIndex())
 
@@ -134,6 +135,14 @@ class SegmentFiles:
             raise
         return opened
 
+    def begins_anew(self, segment: Segment) -> bool:
+        """Whether this one was made by `create(begins_anew=True)`. DamagedFile: its header is wrong."""
+        opened = self._open(segment.path, os.O_RDONLY)
+        try:
+            return bool(self._check_header(opened).begins_anew)
+        finally:
+            opened.retire()
+
     def write_index(self, segment: Segment, index: BlockIndex) -> None:
         """The index file of a segment that is finished and fsynced."""
         header = IndexHeader(
@@ -150,15 +159,16 @@ class SegmentFiles:
     def _open(self, path: Path, flags: int) -> OpenSegment:
         return OpenSegment(path, os.open(path, flags | os.O_CLOEXEC), BlockIndex())
 
-    def _check_header(self, opened: OpenSegment) -> None:
+    def _check_header(self, opened: OpenSegment) -> SegmentHeader:
         expected = SegmentHeader(self.incarnation, self.partition, _base_offset(opened.path))
         try:
             header = decode_segment_header(read_at(opened.descriptor, SEGMENT_HEADER_BYTES, 0))
         except BadBytes as error:
             raise DamagedFile(str(opened.path), 0, str(error)) from error
-        if header != expected:
+        if header._replace(begins_anew=0) != expected:
             what = f"it is of {_describe(header)}, here should be {_describe(expected)}"
             raise DamagedFile(str(opened.path), 0, what)
+        return header
 
     def _check_index(self, header: IndexHeader, segment: Segment) -> IndexHeader:
         """BadBytes unless the index is of this segment as it stands."""

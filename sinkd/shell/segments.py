@@ -8,6 +8,8 @@ One thread appends and syncs; any number of others read, which never see what is
 A lock guards the list of segments and the indexes, never a read or a write. Finished segments cost a summary in memory;
 the descriptors and indexes of the few that are read last are kept at hand.
 
+The log of a sink that others fill can begin anew, further on: see `PartitionLog.begin_at`.
+
 A replay after a restart asks `batch_crc_at` whether a batch is here and equal, and appends only at `append_end`.
 """
 
@@ -16,7 +18,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -85,6 +87,7 @@ class PartitionLog:
 
         `durable_end` is the offset up to which a checkpoint says that segments were fsynced. What is bad or missing
         below it is a DamagedFile; a bad tail above it was promised to nobody and is cut, with a warning in the log.
+        So a sink that died while it was being filled, of which no checkpoint knows, opens to the longest whole prefix.
         """
         make_folder(folder)
         remove_temporary_files(folder)
@@ -105,15 +108,24 @@ class PartitionLog:
             last, self._active = self._files.open_last(paths[-1], durable_end)
             segments.append(last)
             self._end_offset, self._durable_bytes = last.next_offset, last.size_bytes
-        for before, after in pairwise(segments):
-            if before.next_offset != after.base_offset:
-                what = f"the segment before it ends at offset {before.next_offset}, it begins at {after.base_offset}"
-                raise DamagedFile(str(after.path), 0, what)
-        self._segments = tuple(segments)
+        self._segments = tuple(self._without_old(segments))
         if self._end_offset < durable_end:
             where, position = (segments[-1].path, segments[-1].size_bytes) if segments else (self.folder, 0)
             what = f"the log ends at offset {self._end_offset}, the checkpoint knows {durable_end}: it was rolled back"
             raise DamagedFile(str(where), position, what)
+
+    def _without_old(self, segments: list[Segment]) -> list[Segment]:
+        """Without those before a gap that `begin_at` has made, which go; any other gap is a DamagedFile."""
+        begin = 0
+        for position, (before, after) in enumerate(pairwise(segments), 1):
+            if before.next_offset == after.base_offset:
+                continue
+            if before.next_offset > after.base_offset or not self._files.begins_anew(after):
+                what = f"the segment before it ends at offset {before.next_offset}, it begins at {after.base_offset}"
+                raise DamagedFile(str(after.path), 0, what)
+            begin = position
+        _remove(segments[:begin])
+        return segments[begin:]
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -165,10 +177,7 @@ class PartitionLog:
 
     def _roll(self) -> OpenSegment:
         """Finishes the active segment, if there is one, and begins the next."""
-        self.sync()
-        finished = self._active
-        if finished is not None:
-            self._files.write_index(self._segments[-1], finished.index)
+        finished = self._finish()
         segment, active = self._files.create(self.append_end)
         with self._lock:
             if finished is not None:
@@ -177,9 +186,36 @@ class PartitionLog:
             self._active, self._durable_bytes = active, segment.size_bytes
         return active
 
+    def _finish(self) -> OpenSegment | None:
+        """The active segment, durable and with its index: another may be made behind it."""
+        self.sync()
+        if self._active is not None:
+            self._files.write_index(self._segments[-1], self._active.index)
+        return self._active
+
     def _check_usable(self) -> None:
         if self._failed:
             raise OSError(errno.EIO, "an earlier write to this log failed; end the process", str(self.folder))
+
+    def begin_at(self, offset: int) -> None:
+        """Has the next batch stand at `offset`; what is here ends below it and goes. On the writer's thread.
+
+        For a log whose older part is history no more where it is filled from. ValueError: it goes beyond `offset`.
+        OSError: it may be tried again. A crash leaves the log as it was, or one that begins at `offset`.
+        """
+        self._check_usable()
+        if offset <= self.append_end:
+            if offset < self.append_end:
+                raise ValueError(f"{self.folder} ends at offset {self.append_end}, it cannot begin at {offset}")
+            return
+        self._finish()
+        segment, active = self._files.create(offset, begins_anew=True)
+        with self._lock:
+            dropped, self._segments = self._segments, (segment,)
+            self._retire_all()
+            self._active, self._durable_bytes = active, segment.size_bytes
+            self._end_offset = offset
+        _remove(dropped)
 
     def trim(self, to_offset: int) -> None:
         """Removes the segments wholly below `to_offset`, oldest first, never the active one. On the writer's thread."""
@@ -190,9 +226,7 @@ class PartitionLog:
                 opened = self._opened.pop(segment.base_offset, None)
                 if opened is not None:
                     opened.retire()
-        for segment in dropped:
-            unlink(segment.path)
-            unlink(segment.index_path)
+        _remove(dropped)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -365,9 +399,12 @@ class PartitionLog:
     def close(self) -> None:
         """Closes the files, without a sync."""
         with self._lock:
-            for opened in (*self._opened.values(), *([self._active] if self._active else [])):
-                opened.retire()
-            self._opened.clear()
+            self._retire_all()
+
+    def _retire_all(self) -> None:
+        for opened in (*self._opened.values(), *([self._active] if self._active else [])):
+            opened.retire()
+        self._opened.clear()
 
     # -- numbers ------------------------------------------------------------------------------------------------------
 
@@ -404,6 +441,13 @@ class PartitionLog:
     def facts(self) -> list[SegmentFacts]:
         """The segments as retention looks at them, in offset order; the last one is active."""
         return [SegmentFacts(s.base_offset, s.next_offset, s.size_bytes, s.maximum_ms) for s in self._segments]
+
+
+def _remove(segments: Sequence[Segment]) -> None:
+    """Oldest first: a crash in between leaves no hole."""
+    for segment in segments:
+        unlink(segment.path)
+        unlink(segment.index_path)
 
 
 def _checked_batches(data: bytes, offset: int, path: Path, position: int) -> bytes:

@@ -3,7 +3,11 @@
     data folder ─► checkpoint ─► state machine ─► segments (what the checkpoint knows) ─► journal (what came after)
                                                                                              │ applied again
                                                                                              ▼
-                                                       the configuration is proposed ─► links are accepted
+             the group is there (`sinkd.shell.peers`) ─► who leads proposes the configuration ─► links are accepted
+
+Alone in its zone, a sink serves when it has applied its journal. In a group it listens at once: its peers need it to
+elect a leader, and gateways ask it who leads. Damage to journal or checkpoint ends a sink that is alone; in a group
+what is damaged is set aside, and the sink is filled by its peers, without a vote until it is whole.
 
 Housekeeping, once a second or when four megabytes wait: hot batches go into segments, the disk is looked at, a spare
 journal file is prepared, retention is proposed; and when a journal file's worth has been written since the last
@@ -13,11 +17,13 @@ journal holds everything meanwhile, and nothing new is taken.
 
 import asyncio
 import contextlib
+import dataclasses
 import secrets
 import socket
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +33,25 @@ from protocol import config, limits
 from protocol.errors import DamagedFile, LogError
 from protocol.streams import StreamDefinition
 from sinkd.core import commands
+from sinkd.core.birth import ACTIVE
 from sinkd.core.machine import Configured, Machine, Trimmed
 from sinkd.core.retention import trims
 from sinkd.shell import checkpoint as checkpoints
 from sinkd.shell.checkpoint import Checkpoint
 from sinkd.shell.files import NO_SPACE
-from sinkd.shell.folder import DataFolder
-from sinkd.shell.group import Group
+from sinkd.shell.filling import Filling
+from sinkd.shell.folder import DataFolder, Identity
+from sinkd.shell.group import Group, UnknownOutcome
 from sinkd.shell.journal import Journal
 from sinkd.shell.link_server import LinkServer
+from sinkd.shell.operating import Operator
+from sinkd.shell.peers import UNBORN, Peers
+from sinkd.shell.raft_links import NodeTls
 from sinkd.shell.store import Store
 
 INCARNATION_BYTES = 16
+GROUP_ID_BYTES = 16
+HAND_OVER_S_MAX = 1.5
 log = structlog.get_logger()
 
 
@@ -58,9 +71,19 @@ class Sink:
         journal_file_bytes: int = limits.JOURNAL_FILE_BYTES,
         segment_bytes: int = limits.SEGMENT_BYTES,
         embedded: bool = False,
+        tls: NodeTls | None = None,
     ) -> None:
-        """`embedded`: only this process's gateway is served, by `connect`; no port is opened."""
+        """`embedded`: only this process's gateway is served, by `connect`; no port is opened.
+
+        `tls` is for the links to gateways and to other sinks.
+        """
         self._configuration, self.node = configuration, configuration.sink(node)
+        self._zone, self._tls = configuration.zone_of(node), tls
+        self.is_alone = len(self._zone.sinks) == 1
+        self.peers: Peers | None = None
+        self._filling: asyncio.Task[None] | None = None
+        self._proposing: asyncio.Task[None] | None = None
+        self.filling: Filling | None = None
         self._now_ms, self._embedded = now_ms, embedded
         self._journal_file_bytes, self._segment_bytes = journal_file_bytes, segment_bytes
         self._writer = ThreadPoolExecutor(1, "log-write")
@@ -82,42 +105,87 @@ class Sink:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._writer, self._open)
         self._running = self._watch(self.group.run())
-        await self._until_caught_up()
-        await self._propose()
+        if self.is_alone:
+            await self._until_caught_up()
+            await self._propose()
+        else:
+            await self._join()
         self._report_space()
         self._keeping_house = self._watch(self._keep_house())
         if not self._embedded:
-            bind = self.node.bind(self.node.link)
-            self._listener = await loop.create_server(self.links.accept, bind.host, bind.port)
+            bind, context = self.node.bind(self.node.link), self._tls.server if self._tls is not None else None
+            self._listener = await loop.create_server(self.links.accept, bind.host, bind.port, ssl=context)
         log.info("sink_ready", node=self.node.name, folder=self.node.data, streams=len(self.machine.state.streams))
 
+    async def _join(self) -> None:
+        assert self._folder is not None
+        self.peers = Peers(
+            self._configuration.mesh.name, self._zone, self.node, self._folder, self.group, self.store,
+            self._take_proposal, self._fail, self._tls,
+        )  # fmt: skip
+        self.filling = Filling(self.peers, self.store, self._writer, self._sources)
+        await self.peers.start()
+
     def _open(self) -> None:
-        names = self._configuration.mesh.name, self.node.zone, self.node.name
-        self._folder = folder = DataFolder.open(Path(self.node.data), mesh=names[0], zone=names[1], node=names[2])
+        mesh, zone, node = self._configuration.mesh.name, self.node.zone, self.node.name
+        self._folder = folder = DataFolder.open(Path(self.node.data), mesh=mesh, zone=zone, node=node)
         try:
-            saved = checkpoints.read(folder.path)
-            self.machine = Machine(saved.state if saved is not None else None)
-            self.journal = Journal.open(
-                folder.journal_folder,
-                journal_id=folder.journal_id,
-                file_bytes=self._journal_file_bytes,
-                checkpoint=(saved.index, saved.term, saved.previous_term) if saved is not None else None,
-            )
-            if saved is None and not len(self.journal) and any(folder.log_folder.glob("*/*/*.segment")):
-                what = "there are segments, but neither journal nor checkpoint: they were taken away; bring them back"
-                raise DamagedFile(str(folder.log_folder), 0, what)
-            self.store = Store(self.journal, folder.log_folder, self.machine, self._segment_bytes)
+            if self.is_alone and folder.identity.state != ACTIVE:
+                folder.update(group=secrets.token_hex(GROUP_ID_BYTES), state=ACTIVE, muted="")
+            try:
+                self._open_log(folder)
+            except DamagedFile as error:
+                if self.is_alone:
+                    raise
+                aside = folder.set_aside(str(error))
+                log.error(
+                    "log_damaged", error=str(error), set_aside=str(aside), consequence="peers will fill this sink"
+                )
+                self._open_log(folder)
             has_spare = self._make_spare()
         except BaseException:
             folder.close()
             raise
-        self.checkpoint_index = saved.index if saved is not None else 0
         self.free_bytes = folder.free_bytes()
-        self.group = Group(self.node.name, self.journal, self.machine, self.store, self.checkpoint_index, self._now_ms)
+        born = folder.identity.state == ACTIVE
+        self.group = Group(
+            node, self.journal, self.machine, self.store, self.checkpoint_index, self._now_ms,
+            alone=str(self.node.raft or self.node.link) if self.is_alone else "",
+            muted=folder.identity.muted if born else UNBORN,
+            checkpoint=partial(checkpoints.read_with_bytes, folder.path),
+            send=self._send, changed=self._leadership_changed, offered=self._checkpoint_offered,
+            unmute=partial(folder.update, muted=""),
+        )  # fmt: skip
         self.group.no_space = not has_spare
         self.links = LinkServer(
-            names, folder.disk_id.hex(), self.group, self.machine, self.store, self.is_storage_full, self._fail
+            (mesh, zone, node), folder.disk_id.hex(), self.group, self.machine, self.store, Operator(self),
+            self.is_storage_full, self._fail,
+        )  # fmt: skip
+
+    def _open_log(self, folder: DataFolder) -> None:
+        """Checkpoint, journal and segments, as they were left. DamagedFile: they contradict each other."""
+        saved = checkpoints.read(folder.path)
+        self.machine = Machine(saved.state if saved is not None else None)
+        self.journal = Journal.open(
+            folder.journal_folder,
+            journal_id=folder.journal_id,
+            file_bytes=self._journal_file_bytes,
+            checkpoint=saved,
         )
+        try:
+            is_new = saved is None and not len(self.journal) and not folder.identity.muted
+            if is_new and any(folder.log_folder.glob("*/*/*.segment")):
+                what = "there are segments, but neither journal nor checkpoint: they were taken away; bring them back"
+                raise DamagedFile(str(folder.log_folder), 0, what)
+            self.store = Store(self.journal, folder.log_folder, self.machine, self._segment_bytes)
+        except BaseException:
+            self.journal.close()
+            raise
+        self.checkpoint_index = saved.index if saved is not None else 0
+
+    def _send(self, name: str, frame: bytes) -> None:
+        if self.peers is not None:
+            self.peers.links.send(name, frame)
 
     async def _until_caught_up(self) -> None:
         caught_up = asyncio.get_running_loop().create_task(self.group.caught_up())
@@ -134,16 +202,22 @@ class Sink:
         if self._running is None:  # it never opened; what it had is closed
             self._writer.shutdown()
             return
+        if not self.is_alone:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.group.hand_over(), HAND_OVER_S_MAX)
         await self.links.close()
-        if self._keeping_house is not None:
-            self._keeping_house.cancel()
-            await asyncio.wait({self._keeping_house})
+        for task in (self._keeping_house, self._filling, self._proposing):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
         try:
             if not self.failed.done():
                 await self._save()
         finally:
             self.group.stop()
             await asyncio.wait({self._running})
+            if self.peers is not None:
+                await self.peers.close()
             await asyncio.get_running_loop().run_in_executor(self._writer, self._close)
             self._writer.shutdown()
 
@@ -174,18 +248,100 @@ class Sink:
         if not self.failed.done():
             self.failed.set_result(error)
 
+    # -- the group ----------------------------------------------------------------------------------------------------
+
+    def _leadership_changed(self) -> None:
+        self.links.leadership_changed()
+        if self.group.member.is_caught_up and not self.is_alone:
+            self._start_proposing(self._propose())
+
+    def _checkpoint_offered(self) -> None:
+        """The leader says that this sink lacks what its journal no longer has."""
+        if self._filling is None or self._filling.done():
+            self._filling = self._watch(self._fill())
+
+    async def _fill(self) -> None:
+        assert self.filling is not None
+        while (saved := self.group.member.offered) is not None:
+            self.group.begin_filling(f"fills its log up to entry {saved.index}")
+            log.info("filling", node=self.node.name, index=saved.index)
+            await self._flush()
+            await self.filling.fill(saved)
+            await self._flush()
+            if self.group.member.offered is not saved:
+                continue  # a newer one has come meanwhile: go on to that
+            if await self.group.install(saved, partial(self._write_installed, saved)):
+                self.checkpoint_index = saved.index
+                self.links.streams_changed()
+                log.info("filled", node=self.node.name, index=saved.index, pulled_bytes=self.filling.pulled_bytes)
+
+    def _write_installed(self, saved: Checkpoint) -> None:
+        """Between two ticks, on the journal's thread."""
+        assert self._folder is not None
+        saved = dataclasses.replace(saved, installed_over=self.journal.last_index)
+        checkpoints.write(self._folder.path, saved)
+        self.journal.reset(saved.index, saved.term, saved.previous_term)
+
+    def _sources(self) -> list[str]:
+        """Whom to pull from: the leader has all of it for sure."""
+        assert self.peers is not None
+        leader = self.group.leader
+        whole = [hello.node for hello in self.peers.hellos.values() if hello.state == ACTIVE and not hello.muted]
+        return sorted(whole, key=lambda name: (name != leader, name))
+
     # -- configuration ------------------------------------------------------------------------------------------------
 
-    async def _propose(self) -> None:
-        """Proposes the file's streams. What is refused, or superseded by a newer revision, is reported and not run."""
-        definitions = tuple(
+    def _definitions(self) -> tuple[StreamDefinition, ...]:
+        return tuple(
             StreamDefinition.of(stream, secrets.token_bytes(INCARNATION_BYTES))
             for stream in self._configuration.effective_streams()
         )
+
+    def _start_proposing(self, work: Coroutine[None, None, None]) -> None:
+        async def propose() -> None:
+            try:
+                await work
+            except (LogError, UnknownOutcome) as error:  # whoever leads next proposes again
+                log.info("configuration_not_proposed", error=str(error))
+
+        self._proposing = self._watch(propose())
+
+    @property
+    def identity(self) -> Identity:
+        assert self._folder is not None
+        return self._folder.identity
+
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        """The sinks of the zone, by the file."""
+        return tuple(self._zone.sinks)
+
+    def _take_proposal(self, revision: int, streams: tuple[StreamDefinition, ...]) -> None:
+        if self.group.leads and revision > self.machine.state.revision:
+            self._start_proposing(self._commit_configuration(commands.Configure(revision, streams)))
+
+    def _compare_configuration(self) -> None:
+        """In a group: tells the leader of a newer file; reports what of this one is not in force."""
+        revision, in_force = self._configuration.mesh.revision, self.machine.state.revision
+        if self.peers is None or not self.group.leader:
+            return
+        if revision > in_force and not self.group.leads:
+            self.peers.propose(self.group.leader, revision, self._definitions())
+        elif revision <= in_force:
+            self.config_problems = tuple(self.machine.differences(commands.Configure(revision, self._definitions())))
+
+    async def _propose(self) -> None:
+        """Proposes the file's streams. What is refused, or superseded by a newer revision, is reported and not run."""
+        definitions = self._definitions()
         revision = self._configuration.mesh.revision
         if not revision:  # no file: what this process was started with is the newest there is
             revision = self.machine.state.revision + bool(self._differs(definitions))
-        result = await self.group.submit(commands.CONFIGURE, commands.Configure(revision, definitions))
+        await self._commit_configuration(commands.Configure(revision, definitions))
+        if not self.machine.state.members:  # from a time when a sink was always alone
+            await self.group.submit(commands.MEMBERS, commands.MembersAre(tuple(self.group.member.members.items())))
+
+    async def _commit_configuration(self, proposal: commands.Configure) -> None:
+        result = await self.group.submit(commands.CONFIGURE, proposal)
         assert isinstance(result, Configured)
         self.config_problems = result.problems
         for problem in result.problems:
@@ -208,6 +364,9 @@ class Sink:
             self.store.wants_flush.clear()
             await asyncio.get_running_loop().run_in_executor(self._writer, self._look_at_disk)
             self._report_space()
+            self._compare_configuration()
+            if self.peers is not None:
+                self.peers.dial()
             await self._retain()  # first, for it may free what the others need
             await self._save(checkpoint=self.journal.file_count > 1)
 
@@ -230,6 +389,8 @@ class Sink:
 
     async def _save(self, *, checkpoint: bool = True) -> None:
         """Hot batches into segments, then a checkpoint. Lack of space is no failure: the journal has it all."""
+        if self._filling is not None and not self._filling.done():
+            return  # it writes into the same segments
         try:
             await self._flush()
             if checkpoint:
@@ -269,9 +430,16 @@ class Sink:
         await self._flush()
         assert self._folder is not None
         await asyncio.get_running_loop().run_in_executor(self._writer, checkpoints.write, self._folder.path, saved)
-        await self.group.cut(index - 1)
+        await self.group.cut(min(index - 1, self._held_index(index - 1)))
         self.checkpoint_index = index
         log.info("checkpoint_written", index=index, state_bytes=len(saved.state))
+
+    def _held_index(self, index: int) -> int:
+        """The journal keeps what a sink that is being filled will need next, as long as it has not grown too long."""
+        held = self.group.member.held_index()
+        if held is None or self.journal.file_count > limits.JOURNAL_FILES_HELD_MAX:
+            return index
+        return max(held - 1, self.journal.first_index)
 
     async def _retain(self) -> None:
         """Proposes the trims that retention asks for, then removes the segments that lie below."""
@@ -284,7 +452,7 @@ class Sink:
                 continue
             try:
                 result = await self.group.submit(commands.TRIM, request)
-            except LogError as error:
+            except (LogError, UnknownOutcome) as error:
                 log.warning("log_not_trimmed", stream=partition.stream.name, error=str(error))
                 break
             if isinstance(result, Trimmed):
@@ -306,6 +474,7 @@ class Sink:
         return {
             "node": self.node.name,
             "leads": self.group.leads,
+            "leader": self.group.leader,
             "term": self.group.term,
             "applied_index": self.group.applied_index,
             "checkpoint_index": self.checkpoint_index,
@@ -321,6 +490,10 @@ class Sink:
         """What is wrong, or None."""
         if self.failed.done():
             return f"sink {self.node.name}: {self.last_error}"
+        if self.peers is not None and self.peers.waits:
+            return f"sink {self.node.name}: {self.peers.waits}"
+        if not self.is_alone and not self.group.leader:
+            return f"sink {self.node.name}: its group has no leader"
         if self.is_storage_full():
             reserve = self.node.disk_reserve_bytes
             return f"sink {self.node.name}: storage full: {self.free_bytes} bytes free, {reserve} are kept in reserve"

@@ -89,6 +89,7 @@ class Store:
             partition=number,
             segment_bytes=self._segment_bytes,
             durable_end=durable_end,
+            first_offset=replicated.start_offset,
         )
         partition = Partition(state, number, replicated, log)
         self._partitions[state.incarnation, number] = partition
@@ -116,6 +117,21 @@ class Store:
             replicated = self._machine.state.streams[state.name].partitions[number]
             partition = self._open(state, number, replicated, 0)
         return partition
+
+    def log_of(self, state: StreamState, number: int) -> PartitionLog:
+        """The segments of a partition that the state machine may not know yet: for one that is being filled."""
+        known = self._partitions.get((state.incarnation, number))
+        return known.log if known is not None else self._open(state, number, PartitionState(ids={}), 0).log
+
+    def restored(self) -> None:
+        """The state machine has become another one: what is hot is void, everything that it knows is in segments."""
+        self.hot_bytes = 0
+        for state, number, replicated in self._machine.state.partitions():
+            self.log_of(state, number)
+            partition = self._partitions[state.incarnation, number]
+            partition.stream, partition.replicated = state, replicated
+            partition.hot.clear()
+            self._woken.add((state.incarnation, number))
 
     # -- from apply ---------------------------------------------------------------------------------------------------
 

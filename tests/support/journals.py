@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from protocol.errors import DamagedFile
+from sinkd.core.formats import Checkpoint
 from sinkd.shell.journal import Journal
 
 JOURNAL_ID = b"0123456789abcdef"
@@ -12,7 +13,8 @@ FILE_BYTES = 4096
 
 
 def reopen(folder: Path, checkpoint: tuple[int, int, int] | None = None, file_bytes: int = FILE_BYTES) -> Journal:
-    return Journal.open(folder, journal_id=JOURNAL_ID, file_bytes=file_bytes, checkpoint=checkpoint)
+    saved = Checkpoint(*checkpoint, b"") if checkpoint is not None else None
+    return Journal.open(folder, journal_id=JOURNAL_ID, file_bytes=file_bytes, checkpoint=saved)
 
 
 def refused(folder: Path, checkpoint: tuple[int, int, int] | None = None) -> DamagedFile:

@@ -1,0 +1,141 @@
+"""What an operator may ask of a sink: how it is, and to change who the members of its group are and who leads it."""
+
+from typing import TYPE_CHECKING, Any
+
+from protocol.errors import LogError
+from sinkd.core.raft_messages import Hello
+from sinkd.core.replication import Follower, Phase
+from sinkd.shell.raft import STATES
+
+if TYPE_CHECKING:
+    from sinkd.shell.sink import Sink
+
+JOIN_LAG_ENTRIES_MAX = 1_000  # a sink that is added lacks no more than this, so that the group hardly waits for it
+
+
+class Operator:
+    def __init__(self, sink: "Sink") -> None:
+        self._sink = sink
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Everything as plain values for JSON; docs/cli.md names them."""
+        sink, group, member = self._sink, self._sink.group, self._sink.group.member
+        return {
+            "node": sink.node.name,
+            "zone": sink.node.zone,
+            "group": sink.identity.group,
+            "state": "leader" if group.leads else STATES[member.state],
+            "member": member.is_member,
+            "leader": group.leader,
+            "term": group.term,
+            "commit_index": group.commit_index,
+            "applied_index": group.applied_index,
+            "last_index": sink.journal.last_index,
+            "checkpoint_index": sink.checkpoint_index,
+            "muted": member.muted,
+            "waits": sink.peers.waits if sink.peers is not None else "",
+            "busy": member.busy,
+            "filling": sink.filling.now if sink.filling is not None else "",
+            "members": dict(member.members),
+            "peers": self._peers(),
+            "fsync": sink.node.fsync,
+            "journal_bytes": sink.journal.size_bytes,
+            "journal_files": sink.journal.file_count,
+            "hot_bytes": sink.store.hot_bytes,
+            "free_bytes": sink.free_bytes,
+            "storage_full": sink.is_storage_full(),
+            "revision": sink.machine.state.revision,
+            "configuration_problems": list(sink.config_problems),
+            "last_error": sink.last_error,
+            "logs": self._logs(),
+        }
+
+    def _peers(self) -> list[dict[str, Any]]:
+        sink = self._sink
+        if sink.peers is None:
+            return []
+        member, hellos, errors = sink.group.member, sink.peers.hellos, sink.peers.links.errors
+        names = sorted((set(sink.sinks) | set(member.members) | set(hellos)) - {sink.node.name})
+        return [
+            {
+                "node": name,
+                "member": name in member.members,
+                "connected": name in hellos,
+                "error": "" if name in hellos else errors.get(name, "not connected yet"),
+                **self._said(hellos.get(name)),
+                **self._follows(member.followers.get(name)),
+            }
+            for name in names
+        ]
+
+    @staticmethod
+    def _said(hello: Hello | None) -> dict[str, Any]:
+        return {"muted": hello.muted, "disk": hello.disk} if hello is not None else {}
+
+    def _follows(self, follower: Follower | None) -> dict[str, Any]:
+        if follower is None:
+            return {}
+        lag = self._sink.journal.last_index - follower.match_index
+        phase = follower.phase.value
+        return {"match_index": follower.match_index, "lag_entries": lag, "phase": phase, "why": follower.why}
+
+    def _logs(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "stream": partition.stream.name,
+                "partition": partition.number,
+                "start_offset": partition.start_offset,
+                "end_offset": partition.high_watermark,
+                "bytes": partition.size_bytes,
+                "retired": partition.stream.retired,
+            }
+            for partition in self._sink.store.partitions
+        ]
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    async def change_members(self, add: str, remove: str) -> None:
+        """Adds sink `add`, which must hold nearly everything already, or removes sink `remove`; on the leader alone.
+
+        LogError INVALID_REQUEST: it cannot be done so; LEADER_NOT_AVAILABLE: another one leads, or leads now.
+        """
+        members = dict(self._sink.group.member.members)
+        if add:
+            members[add] = self._address_of(add)
+        if remove:
+            if remove not in members:
+                known = ", ".join(sorted(members))
+                raise LogError("INVALID_REQUEST", f"sink {remove} is no member; members are {known}")
+            if remove == self._sink.node.name:
+                self.transfer("")
+                raise LogError("LEADER_NOT_AVAILABLE", f"sink {remove} leads: it hands over first; ask the next leader")
+            del members[remove]
+        await self._sink.group.change_members(members)
+
+    def _address_of(self, name: str) -> str:
+        """The raft address of a sink that may be added now."""
+        group, peers = self._sink.group, self._sink.peers
+        if peers is None:
+            what = "this sink is the only one of its zone: name the others in the file of every sink and restart them"
+            raise LogError("INVALID_REQUEST", what)
+        if not group.leads:
+            raise LogError("LEADER_NOT_AVAILABLE", f"another sink leads: {group.leader or 'not known which'}")
+        if name in group.member.members:
+            raise LogError("INVALID_REQUEST", f"sink {name} is a member already")
+        hello, follower = peers.hellos.get(name), group.member.followers.get(name)
+        if hello is None or follower is None:
+            why = peers.links.errors.get(name, "it has never been seen")
+            raise LogError("INVALID_REQUEST", f"sink {name} is not connected to the leader: {why}")
+        lag = self._sink.journal.last_index - follower.match_index
+        if follower.phase is not Phase.REPLICATE or lag > JOIN_LAG_ENTRIES_MAX:
+            why = follower.why or f"it lacks {lag} entries"
+            raise LogError("INVALID_REQUEST", f"sink {name} is still being filled ({why}); try again when it is whole")
+        return hello.address
+
+    def transfer(self, to: str) -> None:
+        """Begins to hand over. LogError as above."""
+        problem = self._sink.group.member.transfer(to)
+        if problem:
+            raise LogError("INVALID_REQUEST", problem)

@@ -1,0 +1,222 @@
+"""The other sinks of the zone, as this one sees them: who they are, how their group began, and what they hold for it.
+
+raft link ─► Hello ─► birth (`sinkd.core.birth`)        ─► Raft's messages go to the group
+          ─► Pull, Pulled: committed batches, for one that has to be filled
+          ─► Propose: a newer configuration, for the one that leads
+"""
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Callable, Coroutine
+from functools import partial
+
+import structlog
+
+from protocol import config
+from protocol.errors import DamagedFile, LogError
+from protocol.frames import Frame
+from protocol.limits import PULL_BYTES, PULL_MS_MAX
+from protocol.streams import StreamDefinition, StreamState
+from sinkd.core.birth import ACTIVE, CHOSEN, next_step
+from sinkd.core.raft_messages import CODEC, Hello, Propose, Pull, Pulled
+from sinkd.shell.folder import DataFolder
+from sinkd.shell.group import Group
+from sinkd.shell.raft_links import NodeTls, RaftLinks
+from sinkd.shell.store import Store
+
+UNBORN = "its group has not begun yet"
+NEW_DISK = "its disk was empty when the group was there already: it is being filled"
+log = structlog.get_logger()
+
+
+class Peers:
+    """`proposed(revision, streams)` is called with a configuration that another sink proposes."""
+
+    def __init__(
+        self,
+        mesh: str,
+        zone: config.Zone,
+        node: config.Sink,
+        folder: DataFolder,
+        group: Group,
+        store: Store,
+        proposed: Callable[[int, tuple[StreamDefinition, ...]], None],
+        failed: Callable[[BaseException], None],
+        tls: NodeTls | None,
+    ) -> None:
+        self._mesh, self._zone, self._node = mesh, zone, node
+        self._folder, self._group, self._store = folder, group, store
+        self._proposed, self._failed = proposed, failed
+        self.hellos: dict[str, Hello] = {}
+        self.links = RaftLinks(node.name, self.hello, self._connected, self._received, self._disconnected, tls)
+        self._numbers = itertools.count(1)
+        self._pulls: dict[int, tuple[str, asyncio.Future[Frame]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_being_born = False
+        self.waits = ""  # what the birth of the group waits for
+
+    def hello(self) -> Hello:
+        identity = self._folder.identity
+        return Hello(
+            mesh=self._mesh,
+            zone=self._zone.name,
+            number=0,
+            node=self._node.name,
+            group=identity.group,
+            state=identity.state,
+            muted=identity.muted,
+            disk=identity.disk_id,
+            journal=identity.journal_id,
+            configured=tuple(sorted(self._zone.sinks)),
+            address=str(self._node.raft or ""),
+        )
+
+    async def start(self) -> None:
+        """OSError: the port cannot be had."""
+        assert self._node.raft is not None
+        await self.links.start(self._node.bind(self._node.raft))
+        self.dial()
+        self._go_on_being_born()
+
+    def dial(self) -> None:
+        """To every sink of the file, and to members that only the group knows."""
+        addresses = {name: config.Address.parse(text) for name, text in self._group.member.members.items() if text}
+        addresses |= {name: sink.raft for name, sink in self._zone.sinks.items() if sink.raft is not None}
+        addresses.pop(self._node.name, None)
+        self.links.dial(addresses)
+
+    async def close(self) -> None:
+        await self.links.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- from the links -----------------------------------------------------------------------------------------------
+
+    def _connected(self, hello: Hello, is_new: bool) -> None:
+        identity = self._folder.identity
+        if identity.group and hello.group and hello.group != identity.group:
+            log.error(
+                "foreign_group",
+                peer=hello.node,
+                its_group=hello.group,
+                our_group=identity.group,
+                consequence="it is not taken for a member; give one of the two an empty data folder",
+            )
+            self.waits = f"sink {hello.node} holds data of another group"
+            return
+        self.hellos[hello.node] = hello
+        if is_new:
+            self._group.peer_connected(hello.node, hello.journal)
+        self._go_on_being_born()
+
+    def _disconnected(self, name: str) -> None:
+        if self.hellos.pop(name, None) is not None:
+            self._group.peer_lost(name)
+        for asked, future in self._pulls.values():
+            if asked == name and not future.done():
+                future.set_exception(LogError("LEADER_NOT_AVAILABLE", f"the link to sink {name} was lost"))
+
+    def _received(self, name: str, frame: Frame) -> None:
+        message = frame.message
+        if name not in self.hellos:
+            return
+        if isinstance(message, Pull):
+            self._start(self._serve(name, message))
+        elif isinstance(message, Pulled):
+            _, future = self._pulls.get(message.request, (name, None))
+            if future is not None and not future.done():
+                future.set_result(frame)
+        elif isinstance(message, Propose):
+            self._proposed(message.revision, message.streams)
+        else:
+            self._group.take(name, frame)
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._failed(error)
+
+    def propose(self, leader: str, revision: int, streams: tuple[StreamDefinition, ...]) -> None:
+        """Tells the leader of a newer configuration."""
+        self.links.send(leader, CODEC.pack(Propose(revision, streams)))
+
+    # -- birth --------------------------------------------------------------------------------------------------------
+
+    def _go_on_being_born(self) -> None:
+        if self._folder.identity.state == ACTIVE or self._is_being_born:
+            return
+        self._is_being_born = True
+        self._start(self._be_born())
+
+    async def _be_born(self) -> None:
+        """Steps as far as what is known allows."""
+        try:
+            await self._take_steps()
+        finally:
+            self._is_being_born = False
+
+    async def _take_steps(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._folder.identity.state != ACTIVE:
+            step = next_step(self.hello(), self.hellos)
+            self.waits = step.waits
+            if step.waits:
+                return
+            group = step.group or secrets.token_hex(16)
+            muted = NEW_DISK if step.is_late else ""
+            if step.state == CHOSEN:
+                hellos = (self.hello(), *self.hellos.values())
+                members = {hello.node: hello.address for hello in hellos}
+                await self._group.between_ticks(partial(self._group.member.begin, members))
+            identity = partial(self._folder.update, group=group, state=step.state, muted=muted)
+            await loop.run_in_executor(None, identity)
+            if step.state == ACTIVE:
+                self._group.member.muted = muted
+            log.info("group_birth", node=self._node.name, state=step.state, group=group, muted=muted)
+            self.links.tell()
+
+    # -- pulls --------------------------------------------------------------------------------------------------------
+
+    async def pull(self, name: str, stream: StreamState, partition: int, offset: int) -> tuple[int, bytes]:
+        """(start offset, whole batches from the one that holds `offset`) of sink `name`; LogError: it has none."""
+        number = next(self._numbers)
+        future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._pulls[number] = name, future
+        try:
+            message = Pull(number, stream.name, stream.incarnation, partition, offset, PULL_BYTES)
+            self.links.send(name, CODEC.pack(message))
+            frame = await asyncio.wait_for(future, PULL_MS_MAX / 1000)
+        except TimeoutError as error:
+            raise LogError("LEADER_NOT_AVAILABLE", f"sink {name} does not answer a pull") from error
+        finally:
+            del self._pulls[number]
+        pulled = frame.message
+        assert isinstance(pulled, Pulled)
+        if pulled.problem:
+            raise LogError("LEADER_NOT_AVAILABLE", f"sink {name}: {pulled.problem}")
+        return pulled.start_offset, frame.tail
+
+    async def _serve(self, name: str, asked: Pull) -> None:
+        start_offset, batches, problem = 0, b"", ""
+        try:
+            partition = self._store.partition(asked.stream, asked.partition)
+            start_offset = partition.start_offset
+            if partition.stream.incarnation != asked.incarnation:
+                problem = f"stream {asked.stream} has another incarnation"
+            elif asked.offset >= partition.high_watermark:
+                problem = f"{asked.stream} partition {asked.partition} ends at {partition.high_watermark} here"
+            else:
+                batches = await self._store.read(partition, max(asked.offset, start_offset), asked.bytes_max)
+        except LogError as error:
+            problem = str(error)
+        except (DamagedFile, OSError) as error:
+            problem = f"its log cannot be read: {error}"
+            self._failed(error)
+        self.links.send(name, CODEC.pack(Pulled(asked.request, start_offset, problem), batches))
