@@ -5,18 +5,14 @@ answering are two processes, as two clients would be.
 """
 
 import json
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.servers import BenchError, Server, UnavailableError
+from bench.programs import program
+from bench.servers import BenchError, Server
 
-SOURCE = Path(__file__).with_name("requests.c")
 END_WAIT_S_MAX = 60.0
 
 
@@ -31,10 +27,10 @@ class Asked(NamedTuple):
 
 def ask(server: Server, inbox: str, seconds: float, in_flight: int) -> Asked:
     """Asks for `seconds` with `in_flight` requests under way. `inbox` = `one`, `mux` or `own`, see requests.c."""
-    program = str(_program())
-    with _answering(server, program):
+    asking = str(program("requests"))
+    with _answering(server, asking):
         before_s = server.cpu_s()
-        command = [program, "ask", str(server.port), inbox, str(seconds), str(in_flight)]
+        command = [asking, "ask", str(server.port), inbox, str(seconds), str(in_flight)]
         try:
             ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + END_WAIT_S_MAX)
         except subprocess.TimeoutExpired as error:
@@ -48,8 +44,8 @@ def ask(server: Server, inbox: str, seconds: float, in_flight: int) -> Asked:
 
 
 @contextmanager
-def _answering(server: Server, program: str) -> Iterator[None]:
-    answering = subprocess.Popen([program, "answer", str(server.port)], stdout=subprocess.PIPE, text=True)
+def _answering(server: Server, path: str) -> Iterator[None]:
+    answering = subprocess.Popen([path, "answer", str(server.port)], stdout=subprocess.PIPE, text=True)
     try:
         assert answering.stdout is not None
         if answering.stdout.readline() != "ready\n":
@@ -60,24 +56,3 @@ def _answering(server: Server, program: str) -> Iterator[None]:
     finally:
         answering.kill()
         answering.communicate()
-
-
-@cache
-def _program() -> Path:
-    """The compiled program. UnavailableError without a C compiler."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        raise UnavailableError("no C compiler (cc) for the load generator of requests")
-    target = Path(_folder().name) / "requests"
-    made = subprocess.run(
-        [compiler, "-O2", "-Wall", "-Wextra", "-o", str(target), str(SOURCE)], capture_output=True, text=True
-    )
-    if made.returncode != 0:
-        raise UnavailableError(f"requests.c cannot be compiled: {made.stderr}")
-    return target
-
-
-@cache
-def _folder() -> "tempfile.TemporaryDirectory[str]":
-    """Goes with the process."""
-    return tempfile.TemporaryDirectory(prefix="bench-")

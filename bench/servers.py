@@ -5,33 +5,20 @@ They are neither pinned to CPUs nor given priorities; all limits are the default
 """
 
 import json
-import os
 import re
-import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.keys import write_keys
+from bench.processes import BIN, POLL_S, BenchError, Process, UnavailableError, free_ports
 
-BIN = Path(sys.executable).parent
-START_WAIT_S_MAX = 60.0
-STOP_WAIT_S_MAX = 15.0
+__all__ = ["POLL_S", "BenchError", "Gateway", "NatsServer", "Relay", "Server", "Setup", "UnavailableError"]
+
 COUNT_WAIT_S_MAX = 5.0
-POLL_S = 0.005
-
-
-class BenchError(Exception):
-    """A measurement that does not count: bytes were lost, a connection was cut, a process ended."""
-
-
-class UnavailableError(BenchError):
-    """The server refuses to start with what this row needs."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +36,7 @@ SUBSCRIBE_ALLOW = ("bench.>", "svc.*", "_INBOX.>")
 SUBSCRIBE_DENY = ("bench.private.>",)
 
 
-class Server:
+class Server(Process):
     """A process that listens on 127.0.0.1:`port`. `wire` says what its connections speak: `nats` or `relay`."""
 
     name = ""
@@ -57,16 +44,12 @@ class Server:
 
     def __init__(self, folder: Path, setup: Setup) -> None:
         self.setup = setup
-        self.port, self.monitor_port = _free_ports(2)
+        self.port, self.monitor_port = free_ports(2)
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        self._printed = folder / "printed"
-        with self._printed.open("wb") as printed:
-            self._process = subprocess.Popen(
-                self._command(), cwd=folder, stdin=subprocess.DEVNULL, stdout=printed, stderr=printed
-            )
+        super().__init__(self._command(), folder)
         try:
-            self._wait_until_it_listens()
+            self.wait_until_it_listens(self.port)
         except BaseException:
             self.stop()
             raise
@@ -74,51 +57,11 @@ class Server:
     def _command(self) -> list[str]:
         raise NotImplementedError
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def cpu_s(self) -> float:
-        """Time on CPUs since its start, of all its threads."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def memory_bytes(self) -> int:
-        """Resident at this moment."""
-        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
     def messages_in(self) -> int:
         """What it counts itself."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor_port}/varz", timeout=30) as answer:
             values: dict[str, Any] = json.load(answer)
         return int(values["in_msgs"])
-
-    def stop(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
-        try:
-            self._process.wait(STOP_WAIT_S_MAX)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-    def complaints(self) -> str:
-        """The end of what it printed."""
-        return self._printed.read_text(errors="replace")[-1000:].strip()
-
-    def has_ended(self) -> bool:
-        return self._process.poll() is not None
-
-    def _wait_until_it_listens(self) -> None:
-        deadline = time.monotonic() + START_WAIT_S_MAX
-        while True:
-            if self.has_ended():
-                raise UnavailableError(f"{self.name} does not start: {_last_line(self.complaints())}")
-            if time.monotonic() > deadline:
-                raise UnavailableError(f"{self.name} does not listen on port {self.port}")
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                    return
-            time.sleep(POLL_S)
 
 
 class Gateway(Server):
@@ -189,18 +132,3 @@ def version_of_nats_server() -> str:
 
 def _listed(subjects: tuple[str, ...]) -> str:
     return json.dumps(list(subjects))
-
-
-def _last_line(text: str) -> str:
-    return text.splitlines()[-1] if text else "it says nothing"
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody has at this moment."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports

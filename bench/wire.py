@@ -3,6 +3,8 @@
 import json
 import socket
 import ssl
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from bench.servers import PASSWORD, USER, BenchError, Server
 
@@ -12,22 +14,38 @@ READ_BYTES = 64 * 1024
 
 def connect(server: Server, commands: bytes = b"", *, subscribes: bool = False) -> socket.socket:
     """A connection whose `commands` have been carried out. To the relay, `subscribes` alone says what it is."""
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=WAIT_S_MAX)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if server.wire == "relay":
-        connection.sendall(b"S" if subscribes else b"P")
-        if connection.recv(1) != b"+":
-            raise BenchError("the relay does not answer")
-        return connection
+        return _relayed(server.port, subscribes)
+    user = {"user": USER, "pass": PASSWORD} if server.setup.permissions else {}
+    return connect_to(server.port, commands, tls=server.setup.tls, user=user)
+
+
+def connect_to(
+    port: int, commands: bytes = b"", *, tls: bool = False, user: Mapping[str, str] = MappingProxyType({})
+) -> socket.socket:
+    """A NATS connection whose `commands` have been carried out."""
+    connection = _connected(port)
     read_until(connection, b"\r\n")  # INFO
-    if server.setup.tls:
+    if tls:
         connection = _encrypted(connection)
     options: dict[str, object] = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True}
-    options |= {"lang": "bench", "version": "1", "protocol": 0}  # no INFO but the first
-    if server.setup.permissions:
-        options |= {"user": USER, "pass": PASSWORD}
+    options |= {"lang": "bench", "version": "1", "protocol": 0, **user}  # no INFO but the first
     connection.sendall(f"CONNECT {json.dumps(options)}\r\n".encode() + commands)
     barrier(connection)
+    return connection
+
+
+def _connected(port: int) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=WAIT_S_MAX)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connection
+
+
+def _relayed(port: int, subscribes: bool) -> socket.socket:
+    connection = _connected(port)
+    connection.sendall(b"S" if subscribes else b"P")
+    if connection.recv(1) != b"+":
+        raise BenchError("the relay does not answer")
     return connection
 
 
