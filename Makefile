@@ -44,7 +44,7 @@ lock:
 	$(PYTHON) -m venv .venv
 
 # Builds the compiled twins too, where there is a C compiler; without one the references run (`mesh --version` tells).
-.venv/installed: .venv/bin/python pyproject.toml setup.py requirements/run.lock $(wildcard */*/*.pyx */*/*.pxi)
+.venv/installed: .venv/bin/python pyproject.toml setup.py requirements/run.lock $(wildcard */*.pyx */*.pxd */*/*.pyx */*/*.pxi)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements/run.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -e .
 	@touch $@
@@ -63,12 +63,13 @@ BENCH ?= --write docs/performance.md
 bench: install-test
 	$(BIN)/python -m bench $(BENCH)
 
-# The compiled forwarder on a build with sanitizers: random scripts on it and on its reference, then the tests of both.
+# The compiled twins on a build with sanitizers: random scripts on them and on their references, then the tests of both.
 # A script that fails is printed with its seed: `make fuzz FIRST=<seed> SCRIPTS=1`.
 SCRIPTS ?= 20000
 FIRST ?= 0
 FUZZ ?= 5
-ON_BOTH := tests/test_forwarding.py tests/test_sublist.py tests/test_plane.py tests/test_twins.py
+ON_BOTH := tests/test_forwarding.py tests/test_sublist.py tests/test_plane.py tests/test_twins.py \
+  tests/test_records.py tests/test_replay.py tests/test_record_twins.py
 fuzz: export PYTHONPATH := tests
 fuzz: install-test
 	$(BIN)/python -m support.fuzz --sanitize --seeds $(FIRST) $$(($(FIRST) + $(SCRIPTS)))

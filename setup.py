@@ -5,7 +5,10 @@ from setuptools import Extension, setup
 
 setup(
     ext_modules=cythonize(
-        [Extension("gateway.core._forwarding", ["gateway/core/_forwarding.pyx"], optional=True)],
+        [
+            Extension("protocol._records", ["protocol/_records.pyx"], optional=True),
+            Extension("gateway.core._forwarding", ["gateway/core/_forwarding.pyx"], optional=True),
+        ],
         build_dir="build",
     )
 )

@@ -52,10 +52,13 @@ def program_version() -> str:
 
 
 def data_plane() -> str:
-    """Which implementation of the hot loops this process runs."""
-    from gateway.core.engine import BEST
+    """Which implementation of the hot loops this process runs: forwarding, and record batches."""
+    from gateway.core import engine
+    from protocol import engine as records
 
-    return "compiled" if BEST.name == "compiled" else "reference (pure Python, slow: built without a C compiler)"
+    if engine.COMPILED is not None and records.COMPILED is not None:
+        return "compiled"
+    return "reference (pure Python, slow: built without a C compiler)"
 
 
 def python_version() -> str:

@@ -148,14 +148,18 @@ def stream_and_zone(name: str, own_zone: str) -> tuple[str, str]:
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
-def record_headers(stream: str, zone: str, partition: int, record: Record) -> bytes:
+def log_lines(stream: str, zone: str, partition: int) -> bytes:
+    """The header lines that say of which log a message is."""
+    return f"Log-Stream: {stream}\r\nLog-Zone: {zone}\r\nLog-Partition: {partition}\r\n".encode()
+
+
+def shown_headers(log_lines: bytes, record: Record) -> bytes:
     """The header block with which `record` is shown to a reader."""
-    ours = (
-        f"Log-Stream: {stream}\r\nLog-Zone: {zone}\r\nLog-Partition: {partition}\r\nLog-Offset: {record.offset}\r\n"
-        f"Log-Timestamp: {record.timestamp_ms}\r\n"
-    ).encode()
-    return b"%bNats-Subject: %b\r\n%b\r\n" % (
-        STATUS_LINE + ours,
+    return b"%b%bLog-Offset: %d\r\nLog-Timestamp: %d\r\nNats-Subject: %b\r\n%b\r\n" % (
+        STATUS_LINE,
+        log_lines,
+        record.offset,
+        record.timestamp_ms,
         record.subject,
         _publishers_lines(record.header_block),
     )

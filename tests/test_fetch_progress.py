@@ -1,11 +1,14 @@
 """One fetch: which events are shown, and when it is over."""
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.fetches import READER, Shown, take
 from support.streams import event
 
-from gateway.core.history import FetchProgress, Shown
+from gateway.core.history import FetchProgress, Reader
 from protocol import headers
 from protocol.history import FetchRequest
 from protocol.records import encode_batch, place_batch
@@ -33,12 +36,12 @@ def offsets(shown: list[Shown]) -> list[int]:
 
 def test_what_stands_before_the_offset_is_passed_over():
     fetch = progress(4)
-    assert offsets(fetch.take(batch(0, 8))) == [4, 6, 7]
+    assert offsets(take(fetch, batch(0, 8))) == [4, 6, 7]
     assert (fetch.next_offset, fetch.is_done) == (8, False)
 
 
 def test_a_shown_event_is_as_it_was_published():
-    (shown,) = progress(1).take(batch(0, 2))
+    (shown,) = take(progress(1), batch(0, 2))
     assert shown.payload == b"1"
     found = headers.parse(shown.header_block)
     assert (found.get("Nats-Subject"), found.get("Log-Timestamp")) == ("orders.paid", "1")
@@ -46,16 +49,16 @@ def test_a_shown_event_is_as_it_was_published():
 
 def test_what_the_reader_may_not_see_or_did_not_ask_for_is_passed_over():
     fetch = progress(filter="orders.new")
-    assert offsets(fetch.take(batch(0, 9))) == [0, 3, 6]
+    assert offsets(take(fetch, batch(0, 9))) == [0, 3, 6]
     assert fetch.next_offset == 9
     fetch = progress(filter="secret.>")
-    assert offsets(fetch.take(batch(0, 9))) == []
+    assert offsets(take(fetch, batch(0, 9))) == []
     assert (fetch.next_offset, fetch.is_done) == (9, False)
 
 
 def test_it_ends_with_the_number_of_records_that_was_asked_for():
     fetch = progress(max_records=3)
-    assert offsets(fetch.take(batch(0, 9))) == [0, 1, 3]
+    assert offsets(take(fetch, batch(0, 9))) == [0, 1, 3]
     assert (fetch.next_offset, fetch.is_done) == (4, True)
 
 
@@ -64,38 +67,38 @@ def test_it_ends_with_the_number_of_records_that_was_asked_for():
 )
 def test_it_ends_before_the_end_offset(end_offset, shown):
     fetch = progress(end_offset=end_offset)
-    assert offsets([] if fetch.is_done else fetch.take(batch(0, 9))) == shown
+    assert offsets([] if fetch.is_done else take(fetch, batch(0, 9))) == shown
     assert (fetch.next_offset, fetch.is_done) == (end_offset, True)
 
 
 def test_an_end_in_a_later_batch():
     fetch = progress(end_offset=12)
-    assert len(offsets(fetch.take(batch(0, 9)))) == 6
+    assert len(offsets(take(fetch, batch(0, 9)))) == 6
     assert not fetch.is_done
-    assert offsets(fetch.take(batch(9, 9))) == [9, 10]
+    assert offsets(take(fetch, batch(9, 9))) == [9, 10]
     assert fetch.is_done
 
 
 def test_it_ends_before_the_event_that_would_be_too_much():
-    one = len(next(iter(progress().take(batch(0, 1, 100)))).header_block) + 100
+    one = len(next(iter(take(progress(), batch(0, 1, 100)))).header_block) + 100
     fetch = progress(max_bytes=2 * one)
-    assert offsets(fetch.take(batch(0, 9, 100))) == [0]  # orders.paid is a byte longer than orders.new
+    assert offsets(take(fetch, batch(0, 9, 100))) == [0]  # orders.paid is a byte longer than orders.new
     assert (fetch.next_offset, fetch.is_done) == (1, True)
     fetch = progress(max_bytes=2 * one + 1)
-    assert offsets(fetch.take(batch(0, 9, 100))) == [0, 1]
+    assert offsets(take(fetch, batch(0, 9, 100))) == [0, 1]
     assert (fetch.next_offset, fetch.is_done) == (3, True)
 
 
 def test_the_first_event_is_shown_however_large():
     fetch = progress(max_bytes=1)
-    assert offsets(fetch.take(batch(0, 3, 5_000))) == [0]
+    assert offsets(take(fetch, batch(0, 3, 5_000))) == [0]
     assert fetch.next_offset == 1
 
 
 def test_what_was_looked_at_counts_even_if_nothing_is_shown():
     data = batch(0, 9)
     fetch = progress(filter="nothing")
-    assert list(fetch.take(data)) == []
+    assert take(fetch, data) == []
     assert fetch.scanned_bytes == len(data)
 
 
@@ -117,7 +120,7 @@ def test_readers_that_go_on_where_a_fetch_ended_miss_nothing(start, max_records,
         fetch = progress(offset, max_records=max_records, max_bytes=max_bytes, end_offset=end_offset)
         for one in batches:
             if not fetch.is_done:
-                seen += offsets(fetch.take(one))
+                seen += offsets(take(fetch, one))
         assert fetch.records <= max_records
         assert fetch.records <= 1 or fetch.size_bytes <= max_bytes
         if fetch.next_offset == offset:
@@ -125,3 +128,31 @@ def test_readers_that_go_on_where_a_fetch_ended_miss_nothing(start, max_records,
         offset = fetch.next_offset
     end = position if end_offset is None else min(end_offset, position)
     assert seen == [number for number in range(start, end) if number % 3 != 2]
+
+
+def test_subjects_are_asked_about_once():
+    asked: list[str] = []
+
+    def may_show(subject: str) -> bool:
+        asked.append(subject)
+        return subject != "secret.new"
+
+    fetch = FetchProgress(("orders", "eu", 0), FetchRequest(offset=0), 0, may_show)
+    assert offsets(take(fetch, batch(0, 9))) == [0, 1, 3, 4, 6, 7]
+    assert asked == ["orders.new", "orders.paid", "secret.new"]
+
+
+def test_a_reader_of_everything_is_not_asked_about():
+    fetch = FetchProgress(("orders", "eu", 0), FetchRequest(offset=0), 0, None)
+    assert offsets(take(fetch, batch(0, 3))) == [0, 1, 2]
+    fetch = FetchProgress(("orders", "eu", 0), FetchRequest(offset=0, filter="orders.*"), 0, None)
+    assert offsets(take(fetch, batch(0, 3))) == [0, 1]
+
+
+def test_several_readers_get_the_same_events_each_in_its_own_words():
+    fetch = FetchProgress(("orders", "eu", 0), FetchRequest(offset=0, max_records=3), 0, None)
+    limited, plain = READER._replace(messages_max=2), Reader(b"MSG in 2 ", False, sys.maxsize)
+    few, bare = fetch.take(batch(0, 9), [limited, plain])
+    assert (few.records, bare.records) == (2, 3)
+    assert bare.data == b"MSG in 2 1\r\n0\r\nMSG in 2 1\r\n1\r\nMSG in 2 1\r\n2\r\n"
+    assert (bare.carried_bytes, fetch.next_offset, fetch.records, fetch.is_done) == (3, 3, 3, True)

@@ -3,8 +3,9 @@
 import msgspec
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatch
+from support.fetches import take
 
-from gateway.core.history import FetchProgress
+from gateway.core.history import FetchProgress, Reader
 from gateway.core.outbox import Outbox
 from protocol import link
 from protocol.errors import FrameError
@@ -45,8 +46,8 @@ def test_what_is_no_gap_is_refused(batch):
 def test_a_reader_is_told_and_goes_on():
     events = [Event(b"a", b"a", 5, b"", payload) for payload in (b"1", b"2")]
     progress = FetchProgress(("orders", "eu", 0), FetchRequest(offset=0), 0, lambda subject: True)
-    shown = [*progress.take(encode_batch(events)), *progress.take(place_batch(encode_gap(GAP), 2, 1))]
-    shown += progress.take(place_batch(encode_batch(events[:1]), 3, 1))
+    shown = take(progress, encode_batch(events)) + take(progress, place_batch(encode_gap(GAP), 2, 1))
+    shown += take(progress, place_batch(encode_batch(events[:1]), 3, 1))
     assert [one.payload for one in shown] == [b"1", b"2", b"", b"1"]
     assert shown[2].header_block == (
         b"NATS/1.0 206 Gap\r\nLog-Gap-From: 2\r\nLog-Gap-To: 2\r\nLog-Gap-Reason: outbox_overflow\r\n"
@@ -57,8 +58,14 @@ def test_a_reader_is_told_and_goes_on():
 
 def test_a_fetch_that_ends_before_a_gap_does_not_tell_of_it():
     progress = FetchProgress(("orders", "eu", 0), FetchRequest(offset=0, end_offset=2), 2, lambda subject: True)
-    assert list(progress.take(place_batch(encode_gap(GAP), 2, 1))) == []
+    assert take(progress, place_batch(encode_gap(GAP), 2, 1)) == []
     assert progress.is_done
+
+
+def test_a_client_without_headers_gets_an_empty_message_for_a_gap():
+    progress = FetchProgress(("orders", "eu", 0), FetchRequest(offset=0), 0, None)
+    (told,) = progress.take(encode_gap(GAP), [Reader(b"MSG in 1 ", False, 1)])
+    assert (told.data, told.records, told.carried_bytes, progress.next_offset) == (b"MSG in 1 0\r\n\r\n", 1, 0, 1)
 
 
 def test_what_a_full_outbox_gave_up_stands_in_the_log_as_one_gap_in_its_place():

@@ -17,9 +17,10 @@ from protocol.history import (
     end_of_batch,
     error_headers,
     error_json,
+    log_lines,
     partition_number,
     read_request,
-    record_headers,
+    shown_headers,
     stream_and_zone,
 )
 from protocol.records import Record
@@ -128,7 +129,9 @@ def test_a_log_of_another_zone():
 
 
 def shown(block: bytes) -> bytes:
-    return record_headers("orders", "eu", 2, Record(7, 1_700_000_000_000, b"k", b"orders.new", block, b"payload"))
+    return shown_headers(
+        log_lines("orders", "eu", 2), Record(7, 1_700_000_000_000, b"k", b"orders.new", block, b"payload")
+    )
 
 
 OURS = (

@@ -1,4 +1,4 @@
-"""The compiled forwarder, built with sanitizers, goes through random scripts: nothing out of bounds, nothing undefined.
+"""The compiled twins, built with sanitizers, go through random scripts and batches: nothing out of bounds or undefined.
 
 `make fuzz` does the same for as long as one likes. This is a part of it that is short enough for every run.
 """
@@ -13,10 +13,11 @@ from support import sanitizers
 from gateway.core import engine
 
 SCRIPTS = 150
+RECORD_SEEDS = 10
 MISTAKE = """
 import ctypes, pathlib, sys
-from support.fuzz import use_extension
-use_extension(pathlib.Path(sys.argv[1]))
+from support.fuzz import use_extensions
+use_extensions(pathlib.Path(sys.argv[1]))
 malloc = ctypes.CDLL(None).malloc
 malloc.restype = ctypes.c_void_p
 ctypes.memset(malloc(8) + 8, 0, 64)
@@ -24,12 +25,14 @@ ctypes.memset(malloc(8) + 8, 0, 64)
 
 
 @pytest.fixture(scope="module")
-def extension(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if engine.COMPILED is None:
-        pytest.skip("the compiled forwarder was not built")
+        pytest.skip("the compiled twins were not built")
     if missing := sanitizers.missing():
         pytest.skip(missing)
-    return sanitizers.build(tmp_path_factory.mktemp("sanitized"))
+    folder = tmp_path_factory.mktemp("sanitized")
+    sanitizers.build(folder)
+    return folder
 
 
 def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -40,14 +43,22 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.parametrize("limits", [[], ["--small-limits"]], ids=["limits of production", "small limits"])
-def test_random_scripts(extension: Path, limits: list[str]) -> None:
-    done = run("-m", "support.fuzz", "--extension", str(extension), "--seeds", "0", str(SCRIPTS), *limits)
+def test_random_scripts(build: Path, limits: list[str]) -> None:
+    done = run("-m", "support.fuzz", "--extensions", str(build), "--seeds", "0", str(SCRIPTS), *limits)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{SCRIPTS} scripts" in done.stdout
 
 
-def test_a_mistake_would_be_seen(extension: Path) -> None:
+def test_record_batches(build: Path) -> None:
+    test = "tests/test_record_twins.py::test_batches_of_real_lines_sound_and_damaged"
+    seeds = [f"{test}[{seed}]" for seed in range(RECORD_SEEDS)]
+    done = run("-m", "support.fuzz", "--extensions", str(build), *seeds)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{RECORD_SEEDS} passed" in done.stdout
+
+
+def test_a_mistake_would_be_seen(build: Path) -> None:
     """The sanitizers are there and watch: without them all of the above would pass just as well."""
-    done = run("-c", MISTAKE, str(extension))
+    done = run("-c", MISTAKE, str(build))
     assert done.returncode != 0
     assert "AddressSanitizer: heap-buffer-overflow" in done.stderr

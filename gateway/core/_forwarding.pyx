@@ -272,6 +272,25 @@ cdef class Forwarder:
         head = _head(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
         return self._spread(None, None, head, plain, reply, header_block, payload)
 
+    def hand_over(self, Subscription subscription not None, bytes frames not None, Py_ssize_t count,
+                  Py_ssize_t size_bytes):
+        cdef Session session = subscription.session
+        if count == 0 or subscription.closed or session.closing is not None:
+            return 0
+        session.write(frames)
+        session.out_msgs += count
+        session.out_bytes += size_bytes
+        session.last_activity_ms = self.now_ms
+        self.stats.out_msgs += count
+        self.stats.out_bytes += size_bytes
+        subscription.received += count
+        if subscription.received == subscription.max_messages:
+            self.policy.exhausted(subscription)
+        self._touch(session)
+        if session.out_size + session.unsent_bytes > self.stall_bytes:
+            self.policy.falls_behind(session, None)
+        return count
+
     cdef _arrive(self, Session peer, event):
         """A message from a peer: to plain subscribers, and to one member of each group that it names."""
         cdef Account account = self.policy.account(event.account.decode())

@@ -287,6 +287,25 @@ class Forwarder:
         message = _Message(subject, reply, header_block, payload)
         return sum(self._put(subscription, message, None) for subscription in receivers)
 
+    def hand_over(self, subscription: Subscription, frames: bytes, count: int, size_bytes: int) -> int:
+        """`count` whole messages for one subscription, `size_bytes` of headers and payloads. How many it got."""
+        session = subscription.session
+        if not count or subscription.closed or session.closing is not None:
+            return 0
+        session.write(frames)
+        session.out_msgs += count
+        session.out_bytes += size_bytes
+        session.last_activity_ms = self._now_ms
+        self.stats.out_msgs += count
+        self.stats.out_bytes += size_bytes
+        subscription.received += count
+        if subscription.received == subscription.max_messages:
+            self._policy.exhausted(subscription)
+        self.touch(session)
+        if session.queued_bytes + session.unsent_bytes > self._stall_bytes:
+            self._policy.falls_behind(session, None)
+        return count
+
     def _publish(self, session: Session, event: nats.Publish) -> None:
         subject, reply, header_block, payload = event
         size_bytes = len(header_block) + len(payload)

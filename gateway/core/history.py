@@ -1,19 +1,23 @@
 """One fetch of history: which of the pulled batches' events a reader is shown, and when the fetch is over."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from protocol import history, subjects
+from protocol.engine import BEST, Show
 from protocol.gaps import read_gap
 from protocol.history import FetchRequest
-from protocol.records import CONTROL, Record, read_header, read_records
+from protocol.limits import PERMISSION_VERDICTS_MAX
+from protocol.records import CONTROL, read_header
+from protocol.replay import OFFSET_MAX, Frames, Window, message
 
 
-class Shown(NamedTuple):
-    """A message for the reader: its header block and payload."""
+class Reader(NamedTuple):
+    """A subscription that is shown events: what its messages begin with, and how many more it takes at most."""
 
-    header_block: bytes
-    payload: bytes
+    opening: bytes  # HMSG <subject> <sid>, or MSG if it is not `headed`, with a space behind it
+    headed: bool
+    messages_max: int
 
 
 class FetchProgress:
@@ -27,51 +31,74 @@ class FetchProgress:
         log: tuple[str, str, int],
         request: FetchRequest,
         offset: int,
-        may_show: Callable[[str], bool],
+        may_show: Callable[[str], bool] | None,
+        frames: Show = BEST.frames,
     ) -> None:
-        """`log` is (stream, zone, partition); `may_show(subject)` is whether the reader may subscribe to it."""
-        self._log, self._request, self._may_show = log, request, may_show
+        """`log` is (stream, zone, partition); `may_show(subject)` is whether the reader may subscribe to it.
+
+        None: the reader may subscribe to everything.
+        """
+        self._request, self._may_show, self._frames = request, may_show, frames
+        self._log_lines = history.log_lines(*log)
+        self._end_offset = OFFSET_MAX if request.end_offset is None else request.end_offset
+        self._passes = None if may_show is None and request.filter is None else self._may_pass
+        self._verdicts: dict[bytes, bool] = {}
         self.next_offset = offset
         self.records = self.size_bytes = self.scanned_bytes = 0
-        self.is_done = request.end_offset is not None and offset >= request.end_offset
+        self.is_done = offset >= self._end_offset
 
-    def take(self, batch: bytes | memoryview) -> Iterator[Shown]:
-        """What of `batch` is shown; `next_offset` moves behind everything that was looked at."""
+    def take(self, batch: bytes | memoryview, readers: Sequence[Reader]) -> list[Frames]:
+        """What of `batch` each of the readers is sent; `next_offset` moves behind everything that was looked at.
+
+        There is at least one reader. FrameError: the batch is not what our encoder makes.
+        """
         self.scanned_bytes += len(batch)
         if read_header(batch).attributes == CONTROL:
-            yield from self._take_gap(batch)
-            return
-        for record in read_records(batch):
-            if record.offset < self.next_offset:
-                continue
-            if self._ends_at(record.offset):
-                return
-            if self._passes(record):
-                shown = Shown(history.record_headers(*self._log, record), record.payload)
-                size_bytes = len(shown.header_block) + len(shown.payload)
-                if self.records and self.size_bytes + size_bytes > self._request.max_bytes:
-                    self.is_done = True
-                    return
-                self.records += 1
-                self.size_bytes += size_bytes
-                self.next_offset = record.offset + 1
-                yield shown
-            self.next_offset = record.offset + 1
-        self._ends_at(self.next_offset)
+            return self._take_gap(batch, readers)
+        request = self._request
+        window = Window(
+            self.next_offset,
+            self._end_offset,
+            request.max_records - self.records,
+            max(0, request.max_bytes - self.size_bytes),
+            not self.records,
+        )
+        shown = []
+        for opening, headed, most in readers:
+            wanted = window._replace(records_max=min(window.records_max, most))
+            shown.append(self._frames(batch, wanted, opening, headed, self._log_lines, self._passes))
+        furthest = max(shown, key=lambda frames: frames.next_offset)
+        self.records += furthest.records
+        self.size_bytes += furthest.size_bytes
+        self.next_offset = furthest.next_offset
+        self.is_done = furthest.is_full or self._ends_at(self.next_offset)
+        return shown
 
-    def _take_gap(self, batch: bytes | memoryview) -> Iterator[Shown]:
+    def _take_gap(self, batch: bytes | memoryview, readers: Sequence[Reader]) -> list[Frames]:
         offset, gap = read_gap(batch)
-        if offset >= self.next_offset and not self._ends_at(offset):
-            self.next_offset = offset + 1
-            yield Shown(history.gap_headers(offset, offset, gap.reason, gap.events), b"")
-            self._ends_at(self.next_offset)
+        if offset < self.next_offset or self._ends_at(offset):
+            self.is_done = self._ends_at(max(offset, self.next_offset))
+            return [Frames(b"", 0, 0, 0, self.next_offset, False)] * len(readers)
+        self.next_offset = offset + 1
+        self.is_done = self._ends_at(self.next_offset)
+        block = history.gap_headers(offset, offset, gap.reason, gap.events)
+        shown = []
+        for opening, headed, most in readers:
+            told = message(opening, block if headed else b"", b"") if most else b""
+            size_bytes = len(block) if told and headed else 0
+            shown.append(Frames(told, 1 if told else 0, len(block), size_bytes, self.next_offset, False))
+        return shown
 
     def _ends_at(self, offset: int) -> bool:
-        end_offset = self._request.end_offset
-        self.is_done = self.records >= self._request.max_records or (end_offset is not None and offset >= end_offset)
-        return self.is_done
+        return self.records >= self._request.max_records or offset >= self._end_offset
 
-    def _passes(self, record: Record) -> bool:
-        subject = subjects.decode(record.subject)
-        wanted = self._request.filter is None or subjects.matches(self._request.filter, subject)
-        return wanted and self._may_show(subject)
+    def _may_pass(self, wire_subject: bytes) -> bool:
+        verdict = self._verdicts.get(wire_subject)
+        if verdict is None:
+            subject = subjects.decode(wire_subject)
+            wanted = self._request.filter is None or subjects.matches(self._request.filter, subject)
+            verdict = wanted and (self._may_show is None or self._may_show(subject))
+            if len(self._verdicts) >= PERMISSION_VERDICTS_MAX:
+                self._verdicts.clear()
+            self._verdicts[wire_subject] = verdict
+        return verdict

@@ -297,6 +297,14 @@ class Plane:
         wire = subjects.encode(show), subjects.encode(reply)
         return self.forwarder.deliver(self._own_receivers(session, route), *wire, header_block, payload)
 
+    def receivers(self, session: Session, route: str) -> list[Subscription]:
+        """The subscriptions of `session` that `deliver` would deliver to."""
+        return self._own_receivers(session, route)
+
+    def hand_over(self, subscription: Subscription, frames: bytes, count: int, size_bytes: int) -> int:
+        """`count` whole messages for a receiver, which carry `size_bytes` of headers and payloads. How many it got."""
+        return self.forwarder.hand_over(subscription, frames, count, size_bytes)
+
     def has_interest(self, session: Session, route: str) -> bool:
         """Whether `session` has a subscription that matches `route`."""
         return bool(self._own_receivers(session, route))

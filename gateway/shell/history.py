@@ -7,6 +7,7 @@ asked. A user reads streams of its account alone; others are not there for it.
 """
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,11 +15,11 @@ from typing import Any
 import msgspec
 import structlog
 
-from gateway.core.history import FetchProgress
+from gateway.core.history import FetchProgress, Reader
 from gateway.core.plane import Plane
-from gateway.core.session import Session
+from gateway.core.session import Session, Subscription
 from gateway.shell.link import SinkLink
-from protocol import history, link
+from protocol import history, link, subjects
 from protocol.errors import FrameError, LogError
 from protocol.history import FetchRequest, MetadataRequest, OffsetsRequest, read_request, stream_and_zone
 from protocol.limits import FETCH_CHUNK_BYTES, FETCH_PENDING_PART, FETCH_SCAN_BYTES_MAX, FETCHES_PER_CONNECTION_MAX
@@ -151,7 +152,8 @@ class HistoryService:
         offset = request.offset
         if offset is None:
             offset = await self._offset_at(sink, stream, partition, request.timestamp or 0)
-        progress = FetchProgress((stream, self._zone, partition), request, offset, session.may_subscribe)
+        may_show = None if session.permissions.hears_all else session.may_subscribe
+        progress = FetchProgress((stream, self._zone, partition), request, offset, may_show)
         ends = await self._show(session, sink, reply, (stream, partition), request, progress)
         if ends is not None:
             end = history.end_of_batch(progress.next_offset, ends.high_watermark, ends.start_offset)
@@ -183,10 +185,8 @@ class HistoryService:
             frame = await sink.fetch(*log_name, progress.next_offset, chunk_bytes, wait_ms)
             assert isinstance(frame.message, link.Fetched)
             for batch in split_batches(frame.tail):
-                for shown in progress.take(batch):
-                    self.records_shown += self._plane.deliver(
-                        session, reply, reply, "", shown.header_block, shown.payload
-                    )
+                if not self._hand_over(session, reply, batch, progress):
+                    return None
                 self._flush(session)
                 if progress.is_done:
                     break
@@ -195,6 +195,16 @@ class HistoryService:
             if progress.is_done or progress.scanned_bytes >= FETCH_SCAN_BYTES_MAX or (at_end and not frame.tail):
                 return frame.message
         return None
+
+    def _hand_over(self, session: Session, reply: str, batch: memoryview, progress: FetchProgress) -> bool:
+        """Shows what of `batch` is to be shown; False: nobody is subscribed any more."""
+        receivers = self._plane.receivers(session, reply)
+        if not receivers:
+            return False
+        shown = progress.take(batch, [_reader(receiver, reply) for receiver in receivers])
+        for receiver, frames in zip(receivers, shown, strict=True):
+            self.records_shown += self._plane.hand_over(receiver, frames.data, frames.records, frames.carried_bytes)
+        return True
 
     async def _pace(self, session: Session) -> None:
         """Lets others go first, and the reader take what is queued for it."""
@@ -243,6 +253,14 @@ class HistoryService:
         answer = await sink.offsets(stream, partitions, request.at, request.timestamp or 0)
         rows = [dict(zip(("partition", "offset", "timestamp"), row, strict=True)) for row in answer.offsets]
         return {"stream": stream, "zone": self._zone, "offsets": rows}
+
+
+def _reader(subscription: Subscription, subject: str) -> Reader:
+    headed = subscription.session.options.headers
+    verb, most = b"HMSG" if headed else b"MSG", sys.maxsize
+    if subscription.max_messages:
+        most = subscription.max_messages - subscription.received
+    return Reader(b"%b %b %b " % (verb, subjects.encode(subject), subscription.sid), headed, most)
 
 
 def _stream_row(

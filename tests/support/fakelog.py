@@ -217,7 +217,9 @@ class FakeLog:
                 if self.cut_after is not None and shown >= self.cut_after:
                     self.cut_after = None
                     return
-                await self._send(inbox, history.record_headers(stream.name, ZONE, number, record), record.payload)
+                await self._send(
+                    inbox, history.shown_headers(history.log_lines(stream.name, ZONE, number), record), record.payload
+                )
                 shown += 1
             offset += 1
         await self._send(inbox, history.end_of_batch(offset, len(log), stream.start_offsets[number]), b"")

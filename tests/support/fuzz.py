@@ -1,6 +1,6 @@
 """Fuzz the twins outside of pytest, on a build and with limits of one's own: `python -m support.fuzz --help`.
 
-The limits and the extension are read when the gateway is imported, so this module sets them first and imports then.
+The limits and the extensions are read when the gateway is imported, so this module sets them first and imports then.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import pytest
 
 from protocol import limits
 
+EXTENSIONS = ("protocol._records", "gateway.core._forwarding")
 SMALL_LIMITS = {
     "ROUTE_PLANS_MAX": 64,
     "ROUTE_PLAN_BYTES_MAX": 2_000,
@@ -28,18 +29,18 @@ SMALL_LIMITS = {
 """So small that every script meets them."""
 
 
-def use_extension(path: Path) -> None:
-    """Make `gateway.core._forwarding` the one at `path`."""
-    name = "gateway.core._forwarding"
-    spec = importlib.util.spec_from_file_location(name, path, loader=ExtensionFileLoader(name, str(path)))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    import gateway.core
-
-    gateway.core._forwarding = module  # type: ignore[attr-defined]
+def use_extensions(folder: Path) -> None:
+    """Make the compiled modules those that were built below `folder`."""
+    for name in EXTENSIONS:  # a module comes behind those that it is made of
+        package, _, last = name.rpartition(".")
+        [path] = folder.rglob(f"{package.replace('.', '/')}/{last}.*.so")
+        spec = importlib.util.spec_from_file_location(name, path, loader=ExtensionFileLoader(name, str(path)))
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+        setattr(importlib.import_module(package), last, module)
 
 
 def use_small_limits() -> None:
@@ -71,8 +72,8 @@ def _again_with_sanitizers(arguments: Sequence[str]) -> int:
         print(missing)
         return 1
     with tempfile.TemporaryDirectory() as folder:
-        extension = sanitizers.build(Path(folder))
-        command = [sys.executable, "-m", "support.fuzz", *arguments, "--extension", str(extension)]
+        sanitizers.build(Path(folder))
+        command = [sys.executable, "-m", "support.fuzz", *arguments, "--extensions", folder]
         return subprocess.run(command, env=sanitizers.environment(), check=False).returncode
 
 
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=60, help="of each script")
     parser.add_argument("--small-limits", action="store_true", help="so small that every script meets them")
     parser.add_argument(
-        "--extension", type=Path, help="a build of the compiled forwarder, instead of the installed one"
+        "--extensions", type=Path, help="a folder with a build of the compiled twins, instead of the installed ones"
     )
     parser.add_argument("--sanitize", action="store_true", help="build it with sanitizers, and use that")
     parser.add_argument("tests", nargs="*", help="instead of random scripts, these tests: arguments of pytest")
@@ -91,8 +92,8 @@ def main(arguments: Sequence[str]) -> int:
         return _again_with_sanitizers([each for each in arguments if each != "--sanitize"])
     if given.small_limits:
         use_small_limits()
-    if given.extension is not None:
-        use_extension(given.extension)
+    if given.extensions is not None:
+        use_extensions(given.extensions)
     if given.tests:
         return int(pytest.main(given.tests))
     started_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Build the compiled forwarder with the address and undefined-behaviour sanitizers, and run Python under their eyes."""
+"""Build the compiled twins with the address and undefined-behaviour sanitizers, and run Python under their eyes."""
 
 import os
 import shutil
@@ -21,17 +21,15 @@ def missing() -> str:
     return "" if _libraries() else f"{COMPILER} has no {' and '.join(_LIBRARIES)}"
 
 
-def build(folder: Path) -> Path:
-    """The extension with sanitizers, made below `folder`."""
+def build(folder: Path) -> None:
+    """The compiled twins with sanitizers, made below `folder`."""
     arguments = ["-q", "build_ext", "--force", "--build-lib", str(folder), "--build-temp", str(folder)]
     variables = os.environ | {"CFLAGS": FLAGS, "LDFLAGS": FLAGS}
     subprocess.run([sys.executable, "setup.py", *arguments], cwd=ROOT, env=variables, check=True, timeout=_BUILD_S_MAX)
-    [extension] = folder.rglob("_forwarding*.so")
-    return extension
 
 
 def environment() -> dict[str, str]:
-    """For a process that loads the extension: the sanitizers come before Python, and every allocation is theirs."""
+    """For a process that loads the twins: the sanitizers come before Python, and every allocation is theirs."""
     return os.environ | {
         "LD_PRELOAD": " ".join(_libraries()),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python keeps much until it ends; tests/test_forwarding.py looks for leaks
