@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import threading
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -272,6 +273,140 @@ def test_a_reader_whose_segment_is_trimmed_goes_on_with_what_is_left(folder):
 
     with mock.patch.object(log._files, "open_finished", trim_first):
         assert log.offset_for_time(0) == log.start_offset > 20
+    log.close()
+
+
+# -- beginning anew ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("synced", [True, False])
+@pytest.mark.parametrize("count", [0, 3, 40])
+def test_a_log_begins_anew_further_on(folder, count, synced):
+    log = reopen(folder)
+    fill(log, count)
+    if synced:
+        log.sync()
+        assert len(read_all(log)) == count  # finished segments are open now
+    with pytest.raises(ValueError, match=r"is due|ends at offset"):
+        log.begin_at(2 * count - 1)
+    log.begin_at(2 * count)
+    assert (log.append_end, log.start_offset) == (2 * count, 0)
+    log.begin_at(1001)
+    assert (log.start_offset, log.end_offset, log.append_end, log.segment_count) == (1001, 1001, 1001, 1)
+    assert [path.name for path in folder.iterdir()] == [f"{1001:020d}.segment"]
+    with pytest.raises(LogError, match="1001 to 1001"):
+        log.read(0, 1)
+    assert log.batch_crc_at(0) is log.offset_for_time(0) is None
+    with pytest.raises(ValueError, match="1001 is due"):
+        log.append(batch([1]), 1000, EPOCH)
+    batches = fill(log, 20)
+    log.sync()
+    assert read_all(log) == batches
+    log.close()
+    log = reopen(folder, durable_end=2 * count)  # what the checkpoint of the old log knows
+    assert (log.start_offset, read_all(log)) == (1001, batches)
+    log.begin_at(2000)
+    log.begin_at(2001)
+    log.close()
+    log = reopen(folder, durable_end=1041)
+    assert (log.start_offset, log.end_offset) == (2001, 2001)
+    log.close()
+
+
+def test_a_process_that_dies_while_its_log_begins_anew_leaves_the_old_or_the_new_one(tmp_path):
+    found = set()
+    for last_call in range(1, 99):
+        folder = tmp_path / str(last_call)
+        log = reopen(folder)
+        durable = fill(log, 15)
+        log.sync()
+        unsynced = fill(log, 1)
+        with DyingProcess(last_call).running() as process, suppress(Crash):
+            log.begin_at(1000)
+        log.close()
+        log = reopen(folder, durable_end=30)
+        if log.start_offset == 0:
+            assert read_all(log) == durable + unsynced
+        else:
+            assert (log.start_offset, log.end_offset, log.segment_count) == (1000, 1000, 1)
+            assert len(list(folder.iterdir())) == 1
+        found.add(log.start_offset)
+        log.begin_at(1000)
+        batches = fill(log, 15)
+        log.sync()
+        assert read_all(log) == batches
+        log.close()
+        if process.calls < last_call:
+            break
+    assert found == {0, 1000}
+    assert 15 < last_call < 98
+
+
+def test_no_gap_is_taken_for_a_new_beginning_that_was_none(folder):
+    log = reopen(folder)
+    log.begin_at(100)
+    fill(log, 20)
+    log.sync()
+    log.close()
+    first, second, *others = segments(folder)
+    aside = folder / "aside"
+    second.rename(aside)
+    for durable_end in (0, 140):
+        assert refused(folder, durable_end).file == str(others[0])
+    aside.rename(second)
+    shutil.copy(first, folder / f"{50:020d}.segment")  # of what lies before, nothing is believed unchecked
+    assert "it is of incarnation" in str(refused(folder))
+
+
+def test_readers_go_on_while_the_log_begins_anew(folder):
+    log = reopen(folder, segment_bytes=2000)
+    fill(log, 20)
+    log.sync()
+    wrong, served, stop = [], [0], threading.Event()
+
+    def read() -> None:
+        random = Random(1)
+        while not stop.is_set():
+            start, end = log.start_offset, log.end_offset
+            try:
+                data = log.read(random.randint(start, max(start, end - 1)), 3000)
+                served[0] += len(data)
+                log.offset_for_time(start)
+                log.offset_until_time(end)
+            except LogError:
+                continue  # it has begun anew meanwhile
+            except (DamagedFile, OSError, ValueError, LookupError) as error:
+                wrong.append(error)
+                return
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for _ in range(40):
+        log.begin_at(log.append_end + 7)
+        fill(log, 20)
+        log.sync()
+    stop.set()
+    for reader in readers:
+        reader.join()
+    log.close()
+    assert wrong == []
+    assert served[0] > 0
+
+
+def test_a_sink_that_died_while_it_was_filled_keeps_the_longest_whole_prefix(folder):
+    log = reopen(folder)
+    log.begin_at(50)
+    batches = fill(log, 30)
+    log.sync()
+    batches += fill(log, 3)
+    log.close()
+    path = segments(folder)[-1]
+    os.truncate(path, path.stat().st_size - 5)
+    with capture_logs() as logs:
+        log = reopen(folder, durable_end=0)
+    assert [line["event"] for line in logs] == ["segment_tail_cut"]
+    assert read_all(log) == batches[:-1]
     log.close()
 
 
