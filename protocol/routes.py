@@ -1,14 +1,16 @@
 """What gateways say to each other: NATS's route protocol, as far as events and interest go.
 
-    CONNECT {"version":1,"name":...}             RS+ <account> <pattern> [queue]     PING
-    RMSG <account> <subject> [reply] <size>      RS- <account> <pattern> [queue]     PONG
-    RMSG <account> <subject> + <reply> <queue>... <size>          (with a reply, for members of these queue groups too)
+    CONNECT {"version":2,"name":...}             RS+ <account> <pattern> [<queue> <weight>]     PING
+    RMSG <account> <subject> [reply] <size>      RS- <account> <pattern> [queue]                PONG
+    RMSG <account> <subject> + <queue>... <reply> <size>          (with a reply, for members of these queue groups too)
     RMSG <account> <subject> | <queue>... <size>                  (without a reply)
     HRMSG ... <header size> <size>                                (the same three forms, with a header block)
 
 RMSG and HRMSG are followed by as many bytes as their last argument says, and CR LF. RS+ says that somebody behind the
-sender wants what matches the pattern, RS- that nobody does any more; a PONG says that everything before the PING has
-been acted on. A message goes to plain subscribers, and to one member of each queue group that it names.
+sender wants what matches the pattern, and of a queue group how many members (another RS+ says how many there are now);
+RS- says that nobody does any more. A PONG says that everything before the PING has been acted on. A message goes to
+plain subscribers, and to one member of each queue group that it names. The groups stand before the reply, not behind
+it as with nats-server: so what a client wrote behind its subject stays in one piece.
 
 Source: nats-server `server/parser.go`, `server/route.go`; CONNECT carries our own version of this page.
 """
@@ -21,16 +23,17 @@ import msgspec
 from protocol import nats, subjects
 from protocol.nats import ClientParser, Event, Extension
 
-VERSION: Final = 1
+VERSION: Final = 2
+_DIGITS_MAX: Final = 9  # of a number
 
 
 class Interest(Extension, frozen=True):
-    """RS+ (`wanted`) or RS-; `queue` is b"" for plain subscriptions."""
+    """RS+ or, with `weight` 0, RS-. `queue` is b"" for plain subscriptions, `weight` how many members a group has."""
 
-    wanted: bool
     account: bytes
     pattern: bytes
     queue: bytes
+    weight: int
 
 
 class RouteMessage(Extension, frozen=True):
@@ -60,21 +63,27 @@ class RouteParser(ClientParser):
         if verb in (b"RMSG", b"HRMSG"):
             return self._message(argument.split(), 1 + verb.startswith(b"H"))
         if verb in (b"RS+", b"RS-"):
-            words = argument.split()
-            if len(words) not in (2, 3):
-                return self._fail(None, f"RS takes two or three arguments: {argument[:64]!r}")
-            return Interest(verb == b"RS+", words[0], words[1], words[2] if len(words) == 3 else b"")
+            return self._interest(argument.split(), verb == b"RS+")
         return super()._argument(verb, argument)
 
+    def _interest(self, words: list[bytes], wanted: bool) -> Event | None:
+        of_group = 4 if wanted else 3
+        if len(words) == 2:
+            return Interest(words[0], words[1], b"", int(wanted))
+        weight = _number(words[3]) if wanted and len(words) == of_group else 0
+        if len(words) != of_group or (wanted and weight < 1):
+            return self._fail(None, f"RS with bad arguments: {b' '.join(words)[:64]!r}")
+        return Interest(words[0], words[1], words[2], weight)
+
     def _message(self, words: list[bytes], numbers: int) -> Event | None:
-        sizes = [int(word) if word.isdigit() else -1 for word in words[-numbers:]]
+        sizes = [_number(word) for word in words[-numbers:]]
         address = words[2:-numbers]
         if len(words) < 2 + numbers or min(sizes) < 0 or sizes[0] > sizes[-1]:
             return self._fail(None, "RMSG with bad arguments")
         marked = bool(address) and address[0] in (b"+", b"|")
         if marked:
             named = address[1:]
-            reply, queues = (named[0], named[1:]) if address[0] == b"+" and named else (b"", named)
+            reply, queues = (named[-1], named[:-1]) if address[0] == b"+" and named else (b"", named)
         else:
             reply, queues = address[0] if address else b"", []
         self._account, self._queues = words[0], tuple(queues)
@@ -82,6 +91,11 @@ class RouteParser(ClientParser):
 
     def _published(self, subject: bytes, reply: bytes, header_block: bytes, payload: bytes) -> Event:
         return RouteMessage(self._account, subject, reply, self._queues, header_block, payload)
+
+
+def _number(word: bytes) -> int:
+    """-1 where it is none."""
+    return int(word) if word.isdigit() and len(word) <= _DIGITS_MAX else -1
 
 
 def connect_line(name: str) -> bytes:
@@ -103,10 +117,12 @@ class _Connect(msgspec.Struct):
     name: str
 
 
-def interest_line(wanted: bool, account: str, pattern: str, queue: str) -> bytes:
-    """RS+ or RS-."""
-    words = [b"RS+" if wanted else b"RS-", account.encode(), subjects.encode(pattern)]
-    return b" ".join(words + [subjects.encode(queue)] * bool(queue)) + b"\r\n"
+def interest_line(account: str, pattern: str, queue: str, weight: int) -> bytes:
+    """RS+ or, with `weight` 0, RS-. `weight`: how many are subscribed."""
+    words = [b"RS+" if weight else b"RS-", account.encode(), subjects.encode(pattern)]
+    if queue:
+        words += [subjects.encode(queue), b"%d" % weight] if weight else [subjects.encode(queue)]
+    return b" ".join(words) + b"\r\n"
 
 
 def message(
@@ -115,9 +131,8 @@ def message(
     """RMSG, or HRMSG where there is a header block."""
     words = [b"HRMSG" if header_block else b"RMSG", account, subject]
     if queues or reply in (b"+", b"|"):
-        words += [b"+", reply] if reply else [b"|"]
-        words += queues
-    elif reply:
+        words += [b"+" if reply else b"|", *queues]
+    if reply:
         words.append(reply)
     if header_block:
         words.append(b"%d" % len(header_block))

@@ -1,5 +1,6 @@
 """Two planes that are peers of each other, without sockets: what one is told, the other's clients see."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -20,16 +21,20 @@ class Silent(Hooks):
 
 
 class Pair:
-    """Workers 1 and 2 of two, and the link between them, which moves bytes when `settle` is called."""
+    """Workers 1 and 2 of two, and the link between them, which moves bytes when `settle` is called.
 
-    def __init__(self, engine: Engine) -> None:
+    Not `near`: each is another gateway to the other.
+    """
+
+    def __init__(self, engine: Engine, *, near: bool = True) -> None:
+        self.near = near
         options = {"id_step": 2, "max_pending_bytes": 1 << 20, "max_payload_bytes": 1 << 16}
         self.planes = [make_plane(Silent(), engine, first_id=i, **options) for i in (1, 2)]
         self.links: list[Session] = []
         self.connect()
 
     def connect(self) -> None:
-        self.links = [plane.connect_peer(f"worker {2 - i}", 0) for i, plane in enumerate(self.planes)]
+        self.links = [plane.connect_peer(f"worker {2 - i}", 0, near=self.near) for i, plane in enumerate(self.planes)]
 
     def cut(self) -> None:
         for plane, link in zip(self.planes, self.links, strict=True):
@@ -55,6 +60,13 @@ class Client(PlaneClient):
 @pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)
 def pair(request: pytest.FixtureRequest) -> Pair:
     pair = Pair(request.param)
+    pair.settle()
+    return pair
+
+
+@pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)
+def gateways(request: pytest.FixtureRequest) -> Pair:
+    pair = Pair(request.param, near=False)
     pair.settle()
     return pair
 
@@ -112,23 +124,101 @@ def test_nothing_crosses_that_nobody_wants(pair: Pair, clients: tuple[Client, Cl
     assert pair.settle() == b""
 
 
-def test_a_group_has_one_member_and_a_local_one_first(pair: Pair, clients: tuple[Client, Client]) -> None:
+def test_one_member_of_each_group_gets_a_message(pair: Pair, clients: tuple[Client, Client]) -> None:
     sender, receiver = clients
     receiver.send(b"SUB a q 1\r\nSUB a q 2\r\nSUB a other 3\r\n")
     pair.settle()
     for number in range(20):
         sender.send(b"PUB a r%d 0\r\n\r\n" % number)
-        assert pair.settle() == b"RMSG $G a + r%d q other 0\r\n\r\n" % number
+        assert pair.settle() == b"RMSG $G a + q other r%d 0\r\n\r\n" % number
         got = receiver.take()
         assert got.count(b"MSG a 1 ") + got.count(b"MSG a 2 ") == 1
         assert got.count(b"MSG a 3 ") == 1
-    local = Client(pair.planes[0])
-    local.send(b"SUB a q 9\r\n")
+    sender.send(b"HPUB a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n")
+    assert pair.settle() == b"HRMSG $G a | q other 12 14\r\nNATS/1.0\r\n\r\nhi\r\n"
+    assert receiver.take().count(b"\r\n\r\nhi\r\n") == 2
+
+
+def test_a_message_that_many_groups_want_goes_to_one_member_of_each(pair: Pair, clients: tuple[Client, Client]) -> None:
+    """More than one frame has room for without being taken apart word by word."""
+    sender, receiver = clients
+    other = Client(pair.planes[0])
+    subscribe = b"".join(b"SUB a group-number-%d %d\r\n" % (number, number) for number in range(60))
+    receiver.send(subscribe)
+    other.send(subscribe)
     pair.settle()
     sender.send(b"PUB a 0\r\n\r\n")
-    assert local.take() == b"MSG a 9 0\r\n\r\n"
-    assert pair.settle() == b"RMSG $G a | other 0\r\n\r\n"
-    assert receiver.take() == b"MSG a 3 0\r\n\r\n"
+    pair.settle()
+    far, near = receiver.take(), other.take()
+    shown = re.findall(rb"MSG a (\d+) 0\r\n\r\n", far + near)
+    assert sorted(map(int, shown)) == list(range(60))
+    assert len(far) > 100
+    assert len(near) > 100
+
+
+def test_all_members_behind_workers_of_one_gateway_have_the_same_share(
+    pair: Pair, clients: tuple[Client, Client]
+) -> None:
+    """Here 1 and there 3 of them, two of those under another pattern; 8 standard deviations are allowed."""
+    here, there = clients
+    here.send(b"SUB a q 0\r\n")
+    there.send(b"SUB a q 1\r\nSUB * q 2\r\nSUB * q 3\r\n")
+    pair.settle()
+    for sender in (here, there):
+        got = b""
+        for _ in range(40):
+            got += sender.send(b"PUB a 0\r\n\r\n" * 100)
+            pair.settle()
+            got += here.take() + there.take()
+        shares = [got.count(b"MSG a %d " % sid) for sid in range(4)]
+        assert sum(shares) == 4_000
+        assert all(abs(share - 1_000) < 8 * 27.4 for share in shares), shares
+
+
+def test_peers_hear_how_many_members_a_group_has(pair: Pair, clients: tuple[Client, Client]) -> None:
+    member = clients[0]
+    for told, said in (
+        (b"RS+ $G a q 1\r\n", b"SUB a q 1\r\n"),
+        (b"RS+ $G a q 2\r\n", b"SUB a q 2\r\n"),
+        (b"RS+ $G a q 1\r\n", b"UNSUB 1\r\n"),
+        (b"RS- $G a q\r\n", b"UNSUB 2\r\n"),
+    ):
+        member.send(said)
+        assert pair.settle() == told
+    member.send(b"SUB a q 1\r\nSUB a q 2\r\nSUB a 3\r\nSUB a 4\r\n")
+    pair.settle()
+    pair.cut()
+    pair.connect()
+    assert b"RS+ $G a q 2\r\nRS+ $G a\r\n" in pair.settle()
+
+
+def test_a_member_that_has_gone_is_not_asked_any_more(pair: Pair, clients: tuple[Client, Client]) -> None:
+    """The frame that names its group is on its way already: another member there gets it, or nobody."""
+    sender, receiver = clients
+    receiver.send(b"SUB a q 1\r\nSUB a q 2\r\n")
+    pair.settle()
+    sender.send(b"PUB a 0\r\n\r\n")
+    receiver.send(b"UNSUB 1\r\n")
+    pair.settle()
+    assert receiver.take() == b"MSG a 2 0\r\n\r\n"
+    sender.send(b"PUB a 0\r\n\r\n")
+    receiver.send(b"UNSUB 2\r\n")
+    pair.settle()
+    assert receiver.take() == b""
+
+
+def test_members_of_another_gateway_are_asked_when_there_are_none_here(gateways: Pair) -> None:
+    sender, local, remote = Client(gateways.planes[0]), Client(gateways.planes[0]), Client(gateways.planes[1])
+    remote.send(b"SUB a q 1\r\nSUB a q 2\r\n")
+    gateways.settle()
+    sender.send(b"PUB a 0\r\n\r\n")
+    assert gateways.settle() == b"RMSG $G a | q 0\r\n\r\n"
+    local.send(b"SUB a q 9\r\n")
+    gateways.settle()
+    remote.take()
+    sender.send(b"PUB a 0\r\n\r\n" * 50)
+    assert gateways.settle() == b""
+    assert (local.take(), remote.take()) == (b"MSG a 9 0\r\n\r\n" * 50, b"")
 
 
 def test_a_group_whose_only_local_member_does_not_hear_itself_is_served_elsewhere(pair: Pair) -> None:
@@ -225,7 +315,7 @@ def test_a_peer_that_falls_behind_loses_messages_that_are_counted_and_keeps_its_
 
 
 def test_a_peer_of_another_version_is_refused(pair: Pair) -> None:
-    link = pair.planes[0].connect_peer("old", 0)
+    link = pair.planes[0].connect_peer("old", 0, near=True)
     pair.planes[0].receive(link, b'CONNECT {"version":0,"name":"old"}\r\n', 0)
     assert link.closing is not None
     assert "version 0" in link.closing_detail

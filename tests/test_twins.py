@@ -85,6 +85,21 @@ FRAMES = (
     b"INFO x\r\n", b"-ERR 'x'\r\n", b"HELLO\r\n", b"\r\n", b" PING\r\n", VERBOSE, PEDANTIC, b"CONNECT {\r\n",
     b"CONNECT\r\n{}\r\n",
 )  # fmt: skip
+PEER_FRAMES = (
+    b"RMSG $G a 0\r\n\r\n", b"RMSG $G a 2\r\nhi\r\n", b"RMSG $G a r 2\r\nhi\r\n", b"RMSG $G a | q 2\r\nhi\r\n",
+    b"RMSG $G a + q r 2\r\nhi\r\n", b"RMSG $G a + nobody other q _INBOX.1 2\r\nhi\r\n", b"RMSG $G a + + 0\r\n\r\n",
+    b"RMSG $G a | nobody 2\r\nhi\r\n", b"RMSG $G a + 0\r\n\r\n", b"RMSG $G a | 0\r\n\r\n",
+    b"RMSG $G a | " + b"n " * 140 + b"q 2\r\nhi\r\n", b"RMSG $G a |  q 2\r\nhi\r\n", b"RMSG $G a b c 2\r\nhi\r\n",
+    b"HRMSG $G a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n", b"HRMSG $G a r 12 12\r\nNATS/1.0\r\n\r\n\r\n",
+    b"HRMSG $G a | q 12 14\r\nNATS/1.0\r\n\r\nhi\r\n", b"HRMSG $G a + other q r 12 14\r\nNATS/1.0\r\n\r\nhi\r\n",
+    b"HRMSG $G a r 0 2\r\nhi\r\n", b"HRMSG $G a 3 2\r\nhi\r\n", b"HRMSG $G a 2\r\nhi\r\n",
+    b"RMSG NEW a 2\r\nhi\r\nRMSG $G a 2\r\nhi\r\n", b"rmsg $G a 02\r\nhi\r\n",
+    b"RMSG $G a.b 2\r\nhi\r\nRMSG $G a 2\r\nhi\r\nRMSG $G a 2\r\nhi\r\n", b"RMSG $G a..b 2\r\nhi\r\n",
+    b"RMSG $G 2\r\nhi\r\n", b"RMSG $G a 2 \r\nhi\r\n", b"RMSG $G a 2\r\nhixx", b"RMSG $G a -2\r\n", b"RMSG \r\n",
+    b"RMSG $G a 1000000000\r\n", b"RMSG $G a 99999999\r\n", b"RMSG $G " + b"a" * 66_000 + b" 0\r\n\r\n",
+    b"RS+ $G a\r\nRMSG $G a 2\r\nhi\r\n", b"RS+ $G a q 3\r\nRS+ $G a q 4\r\nRS- $G a q\r\n", b"RS- $G a\r\n",
+    b"RS+ $G a q\r\n", b"RS+ $G a q 0\r\n", b"RS- $G a q 2\r\n", b"RS+ $G a b c d\r\n", b"PING\r\n", b"PUB a 0\r\n",
+)  # fmt: skip
 CONNECTS = {
     "plain": CONNECT,
     "verbose": VERBOSE,
@@ -94,6 +109,7 @@ CONNECTS = {
     "none": b"",
 }
 AROUND = b"SUB a 1\r\nSUB a.* q 2\r\nSUB > 3\r\n"
+LONG = 400  # B; what is longer is not cut everywhere
 BEHIND = b"PUB a 1\r\n!\r\nPING\r\n"
 
 
@@ -110,6 +126,21 @@ def test_every_split_of_every_frame(connect: str) -> None:
             run_on_both(
                 "nothing set", [*before, *(("send", 0, part) for part in parts), ("send", 0, BEHIND), ("resume", 0)]
             )
+
+
+@pytest.mark.parametrize("near", [True, False])
+def test_every_split_of_every_frame_of_a_peer(near: bool) -> None:
+    before: list[Step] = [
+        ("connect",),
+        ("connect_peer", "first", near),
+        ("connect_peer", "second", near),
+        ("send", 0, CONNECT + AROUND + b"SUB a other 4\r\nSUB a q 5\r\n"),
+        ("send", 2, b"RS+ $G a q 2\r\nRS+ $G *\r\n"),
+    ]
+    behind: list[Step] = [("send", 1, b"RMSG $G a 1\r\n!\r\nPING\r\n"), ("send", 0, b"PUB a 0\r\n\r\n" * 5)]
+    for frame in PEER_FRAMES:
+        for parts in _splits(frame) if len(frame) < LONG else ([frame], [frame[:LONG], frame[LONG:]]):
+            run_on_both("peers", [*before, *(("send", 1, part) for part in parts), *behind])
 
 
 @pytest.mark.parametrize("each", ENGINES, ids=lambda each: each.name)

@@ -2,14 +2,15 @@
 """The compiled twin of `gateway.core.forwarding`, `session` and `sublist`: read those first, they say what it must do.
 
 What is different is where the ordinary case happens. `Forwarder._forward` walks over what was read and handles every
-plain PUB and HPUB that is complete in it: the subject is looked up in the route plans (most often it is that of the
-message before), and for each receiver `MSG <subject> <sid> ` and then the rest of the publish, from behind its subject
-to its last CR LF, are copied to the end of the receiver's output. That rest is the same in PUB and MSG as long as the
-publish is written canonically: single spaces, no zeros before numbers, CR LF. Whatever is written otherwise, is not
-complete, or is no publish goes piece by piece through the same parser as in the reference, and then to the policy.
+plain PUB and HPUB that is complete in it (`_forward_routed` every RMSG and HRMSG of a peer): the subject is looked up
+in the route plans (most often it is that of the message before), and for each receiver `MSG <subject> <sid> ` and then
+the rest of the publish, from behind its subject to its last CR LF, are copied to the end of the receiver's output. That
+rest is the same in PUB and MSG as long as the publish is written canonically: single spaces, no zeros before numbers,
+CR LF. Whatever is written otherwise, is not complete, or is no publish goes piece by piece through the same parser as
+in the reference, and then to the policy.
 
 The parts that are no loop stand in files of their own, by the subjects of the reference, and are compiled into this one
-module, so that C can inline across them: `_subscriptions.pxi`, `_plans.pxi`, `_sessions.pxi`.
+module, so that C can inline across them: `_subscriptions.pxi`, `_plans.pxi`, `_sessions.pxi`, `_routed.pxi`.
 
 No Python object is made per message. One is made per read and receiver: the output is written into a `bytes` object
 that grows, which the shell then takes and hands to the socket as it is.
@@ -72,6 +73,7 @@ cdef enum:
     OUT_BYTES_MIN = 512
     OUT_BYTES_HINT_MAX = 1048576
     PLAN_BYTES = 256  # what a plan takes beside its subject and its receivers
+    LIST_POINTERS = 9  # as much as an empty list takes
     FRAME_HEAD_BYTES = 64  # what a frame needs beside its subject, sid, reply and payload
     MANAGED_BYTES_MAX = 512  # of a SUB or UNSUB that need not be looked at more closely
     PUBLISH_BYTES_MIN = 11  # PUB a 0, empty
@@ -100,6 +102,12 @@ cdef struct Message:
     Py_ssize_t payload_size
     Py_ssize_t header_size  # of the header block in front of the payload
     const char* line_end  # of the control line that it was read from
+
+
+cdef struct Names:
+    # Queue groups in a frame of a peer, each with a space behind it.
+    const char* text
+    Py_ssize_t size
 
 
 cdef inline bint _number(const char* text, Py_ssize_t size, Py_ssize_t* value) noexcept nogil:
@@ -203,7 +211,10 @@ cdef class Forwarder:
             if self.turn_bytes > _TURN_BYTES_MAX:
                 break
             if wanted == 0:
-                self._forward(session, data, size, at)
+                if session.is_peer:
+                    _forward_routed(self, session, data, size, at)
+                else:
+                    self._forward(session, data, size, at)
                 if at[0] == size or session.stopped() or self.turn_bytes > _TURN_BYTES_MAX:
                     break
             self._parse(session, data, size, at, wanted)
@@ -293,22 +304,19 @@ cdef class Forwarder:
 
     cdef _arrive(self, Session peer, event):
         """A message from a peer: to plain subscribers, and to one member of each group that it names."""
-        cdef Account account = self.policy.account(event.account.decode())
         cdef bytes subject = event.subject
-        cdef Receivers receivers, own = Receivers.__new__(Receivers)
-        cdef list plain = []
+        cdef Receivers own = Receivers.__new__(Receivers)
+        cdef Plan plan
         peer.in_msgs += 1
         peer.in_bytes += len(event.header_block) + len(event.payload)
-        queues = account.sublist.find(subject, plain)
-        receivers = _arrange(plain, queues)
-        own.plain = receivers.plain
+        peer.account = self.policy.account(event.account.decode())
+        plan = self._plan(peer, PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
+        named = frozenset(event.queues)
+        own.plain = plan.receivers.plain
         own.groups = [
-            members
-            for name, members in zip(queues or (), receivers.groups)
-            if name in event.queues and members
+            members for name, members in zip(plan.receivers.names, plan.receivers.groups) if name in named
         ]
-        head = _head(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
-        self._spread(peer, account, head, own, event.reply, event.header_block, event.payload)
+        self._spread(peer, peer._account, plan.head, own, event.reply, event.header_block, event.payload)
 
     cdef Py_ssize_t _spread(self, Session sender, Account account, bytes head, Receivers receivers, bytes reply,
                             bytes header_block, bytes payload) except -1:
@@ -413,7 +421,7 @@ cdef class Forwarder:
         cdef Py_ssize_t subject_size, max_line, max_payload, managed
         cdef int64_t in_msgs = 0, in_bytes = 0
         cdef int numbers
-        if session.verbose or session.pedantic or not session.connected or session.is_peer:
+        if session.verbose or session.pedantic or not session.connected:
             return 0
         max_line = session.parser.max_control_line_bytes
         max_payload = session.parser.max_payload_bytes
@@ -505,6 +513,7 @@ cdef class Forwarder:
             subscription.wire_pattern = PyBytes_FromStringAndSize(words[0], sizes[0])
             subscription.wire_queue = PyBytes_FromStringAndSize(words[1], sizes[1]) if count == 3 else None
             subscription.sid = sid
+            subscription.weight = 1
             session.subscriptions[sid] = subscription
             session._account.sublist.insert(subscription)
             self.stats.subscriptions += 1
@@ -547,103 +556,50 @@ cdef class Forwarder:
                           Message* message) except -1:
         """To all who get it; how many did, with each peer as one."""
         cdef Session silent = None if sender is None or sender.echo else sender
-        cdef list plain = receivers.plain, groups = receivers.groups, peers = None, named = None
+        cdef list plain = receivers.plain, groups = receivers.groups
         cdef Subscription subscription
         cdef Py_ssize_t i, count = 0
-        if receivers.names is not None:
-            peers = list(receivers.peers)
-            named = [[] for _ in peers]
         self.turn_bytes += TURN_LOOK_BYTES * (PyList_GET_SIZE(plain) + PyList_GET_SIZE(groups))
         for i in range(PyList_GET_SIZE(plain)):
             subscription = <Subscription>PyList_GET_ITEM(plain, i)
             if _is_open(subscription) and (silent is None or subscription.session is not silent):
                 self._put(subscription, head, message, sender)
                 count += 1
+        if receivers.peers is not None:
+            return count + _send_groups(self, sender, silent, account, head, receivers, message)
         for i in range(PyList_GET_SIZE(groups)):
-            if self._put_one(<list>PyList_GET_ITEM(groups, i), head, message, sender, silent):
+            subscription = self._choose(<list>PyList_GET_ITEM(groups, i), _NONE, silent)
+            if subscription is not None:
+                self._put(subscription, head, message, sender)
                 count += 1
-            elif peers is not None:
-                self._name_one(receivers.remote[i], receivers.names[i], peers, named)
-        if peers is not None:
-            for i in range(PyList_GET_SIZE(peers)):
-                count += self._put_route(peers[i], account, head, named[i], message, sender)
         return count
 
-    cdef bint _put_one(self, list members, bytes head, Message* message, Session sender, Session silent) except -1:
-        """To one of `members`, beginning with one that is picked."""
-        cdef Py_ssize_t i, at, count = PyList_GET_SIZE(members)
+    cdef Subscription _choose(self, list own, list peers, Session silent):
+        """One of `own` and of those behind `peers`, picked by weight; if that cannot get it, the next one that can."""
+        cdef Py_ssize_t i, at, count = PyList_GET_SIZE(own), places = count + PyList_GET_SIZE(peers), members = count
         cdef Subscription subscription
-        if count == 0:
-            return False
-        at = self._pick(count)
-        for i in range(count):
-            subscription = <Subscription>PyList_GET_ITEM(members, at)
+        for i in range(PyList_GET_SIZE(peers)):
+            members += (<Subscription>PyList_GET_ITEM(peers, i)).weight
+        if members == 0:
+            return None
+        at = self._pick(members)
+        if at >= count:
+            at -= count
+            i = 0
+            while at >= (<Subscription>PyList_GET_ITEM(peers, i)).weight:
+                at -= (<Subscription>PyList_GET_ITEM(peers, i)).weight
+                i += 1
+            at = count + i
+        for i in range(places):
+            if at < count:
+                subscription = <Subscription>PyList_GET_ITEM(own, at)
+            else:
+                subscription = <Subscription>PyList_GET_ITEM(peers, at - count)
             if _is_open(subscription) and (silent is None or subscription.session is not silent):
-                self._put(subscription, head, message, sender)
-                return True
+                return subscription
             self.turn_bytes += TURN_LOOK_BYTES
-            at = at + 1 if at + 1 < count else 0
-        return False
-
-    cdef _name_one(self, list remote, bytes name, list peers, list named):
-        """Picks a peer, whose member of the group `name` is to get it."""
-        cdef Session peer
-        if not remote:
-            return
-        peer = (<Subscription>remote[self._pick(len(remote))]).session
-        if peer is None:  # it has gone meanwhile
-            return
-        if peer not in peers:
-            peers.append(peer)
-            named.append([])
-        named[peers.index(peer)].append(name)
-
-    cdef bint _put_route(self, Session peer, Account account, bytes head, list queues, Message* message,
-                         Session sender) except -1:
-        """To a peer, unless that is too far behind: then it is counted as dropped."""
-        cdef Py_ssize_t subject_size = PyBytes_GET_SIZE(head) - 5, name_size = PyBytes_GET_SIZE(account.wire_name)
-        cdef Py_ssize_t size = (6 if message.header_size else 5) + name_size + 1 + subject_size + message.rest_size
-        cdef bytes frame = None
-        cdef char* out
-        if peer.closing is not None:
-            return False
-        if queues or (message.reply_size == 1 and message.reply[0] in (c"+", c"|")):
-            frame = routes.message(
-                account.wire_name,
-                PyBytes_FromStringAndSize(PyBytes_AS_STRING(head) + 5, subject_size - 1),
-                PyBytes_FromStringAndSize(message.reply, message.reply_size),
-                queues,
-                PyBytes_FromStringAndSize(message.payload - message.header_size, message.header_size),
-                PyBytes_FromStringAndSize(message.payload, message.payload_size),
-            )
-            size = PyBytes_GET_SIZE(frame)
-        self.turn_bytes += size
-        if peer.out_size + peer.unsent_bytes > self.stall_bytes:
-            self.policy.falls_behind(peer, sender)
-            self.interrupted = True
-            if peer.out_size + peer.unsent_bytes + size > 2 * self.stall_bytes:
-                self.stats.dropped_for_peers += 1
-                return True
-        peer.out_msgs += 1
-        peer.out_bytes += message.header_size + message.payload_size
-        out = peer.reserve(size)
-        if frame is not None:
-            memcpy(out, PyBytes_AS_STRING(frame), size)
-        else:
-            if message.header_size:
-                out[0] = c"H"
-                out += 1
-            memcpy(out, b"RMSG ", 5)
-            out += 5
-            memcpy(out, PyBytes_AS_STRING(account.wire_name), name_size)
-            out += name_size
-            out[0] = c" "
-            out += 1
-            memcpy(out, PyBytes_AS_STRING(head) + 5, subject_size)
-            memcpy(out + subject_size, message.rest, message.rest_size)
-        peer.out_size += size
-        self._touch(peer)
-        return True
+            at = at + 1 if at + 1 < places else 0
+        return None
 
     cdef inline Py_ssize_t _pick(self, Py_ssize_t count) noexcept:
         cdef uint32_t x = self.random
@@ -653,7 +609,7 @@ cdef class Forwarder:
         x ^= x >> 17
         x ^= x << 5
         self.random = x
-        return x % <uint32_t>count
+        return x % <uint64_t>count
 
     cdef int _put(self, Subscription subscription, bytes head, Message* message, Session sender) except -1:
         cdef Session session = subscription.session
@@ -802,3 +758,6 @@ cdef bytes _rest(bytes reply, bytes header_block, bytes payload):
     if header_block:
         return nats.header_message_tail(reply, header_block, payload)[1:]
     return nats.message_tail(reply, payload)[1:]
+
+
+include "_routed.pxi"

@@ -3,40 +3,59 @@
 @cython.final
 @cython.no_gc
 cdef class Receivers:
-    """Who gets a message: clients, one of each group, and peers where somebody is subscribed plainly."""
+    """Who gets a message: clients, one of each group, and peers."""
 
     cdef list plain  # of clients' subscriptions
     cdef list groups  # of lists of clients' subscriptions
-    cdef list names  # of the groups; this and what follows is None where no peer wants anything
-    cdef list remote  # of lists of peers' subscriptions, as `groups`
-    cdef list peers  # sessions
-    cdef Py_ssize_t count
+    cdef list names  # of the groups
+    cdef list near, far  # of lists of peers' subscriptions, as `groups`; None where no peer wants anything
+    cdef list peers  # their sessions (or None), first the `plain_peers` with plain subscribers
+    cdef Py_ssize_t plain_peers
+    cdef Py_ssize_t count  # of pointers in all of that
 
 
-cdef bint _is_far(entry):
+cdef bint _is_peers(entry):
     return (<Subscription>entry).session.is_peer
+
+
+cdef bint _is_near(entry):
+    return (<Subscription>entry).session.near
 
 
 cdef Receivers _arrange(list plain, dict queues):
     cdef Receivers receivers = Receivers.__new__(Receivers)
     cdef list members
-    cdef bint far = False
+    cdef bint has_peers = False
     receivers.plain = plain
-    receivers.groups = _NONE if queues is None else list(queues.values())
-    receivers.count = PyList_GET_SIZE(plain)
+    receivers.names = receivers.groups = _NONE
+    if queues is not None:
+        receivers.names, receivers.groups = list(queues), list(queues.values())
+    receivers.count = PyList_GET_SIZE(plain) + LIST_POINTERS * PyList_GET_SIZE(receivers.groups)
     for entry in plain:
-        far = far or _is_far(entry)
+        has_peers = has_peers or _is_peers(entry)
     for members in receivers.groups:
         receivers.count += PyList_GET_SIZE(members)
         for entry in members:
-            far = far or _is_far(entry)
-    if far:
-        receivers.plain = [entry for entry in plain if not _is_far(entry)]
-        receivers.peers = list(dict.fromkeys([(<Subscription>entry).session for entry in plain if _is_far(entry)]))
-        receivers.names = list(queues or ())
-        receivers.remote = [[entry for entry in members if _is_far(entry)] for members in receivers.groups]
-        receivers.groups = [[entry for entry in members if not _is_far(entry)] for members in receivers.groups]
+            has_peers = has_peers or _is_peers(entry)
+    if has_peers:
+        _part(receivers)
     return receivers
+
+
+cdef _part(Receivers receivers):
+    """Clients' subscriptions from those of peers."""
+    cdef list members, groups = [[entry for entry in members if _is_peers(entry)] for members in receivers.groups]
+    cdef dict peers = dict.fromkeys([(<Subscription>entry).session for entry in receivers.plain if _is_peers(entry)])
+    receivers.plain_peers = len(peers)
+    receivers.count += 2 * LIST_POINTERS * len(groups)
+    for members in groups:
+        for entry in members:
+            peers[(<Subscription>entry).session] = None
+    receivers.peers = list(peers)
+    receivers.near = [[entry for entry in members if _is_near(entry)] for members in groups]
+    receivers.far = [[entry for entry in members if not _is_near(entry)] for members in groups]
+    receivers.plain = [entry for entry in receivers.plain if not _is_peers(entry)]
+    receivers.groups = [[entry for entry in members if not _is_peers(entry)] for members in receivers.groups]
 
 
 @cython.final

@@ -10,6 +10,7 @@ cdef class Session:
     cdef readonly dict subscriptions
     cdef str _peer
     cdef bint is_peer
+    cdef public bint near
     cdef public int64_t interest_mark
 
     cdef object _options

@@ -10,6 +10,7 @@ cdef class Subscription:
     cdef readonly bytes sid
     cdef public int64_t max_messages
     cdef public int64_t received
+    cdef public int weight
     cdef public bint closed
 
     def __init__(self, Session session, str pattern, str queue, bytes sid, Account account=None):
@@ -18,6 +19,7 @@ cdef class Subscription:
         self.wire_pattern = _encode(pattern)
         self.wire_queue = _encode(queue) if queue else None
         self.sid = sid
+        self.weight = 1
 
     @property
     def pattern(self):

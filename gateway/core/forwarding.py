@@ -14,8 +14,9 @@ plain SUB or UNSUB without asking where nothing is limited, and hands everything
 policy. What it does must be what is written here.
 
 Peers are other workers: what they want stands in the same sublist, under sessions that have a `peer` name. A message
-goes to each peer once, however many want it there, and names the queue groups whose member is to be found there; that
-is so only for groups without a member here. What comes from a peer is delivered here and never passed on.
+goes to each peer once, however many want it there, and names the queue groups whose member is to be found there. All
+members of a group behind workers of the same gateway (`near`) have the same chance, as with one server; peers that are
+other gateways are asked only where nobody here can have it. What comes from a peer is delivered and never passed on.
 
 Fairness: one call of `receive` stops after `TURN_BYTES_MAX` bytes of work and says that there is more; the parser
 (here) or the session (in the twin) keeps the rest. What is copied counts by its size, what Python acts on as
@@ -95,11 +96,14 @@ class Policy(Protocol):
 
 
 class Group(NamedTuple):
-    """The members of one queue group among those who get a message: our own clients, and peers."""
+    """The members of one queue group among those who get a message.
+
+    `members`: our own clients, and workers of the same gateway, each with its weight. `far`: other gateways.
+    """
 
     queue: str
     members: tuple[Subscription, ...]
-    remote: tuple[Subscription, ...]
+    far: tuple[Subscription, ...]
 
 
 class Receivers(NamedTuple):
@@ -114,7 +118,9 @@ class Receivers(NamedTuple):
         groups = []
         for members in result.queues:
             own = tuple(member for member in members if not member.session.peer)
-            groups.append(Group(members[0].queue, own, tuple(member for member in members if member.session.peer)))
+            near = tuple(member for member in members if member.session.peer and member.session.near)
+            far = tuple(member for member in members if member.session.peer and not member.session.near)
+            groups.append(Group(members[0].queue, own + near, far))
         peers = dict.fromkeys(subscription.session for subscription in result.plain if subscription.session.peer)
         plain = tuple(subscription for subscription in result.plain if not subscription.session.peer)
         return cls(plain, tuple(groups), tuple(peers))
@@ -145,7 +151,7 @@ class Plans:
 
     def keep(self, subject: bytes, plan: Plan) -> None:
         plain, groups, peers = plan.receivers
-        count = len(plain) + len(peers) + sum(len(group.members) + len(group.remote) for group in groups)
+        count = len(plain) + len(peers) + sum(len(group.members) + len(group.far) for group in groups)
         size_bytes = len(subject) + 8 * count
         if len(self._plans) >= ROUTE_PLANS_MAX or self._bytes + size_bytes > ROUTE_PLAN_BYTES_MAX:
             self.clear()
@@ -346,16 +352,19 @@ class Forwarder:
     def _arrive(self, peer: Session, event: routes.RouteMessage) -> None:
         """A message from a peer: to plain subscribers, and to one member of each group that it names."""
         message = _Message(event.subject, event.reply, event.header_block, event.payload)
-        size_bytes = len(event.header_block) + len(event.payload)
         peer.in_msgs += 1
-        peer.in_bytes += size_bytes
-        account = self._policy.account(event.account.decode())
-        plain, groups, _ = Receivers.of(account.sublist.match(subjects.decode(event.subject)))
+        peer.in_bytes += len(event.header_block) + len(event.payload)
+        peer.account = self._policy.account(event.account.decode())
+        plain, groups, _ = self._plan(peer, event.subject).receivers
         for subscription in plain:
             self._put(subscription, message, peer)
+        named = frozenset(map(subjects.decode, event.queues))
         for group in groups:
-            if subjects.encode(group.queue) in event.queues:
-                self._put_one(group.members, message, peer, None)
+            if group.queue in named:
+                own = tuple(member for member in group.members if not member.session.peer)
+                chosen = self._choose(own, None)
+                if chosen is not None:
+                    self._put(chosen, message, peer)
 
     def _send(self, receivers: Receivers, account: Account, sender: Session | None, message: _Message) -> int:
         silent = None if sender is None or sender.options.echo else sender
@@ -365,26 +374,31 @@ class Forwarder:
                 count += self._put(subscription, message, sender)
         named: dict[Session, list[bytes]] = {peer: [] for peer in receivers.peers}
         for group in receivers.groups:
-            if self._put_one(group.members, message, sender, silent):
-                count += 1
-            elif group.remote:
-                chosen = group.remote[self._pick(len(group.remote))]
+            chosen = self._choose(group.members, silent) or self._choose(group.far, silent)
+            if chosen is None:
+                continue
+            if chosen.session.peer:
                 named.setdefault(chosen.session, []).append(subjects.encode(group.queue))
+            else:
+                count += self._put(chosen, message, sender)
         for peer, queues in named.items():
             count += self._put_route(peer, account, queues, message, sender)
         return count
 
-    def _put_one(
-        self, members: tuple[Subscription, ...], message: _Message, sender: Session | None, silent: Session | None
-    ) -> bool:
-        """To one of `members`, beginning with one that is picked."""
+    def _choose(self, members: tuple[Subscription, ...], silent: Session | None) -> Subscription | None:
+        """One of `members`, picked by weight; if that cannot get the message, the next one that can."""
         if not members:
-            return False
-        first = self._pick(len(members))
+            return None
+        at = self._pick(sum(member.weight for member in members))
+        first = 0
+        while at >= members[first].weight:
+            at -= members[first].weight
+            first += 1
         for subscription in members[first:] + members[:first]:
-            if subscription.session is not silent and self._put(subscription, message, sender):
-                return True
-        return False
+            session = subscription.session
+            if session is not silent and session.closing is None and not subscription.closed:
+                return subscription
+        return None
 
     def _put_route(
         self, peer: Session, account: Account, queues: list[bytes], message: _Message, sender: Session | None

@@ -1,9 +1,10 @@
 """What other workers are told of our clients' interest, and which clients wait until they know of it.
 
 Interest is the number of our clients' subscriptions to one pattern (and queue) in one account; peers hear when it
-becomes one and when it becomes none. A client that has subscribed and then sends PING may take the PONG as a promise:
-what is published from now on, anywhere, reaches it. So its PONG waits until every peer has confirmed what it was told
-up to that subscription, by answering a PING of ours that was sent behind it; for `INTEREST_CONFIRM_MS` at most.
+becomes one and when it becomes none, of a queue group every number: they spread messages over its members by that. A
+client that has subscribed and then sends PING may take the PONG as a promise: what is published from now on, anywhere,
+reaches it. So its PONG waits until every peer has confirmed what it was told up to that subscription, by answering a
+PING of ours that was sent behind it; for `INTEREST_CONFIRM_MS` at most.
 """
 
 from collections import deque
@@ -43,8 +44,8 @@ class Peers:
         """A link is up: the peer is told everything. A link of the same name that still stands is given up by it."""
         self.sessions[peer.peer] = peer
         self._pinged[peer], self._confirmed[peer] = deque(), -1
-        for key in self._counts:
-            self._forwarder.write(peer, routes.interest_line(True, *key))
+        for key, count in self._counts.items():
+            self._forwarder.write(peer, routes.interest_line(*key, count))
         self._ping(peer)
 
     def remove(self, peer: Session) -> list[Session]:
@@ -65,10 +66,10 @@ class Peers:
             del self._counts[key]
         else:
             self._counts[key] = count
-        if count == 0 or (count == 1 and change == 1):
+        if queue or count == 0 or (count == 1 and change == 1):
             self._told += 1
             for peer in self._confirmed:
-                self._forwarder.write(peer, routes.interest_line(count > 0, *key))
+                self._forwarder.write(peer, routes.interest_line(*key, count))
         return self._told
 
     def hold(self, session: Session, now_ms: int) -> bool:

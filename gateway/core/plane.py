@@ -184,13 +184,17 @@ class Plane:
         if session.closing is None:
             self._liveness.opened(session, now_ms, self._directory.is_required)
 
-    def connect_peer(self, name: str, now_ms: int) -> Session:
-        """A link to another worker is up; what it has to know first stands in its output. Its id is below 0."""
+    def connect_peer(self, name: str, now_ms: int, *, near: bool) -> Session:
+        """A link to a peer is up; what it has to know first stands in its output. Its id is below 0.
+
+        `near`: it is a worker of the same gateway, so members of queue groups there are like those here; of other
+        gateways they get only what nobody here can.
+        """
         options = self.options
         parser = routes.RouteParser(options.max_payload_bytes, ROUTE_LINE_BYTES_MAX)
         self._peers_connected += 1
         session = self.engine.session(-self._peers_connected, "", 0, parser, self.accounts[DEFAULT_ACCOUNT], now_ms)
-        session.peer, session.connected = name, True
+        session.peer, session.near, session.connected = name, near, True
         session.options = nats.ConnectOptions(verbose=False, pedantic=False, headers=True, name=name)
         self._send(session, routes.connect_line(options.server_name))
         self.peers.add(session)
@@ -591,13 +595,16 @@ class Plane:
         """What somebody behind a peer wants, or does not want any more."""
         key = b" ".join((event.account, event.pattern, event.queue))
         known = peer.subscriptions.get(key)
-        if event.wanted and known is None:
+        if event.weight == (0 if known is None else known.weight):
+            return
+        if known is not None:
+            self._drop(known)
+        if event.weight:
             account = self.account(event.account.decode())
             pattern, queue = subjects.decode(event.pattern), subjects.decode(event.queue)
             peer.subscriptions[key] = subscription = self.engine.subscription(peer, pattern, queue, key, account)
+            subscription.weight = event.weight
             self.forwarder.insert(subscription)
-        elif not event.wanted and known is not None:
-            self._drop(known)
 
     def _complain(self, session: Session, event: nats.Complaint) -> None:
         self._send(session, nats.error_line(event.text))

@@ -39,9 +39,12 @@ class Closed(StrEnum):
 
 
 class Subscription:
-    """One SUB of one session. `max_messages` 0: no limit; `received` counts deliveries."""
+    """One SUB of one session. `max_messages` 0: no limit; `received` counts deliveries.
 
-    __slots__ = ("account", "closed", "max_messages", "pattern", "queue", "received", "session", "sid")
+    `weight`: of a peer's, how many members of the queue group are behind it.
+    """
+
+    __slots__ = ("account", "closed", "max_messages", "pattern", "queue", "received", "session", "sid", "weight")
 
     def __init__(
         self, session: "Session", pattern: str, queue: str, sid: bytes, account: "Account | None" = None
@@ -53,6 +56,7 @@ class Subscription:
         self.sid = sid
         self.max_messages = 0
         self.received = 0
+        self.weight = 1
         self.closed = False
 
 
@@ -99,9 +103,10 @@ class Session:
         self.client_ip = client_ip
         self.client_port = client_port
         self.parser = parser
-        self.account = account
+        self.account = account  # of a peer: that of its last message
         self.subscriptions: dict[bytes, Subscription] = {}
         self.peer = ""  # the name of the gateway worker on the other side, "" for a client
+        self.near = False  # the peer is a worker of this gateway
         self.interest_mark = 0  # how much interest peers had been told when the client last subscribed
 
         self.options = nats.ConnectOptions()

@@ -175,7 +175,7 @@ class _PeerConnection(Connection):
         # Written at once, not at the end of the turn as with clients: what one of ours does because of something that
         # it sees comes behind the interest that others were told of before.
         self.transport.set_write_buffer_limits(high=0)
-        self.session = self._plane.connect_peer(f"worker {self.number}", self._server.now_ms())
+        self.session = self._plane.connect_peer(f"worker {self.number}", self._server.now_ms(), near=True)
         self.session.measure_unsent = self.transport.get_write_buffer_size
         self._server.opened(self)
         if self.number < 0 or not self._server.is_reading:

@@ -33,7 +33,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """Options of a plane, by name."""
 
 CONNECTIONS = 4
-PEERS = 2  # behind them, where a setting has peers
+PEERS = 3  # behind them, where a setting has peers
+FAR_PEER = 2  # another gateway; the others are workers of this one
 SUBJECTS = (
     b"a", b"a", b"a.b", b"a.b", b"a.b.c", b"b", b"b.a", b"foo", b"foo.x", b"service", b"w.open.x", b"w.secret.x",
     b"a..b", b".a", b"a.", b".", b"*", b">", b"a.*", b"*a", b"a>", b"a.>.b", b"\xff.b", b"\xc3\xa9", b"a\x00b",
@@ -64,10 +65,19 @@ WRONG = (b"-ERR 'x'\r\n",
          b"CONNECT\r\n")  # fmt: skip
 FLAGS = (b"verbose", b"pedantic", b"echo", b"headers", b"no_responders")
 ACCOUNTS = (b"$G", b"ONE", b"ONE", b"TWO", b"NEW")
-NAMED = (b"", b"", b"+ r q", b"| q", b"| q other", b"+ _INBOX.1 workers q", b"r", b"|", b"+", b"| nobody")
+NAMED = (
+    b"", b"", b"", b"_INBOX.1", b"+ q r", b"| q", b"| q other", b"+ workers q _INBOX.1", b"+ v1 other q workers r",
+    b"r", b"|", b"+", b"| nobody", b"+ +", b"+ q |", b"| " + b"n " * 200 + b"q", b"r more",
+)  # fmt: skip
+WEIGHTS = (b"1", b"1", b"2", b"3", b"9", b"07", b"999999999")
 WRONG_FOR_PEERS = (
     b"RMSG $G a\r\n",
     b"RS+ $G\r\n",
+    b"RS+ $G a q\r\n",
+    b"RS+ $G a q 0\r\n",
+    b"RS+ $G a q x\r\n",
+    b"RS- $G a q 1\r\n",
+    b"RMSG $G a 9999999999\r\n",
     b"HRMSG $G a 5 4\r\nabcd\r\n",
     b'CONNECT {"version":9,"name":"x"}\r\n',
     b"PUB a 0\r\n",
@@ -89,7 +99,7 @@ class Traffic:
         steps: list[Step] = []
         for number in range(CONNECTIONS):
             steps += [("connect",), ("send", number, self._connect_line() + self._subscribe() + self._subscribe())]
-        steps += [("connect_peer", f"peer{number}") for number in range(self._peers)]
+        steps += [("connect_peer", f"peer{number}", number != FAR_PEER) for number in range(self._peers)]
         return steps
 
     def step(self) -> Step:
@@ -138,15 +148,21 @@ class Traffic:
     def _peer_frame(self) -> bytes:
         kind = self._choose(30)
         if kind < 10:
-            words = [b"RS+" if kind < 8 else b"RS-", self._one(ACCOUNTS), self._one(PATTERNS), self._one(QUEUES)]
-            return self._line(words)
+            wanted, queue = kind < 8, self._one(QUEUES)
+            words = [b"RS+" if wanted else b"RS-", self._one(ACCOUNTS), self._one(PATTERNS), queue]
+            return self._line([*words, self._one(WEIGHTS) if wanted and queue else b""])
+        if kind < 12:
+            return self._peer_message() * (1 + self._choose(5))
         if kind < 20:
-            block = self._one(BLOCKS) if self._choose(3) == 0 else None
-            body = (block or b"") + self._one(PAYLOADS)
-            words = [b"RMSG" if block is None else b"HRMSG", self._one(ACCOUNTS), self._one(SUBJECTS), self._one(NAMED)]
-            words += [] if block is None else [b"%d" % len(block)]
-            return self._line([*words, b"%d" % len(body)]) + body + b"\r\n"
+            return self._peer_message()
         return self._one(LINES) if kind < 29 else self._one(WRONG_FOR_PEERS)
+
+    def _peer_message(self) -> bytes:
+        block = self._one(BLOCKS) if self._choose(3) == 0 else None
+        body = (block or b"") + self._one(PAYLOADS)
+        words = [b"RMSG" if block is None else b"HRMSG", self._one(ACCOUNTS), self._one(SUBJECTS), self._one(NAMED)]
+        words += [] if block is None else [b"%d" % len(block)]
+        return self._line([*words, b"%d" % len(body)]) + body + b"\r\n"
 
     def _wrong(self) -> bytes:
         return self._one(WRONG)

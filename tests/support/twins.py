@@ -85,15 +85,15 @@ class Side:
         self.sessions[-1].take()
         return self.sessions[-1]
 
-    def connect_peer(self, name: str) -> None:
-        self.sessions.append(self.plane.connect_peer(name, self.now_ms))
+    def connect_peer(self, name: str, near: bool) -> None:
+        self.sessions.append(self.plane.connect_peer(name, self.now_ms, near=near))
 
     def reconnect(self, number: int, data: bytes) -> bytes:
         """The connection is lost and made again; the last of the old one's output."""
         old = self.sessions[number]
         self.plane.disconnect(old)
         if old.peer:
-            self.sessions[number] = self.plane.connect_peer(old.peer, self.now_ms)
+            self.sessions[number] = self.plane.connect_peer(old.peer, self.now_ms, near=old.near)
             return old.take()
         self.sessions[number] = self.plane.connect("10.0.0.2", 60_000, self.now_ms)
         if self.sessions[number].closing is None:
@@ -196,7 +196,8 @@ class Side:
 
 
 def _name(subscription: Subscription) -> tuple[Any, ...]:
-    return subscription.session.id, subscription.sid, subscription.pattern, subscription.queue
+    session = subscription.session
+    return session.id, session.near, subscription.sid, subscription.pattern, subscription.queue, subscription.weight
 
 
 def _subscriptions(sublist: Any) -> list[Any]:
@@ -206,7 +207,7 @@ def _subscriptions(sublist: Any) -> list[Any]:
 def _state(session: Session) -> list[Any]:
     detail = "" if session.closing_detail.startswith(_DETAIL_OF_ITS_CUTS) else session.closing_detail
     own = [
-        (sid, each.pattern, each.queue, each.max_messages, each.received, each.closed)
+        (sid, each.pattern, each.queue, each.weight, each.max_messages, each.received, each.closed)
         for sid, each in session.subscriptions.items()
     ]
     return [
