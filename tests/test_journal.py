@@ -146,6 +146,17 @@ class JournalModel(RuleBasedStateMachine):
         self.journal.cut(index - 1)
         self.entries = self.entries[at - 1 :]
 
+    @rule(beyond=st.integers(1, 5))
+    def take_the_leaders_checkpoint(self, beyond):
+        self.journal.sync()
+        over, self.term = self.journal.last_index, self.term + 1
+        self.journal.setCurrentTerm(self.term, None)
+        self.vote = None
+        index = over + beyond
+        self.checkpoint = index, self.term, self.term, over
+        self.journal.reset(*self.checkpoint[:3])
+        self.entries = [(b"\x01", one, self.term) for one in (index - 1, index) if one]
+
     @rule()
     def restart(self):
         self.journal.close()

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -274,6 +275,170 @@ def test_a_power_failure_loses_nothing_that_was_synced(tmp_path, seed):
                     vote = journal.getCurrentTerm(), journal.getVotedForNodeId()
             journal.close()
             power.strike(folder)
+
+
+# -- begun anew behind the leader's checkpoint ------------------------------------------------------------------------
+
+LEADERS = (100, 5, 4)  # index, term, term before of its checkpoint
+NO_OPS = [(b"\x01", 99, 4), (b"\x01", 100, 5)]
+
+
+def _old_journal(folder: Path, last_index: int) -> Journal:
+    """Several files, an own checkpoint at entry 20, a vote in term 5; from entry 95 on others than the leader's."""
+    journal = reopen(folder)
+    fill(journal, min(last_index, 94))
+    fill(journal, last_index - journal.last_index, term=2)
+    journal.setCurrentTerm(5, "sink2")
+    journal.sync()
+    journal.cut(19)
+    return journal
+
+
+def _is_anew(journal: Journal) -> bool:
+    """Whether it stands behind the leader's checkpoint, ready to go on; if not, it is what it was."""
+    assert (journal.getCurrentTerm(), journal.getVotedForNodeId()) == (5, "sink2")
+    if journal.first_index == 19:
+        return False
+    assert contents(journal) == NO_OPS
+    assert journal.file_count == len(numbered(journal._files.folder)) == 1
+    return True
+
+
+@pytest.mark.parametrize("last_index", [60, 99, 100, 130])
+def test_a_reset_begins_behind_the_leaders_checkpoint(folder, last_index):
+    journal = _old_journal(folder, last_index)
+    journal.reset(*LEADERS)
+    assert _is_anew(journal)
+    assert journal.getRaftCommitIndex() == 100
+    with pytest.raises(IndexError):
+        journal.locate(100)
+    for installed in (True, True, False):  # then an own checkpoint takes its place
+        more = fill(journal, 30, term=5)
+        journal.sync()
+        assert contents(journal)[-30:] == more
+        everything = contents(journal)
+        journal.close()
+        journal = reopen(folder, (*LEADERS, last_index) if installed else LEADERS)
+        assert contents(journal) == everything
+    journal.close()
+
+
+@pytest.mark.parametrize("last_index", [60, 99, 100, 130])
+def test_a_process_that_dies_in_a_reset_leaves_the_old_journal_or_the_new_one(tmp_path, last_index):
+    last_call = reset_calls = 0
+    while not reset_calls or last_call <= reset_calls:
+        last_call += 1
+        folder = tmp_path / str(last_call)
+        journal = _old_journal(folder, last_index)
+        with DyingProcess(last_call).running() as process:
+            try:
+                journal.reset(*LEADERS)
+                reset_calls = process.calls
+            except Crash:
+                pass
+        journal.close()
+        journal = reopen(folder, (*LEADERS, last_index))
+        assert _is_anew(journal)
+        more = fill(journal, 5, term=5)
+        journal.sync()
+        journal.close()
+        journal = reopen(folder, (*LEADERS, last_index))
+        assert contents(journal) == NO_OPS + more
+        journal.close()
+    assert reset_calls > 12
+
+
+@pytest.mark.parametrize("last_index", [60, 100])
+def test_a_start_that_dies_while_it_finishes_a_reset_can_be_repeated(tmp_path, last_index):
+    for last_call in range(1, 99):
+        folder = tmp_path / str(last_call)
+        _old_journal(folder, last_index).close()
+        with DyingProcess(last_call).running() as process, suppress(Crash):
+            reopen(folder, (*LEADERS, last_index)).close()
+        journal = reopen(folder, (*LEADERS, last_index))
+        assert _is_anew(journal)
+        journal.close()
+        if process.calls < last_call:
+            break
+    assert 12 < last_call < 98
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_power_failure_in_a_reset_loses_nothing(tmp_path, seed):
+    random = Random(seed)
+    folder = tmp_path / "journal"
+    with PowerFailure(random).watching() as power:
+        journal = _old_journal(folder, random.choice([60, 99, 100, 130]))
+        last_index = journal.last_index
+        with DyingProcess(random.randrange(1, 30)).running(), suppress(Crash):
+            journal.reset(*LEADERS)
+        journal.close()
+        power.strike(folder)
+        journal = reopen(folder, (*LEADERS, last_index))
+        assert _is_anew(journal)
+        more = fill(journal, 5, term=5)
+        journal.sync()
+        journal.close()
+        power.strike(folder)
+    journal = reopen(folder, (*LEADERS, last_index))
+    assert contents(journal) == NO_OPS + more
+    journal.close()
+
+
+def test_before_the_leaders_checkpoint_is_there_the_old_journal_counts(folder):
+    journal = _old_journal(folder, 60)
+    before = contents(journal)
+    journal.close()
+    journal = reopen(folder, (20, 1, 1))
+    assert not _is_anew(journal)
+    assert contents(journal) == before
+    journal.close()
+
+
+def test_an_older_copy_is_no_journal_to_be_begun_anew(folder):
+    _old_journal(folder, 60).close()
+    assert "ends at entry 60, the checkpoint knows 100: it was rolled back" in str(refused(folder, (*LEADERS, 61)))
+    assert "rolled back" in str(refused(folder, LEADERS))
+    reopen(folder, (*LEADERS, 60)).close()
+
+
+def test_what_may_have_been_promised_is_not_dropped(folder):
+    journal = _old_journal(folder, 60)
+    before = contents(journal)
+    for index, term in ((50, 1), (60, 1), (15, 1), (15, 9)):
+        with pytest.raises(ValueError, match=f"holds entry {index} of term {term}, or was cut behind it"):
+            journal.reset(index, term, 1)
+    with (
+        mock.patch("sinkd.shell.journal_files.write_zeros", side_effect=OSError(errno.ENOSPC, "No space left")),
+        pytest.raises(OSError, match="No space"),
+    ):
+        journal.reset(*LEADERS)
+    assert not journal.failed
+    assert contents(journal) == before
+    journal.close()
+    journal = reopen(folder, (50, 1, 1, 40))  # the leader's checkpoint is here, and so is its entry
+    assert journal.last_index == 60
+    journal.close()
+
+
+def test_files_that_do_not_join_are_refused_unless_a_checkpoint_has_parted_them(folder, tmp_path):
+    journal = _old_journal(folder, 60)
+    with mock.patch.object(journal._files, "drop_before"):
+        journal.reset(*LEADERS)
+    fill(journal, 30, term=5)
+    journal.sync()
+    journal.close()
+    number = len(numbered(folder))
+    for checkpoint in (None, LEADERS, (105, 5, 5), (105, 5, 5, 60), (90, 5, 5, 60)):
+        shutil.copytree(folder, tmp_path / "copy")
+        error = refused(tmp_path / "copy", checkpoint)
+        assert "begins at entry 101, the files before it end before that" in str(error)
+        assert len(numbered(tmp_path / "copy")) == number
+        shutil.rmtree(tmp_path / "copy")
+    journal = reopen(folder, (*LEADERS, 60))
+    assert (contents(journal)[:2], journal.last_index) == (NO_OPS, 130)
+    assert len(numbered(folder)) < number
+    journal.close()
 
 
 # -- disks that refuse ------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ each entry, and a command is read, and its checksum verified, when somebody look
 
     add, setCurrentTerm, deleteEntriesFrom ─► pwrite at once ─► sync(): fdatasync, then a SYNCED mark
     checkpoint written ─► cut(index): files that hold only older entries are recycled
+    leader's checkpoint written ─► reset(index): the next file begins behind it, all older ones are recycled
 
 One thread adds; `sync` and `cut` may run on another one while nothing is added. `read` works from any thread, any time.
 
@@ -109,7 +110,7 @@ class Journal:
         self._term, self._voted_for = recovered.term, recovered.voted_for
         self._end = recovered.end
         self._active: JournalFile
-        self._dirty = False
+        self._dirty = self._has_unsynced_vote = False
         self._failed = False
 
     @classmethod
@@ -125,6 +126,7 @@ class Journal:
 
         `checkpoint` = (index A, its term, the term of A - 1): entries below A - 1 are forgotten, and A - 1 and A are
         presented even when their files are gone, since PySyncObj wants the last applied entry and the one before it.
+        A checkpoint from the leader (`installed_over`) has the journal begun anew behind it, if it is not yet.
         DamagedFile: bytes that were synced are wrong or missing, or the journal ends before A (it was rolled back).
         """
         if file_bytes < JOURNAL_FILE_BYTES_MIN or file_bytes % RECORD_ALIGNMENT_BYTES or len(journal_id) != 16:
@@ -175,6 +177,7 @@ class Journal:
         if len(record[2]) > VOTED_FOR_BYTES_MAX:
             raise ValueError(f"a node id of {len(record[2])} bytes; {VOTED_FOR_BYTES_MAX} is the most")
         self._write(Kind.VOTE, *record)
+        self._has_unsynced_vote = True
         self._term, self._voted_for = term, votedForNodeId
 
     def sync(self) -> None:
@@ -192,7 +195,12 @@ class Journal:
         except OSError:
             self._failed = True
             raise
-        self._dirty = False
+        self._dirty = self._has_unsynced_vote = False
+
+    @property
+    def has_unsynced_vote(self) -> bool:
+        """Whether term or vote changed since the last `sync`."""
+        return self._has_unsynced_vote
 
     @property
     def dirty(self) -> bool:
@@ -274,10 +282,15 @@ class Journal:
     def reset(self, index: int, term: int, previous_term: int) -> None:
         """Begins anew behind entry `index`, for which a checkpoint from the leader stands that is durable. Blocks.
 
-        The checkpoint says `installed_over`: a crash anywhere in here is finished by the next `open` (rule J5).
+        The checkpoint says `installed_over`: `last_index` as it was synced before. So a crash anywhere in here is
+        finished by the next `open` (rule J5). Term and vote stay. ValueError: what is here goes up to the checkpoint
+        or beyond it already, and may have been promised. OSError is final, but for the first of a full disk.
         """
         self._check_usable()
-        if self.last_index >= index:  # entries that were never committed; the checkpoint's are others
+        if index <= self.last_index and (index < self.first_index or self._entries.term(index) == term):
+            raise ValueError(f"the journal holds entry {index} of term {term}, or was cut behind it")
+        self.prepare_spare()
+        if index <= self.last_index:  # entries that were never committed; the checkpoint's are others
             self._write(Kind.TRUNCATE, 0, index)
         try:
             os.fdatasync(self._active.descriptor)
@@ -442,13 +455,12 @@ class Journal:
             self._mark()
 
     def _adopt(self, checkpoint: Checkpoint) -> None:
-        index, entries = checkpoint.index, self._entries
-        is_other = entries.first_index <= index <= self.last_index and entries.term(index) != checkpoint.term
-        if checkpoint.installed_over and (self.last_index < index or is_other):
-            self.reset(index, checkpoint.term, checkpoint.previous_term)
+        names = checkpoint.index, checkpoint.term, checkpoint.previous_term
+        if _is_superseded(self._entries, checkpoint):
+            self.reset(*names)
         else:
-            self._prepend(index, checkpoint.term, checkpoint.previous_term)
-            self.cut(index - 1)
+            self._prepend(*names)
+            self.cut(checkpoint.index - 1)
 
     def _prepend(self, index: int, term: int, previous_term: int) -> None:
         """The two entries that the library looks at before the first one that stands in a file."""
@@ -464,17 +476,28 @@ class Journal:
         self.close()
 
 
+def _is_superseded(entries: EntryTable, checkpoint: Checkpoint) -> bool:
+    """Whether these are the entries that a checkpoint from the leader takes the place of: `reset` was not finished."""
+    index = checkpoint.index
+    if not checkpoint.installed_over or entries.next_index <= min(checkpoint.installed_over, index - 1):
+        return False
+    return entries.next_index <= index or (entries.first_index <= index and entries.term(index) != checkpoint.term)
+
+
 def _check_against(checkpoint: Checkpoint | None, recovered: Recovered, folder: Path) -> None:
     """The witness: what the checkpoint knows must be in the journal, or have been cut from it. DamagedFile if not."""
     entries = recovered.entries
     first_file = str(recovered.files[0].path if recovered.files else folder)
+    is_installed = checkpoint is not None and checkpoint.installed_over and entries.first_index == checkpoint.index + 1
+    if recovered.begins_in and not is_installed:
+        what = f"it begins at entry {entries.first_index}, the files before it end before that: entries are missing"
+        raise DamagedFile(str(folder / f"{recovered.begins_in:016x}.journal"), 0, what)
     if checkpoint is None:
         if entries.first_index != 1:
             raise DamagedFile(first_file, 0, f"it begins at entry {entries.first_index}, and there is no checkpoint")
         return
     index, terms = checkpoint.index, (checkpoint.term, checkpoint.previous_term)
-    over = checkpoint.installed_over
-    if over and entries.next_index > over and (entries.next_index <= index or entries.term(index) != checkpoint.term):
+    if _is_superseded(entries, checkpoint):
         return  # to be begun anew behind the checkpoint
     if entries.next_index <= index:
         last_file = str(recovered.files[-1].path if recovered.files else folder)

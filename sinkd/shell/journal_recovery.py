@@ -5,6 +5,9 @@ wrong in it is damage. In the last file, bad bytes are damage if they lie in its
 number) or if a SYNCED mark behind them says that they were fsynced; else they are the torn tail of a write that nobody
 was told had happened, and are cut: overwritten with zeros. 'Bad' includes zeros in front of other bytes, since a crash
 may keep a later page and lose an earlier one.
+
+A file may begin behind a gap in the entries: the leader's checkpoint took the place of all before it (`Journal.reset`).
+Whether there is such a checkpoint is for the caller to say; the files before that one go, if a crash has left some.
 """
 
 import os

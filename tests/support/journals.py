@@ -12,12 +12,13 @@ JOURNAL_ID = b"0123456789abcdef"
 FILE_BYTES = 4096
 
 
-def reopen(folder: Path, checkpoint: tuple[int, int, int] | None = None, file_bytes: int = FILE_BYTES) -> Journal:
-    saved = Checkpoint(*checkpoint, b"") if checkpoint is not None else None
+def reopen(folder: Path, checkpoint: tuple[int, ...] | None = None, file_bytes: int = FILE_BYTES) -> Journal:
+    """`checkpoint`: its index, its term, the term before; the leader's also over which entry it was installed."""
+    saved = Checkpoint(*checkpoint[:3], b"", *checkpoint[3:]) if checkpoint is not None else None
     return Journal.open(folder, journal_id=JOURNAL_ID, file_bytes=file_bytes, checkpoint=saved)
 
 
-def refused(folder: Path, checkpoint: tuple[int, int, int] | None = None) -> DamagedFile:
+def refused(folder: Path, checkpoint: tuple[int, ...] | None = None) -> DamagedFile:
     with pytest.raises(DamagedFile) as caught:
         reopen(folder, checkpoint).close()
     return caught.value
