@@ -74,9 +74,10 @@ COMMAND_BYTES_TARGET: Final = 1 * MIB  # envelopes packed into one Raft command
 LINK_FRAME_BYTES_MAX: Final = 16 * MIB
 LINK_REQUESTS_MAX: Final = 4_096  # reads under way on one link
 LINK_REQUEST_MS_MAX: Final = 10_000  # for an answer, beside what the request itself may wait
-LINK_PING_INTERVAL_MS: Final = 1_000
-LINK_SILENCE_MS_MAX: Final = 5_000  # a sink that says nothing for so long is given up
-LINK_RETRY_MS_MAX: Final = 1_000
+LINK_PING_INTERVAL_MS: Final = 250
+LINK_SILENCE_MS_MAX: Final = 2_000  # a sink that says nothing for so long is given up; others have elected by then
+LINK_DIAL_MS_MAX: Final = 1_000  # for a connection to a sink, and as much again for its greeting
+LINK_RETRY_MS_MAX: Final = 500  # pause after all sinks of a zone were tried in vain
 
 # -- between the sinks of a group -------------------------------------------------------------------------------------
 RAFT_PING_INTERVAL_MS: Final = 250
@@ -90,6 +91,7 @@ PULL_MS_MAX: Final = 5_000  # for an answer to that
 
 # -- the log ----------------------------------------------------------------------------------------------------------
 JOURNAL_FILE_BYTES: Final = 64 * MIB
+FSYNC_INTERVAL_MS: Final = 1_000  # with fsync = "interval": what a power cut may cost
 JOURNAL_FILES_HELD_MAX: Final = 32  # that are kept for a sink which is being filled
 JOURNAL_SLICE_ENTRIES_MAX: Final = 256  # bounds what one tick applies and sends
 JOURNAL_SLICE_BYTES_MAX: Final = 8 * MIB
@@ -128,6 +130,7 @@ ACCOUNTS_MAX: Final = 1_000  # declared in one configuration
 STREAMS_MAX: Final = 1_000
 STREAM_SUBJECTS_MAX: Final = 2_000  # patterns of all streams together
 PARTITIONS_MAX: Final = 1_024  # of one stream
+SINKS_MAX: Final = 7  # of one zone
 GROUPS_MAX: Final = 64  # Raft groups of one zone
 WORKERS_MAX: Final = 256  # processes on one client port
 WORKER_PAUSE_MS_MIN: Final = 100  # before a worker that has ended is started again; doubled while it does not last

@@ -177,3 +177,15 @@ def test_only_the_last_damaged_files_are_kept(tmp_path):
     assert [path.name for path in asides] == ["1", "2", "3", "4"]
     assert sorted(path.name for path in (tmp_path / "damaged").iterdir()) == ["3", "4"]
     folder.close()
+
+
+def test_the_segments_of_a_damaged_partition_are_set_aside_too(tmp_path):
+    folder = DataFolder.open(tmp_path, **OWNER)
+    for name in ("orders-ab/0/0.segment", "orders-ab/1/0.segment"):
+        (folder.log_folder / name).parent.mkdir(parents=True)
+        (folder.log_folder / name).write_text(name)
+    aside = folder.set_aside("a flipped bit", folder.log_folder / "orders-ab/0/0.segment")
+    assert (aside / "orders-ab-0/0.segment").read_text() == "orders-ab/0/0.segment"
+    assert not (folder.log_folder / "orders-ab/0").exists()
+    assert (folder.log_folder / "orders-ab/1/0.segment").exists()
+    folder.close()

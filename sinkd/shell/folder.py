@@ -120,24 +120,29 @@ class DataFolder:
         identity = msgspec.structs.replace(self.identity, version=VERSION, crc32c="", **fields)
         self.identity = _written(self.path, identity)
 
-    def set_aside(self, reason: str) -> Path:
+    def set_aside(self, reason: str, damaged: Path | None = None) -> Path:
         """Moves journal and checkpoint away, to be made anew; their owner may not vote until it is whole again.
 
         First that is made durable, with new ids, so that a crash leaves either nothing done or a member that neither
-        votes nor is taken for what it was. Segments stay: what is in them was committed.
+        votes nor is taken for what it was. Segments stay, for what is in them was committed; but for those of the
+        partition that the file (or folder) `damaged` belongs to.
         """
         self.update(muted=reason, disk_id=secrets.token_hex(_ID_BYTES), journal_id=secrets.token_hex(_ID_BYTES))
-        damaged = self.path / "damaged"
-        numbers = sorted(int(path.name) for path in damaged.glob("[0-9]*"))
-        aside = damaged / str(numbers[-1] + 1 if numbers else 1)
+        asides = self.path / "damaged"
+        numbers = sorted(int(path.name) for path in asides.glob("[0-9]*"))
+        aside = asides / str(numbers[-1] + 1 if numbers else 1)
         make_folder(aside)
         for path in (self.journal_folder, self.path / "checkpoint"):
             if path.exists():
                 os.replace(path, aside / path.name)
+        partition = damaged if damaged is None or damaged.is_dir() else damaged.parent
+        if partition is not None and self.log_folder in partition.parents:
+            os.replace(partition, aside / "-".join(partition.relative_to(self.log_folder).parts))
+            sync_folder(partition.parent)
         sync_folder(aside)
         sync_folder(self.path)
         for old in numbers[: max(0, len(numbers) + 1 - _ASIDE_MAX)]:
-            shutil.rmtree(damaged / str(old))
+            shutil.rmtree(asides / str(old))
         return aside
 
     def free_bytes(self) -> int:

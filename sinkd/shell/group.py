@@ -68,6 +68,7 @@ class Group:
         now_ms: Callable[[], int],
         *,
         alone: str = "",
+        fsync_interval_ms: int = 0,
         muted: str = "",
         checkpoint: Callable[[], tuple[Checkpoint, bytes] | None] = lambda: None,
         send: Callable[[str, bytes], None] = lambda name, frame: None,
@@ -77,9 +78,10 @@ class Group:
     ) -> None:
         """`alone` is the address of a sink that is the only one of its zone: it needs no list of members to begin.
 
-        `muted` is why this member may not vote; `unmute` makes durable that it may (it blocks, and runs on a thread).
-        `checkpoint` gives the latest durable one with its file's bytes; `offered` says that the leader has sent its own
-        (`member.offered`).
+        With `fsync_interval_ms` answers do not wait for an fdatasync, which comes so often: a power cut may cost what
+        was acknowledged since. Votes wait for theirs all the same. `muted` is why this member may not vote;
+        `unmute` makes durable that it may (it blocks, and runs on a thread). `checkpoint` gives the latest durable one
+        with its file's bytes; `offered` says that the leader has sent its own (`member.offered`).
         """
         self._journal, self._machine, self._store, self._now_ms = journal, machine, store, now_ms
         self._send, self._changed, self._unmute, self._offered = send, changed, unmute, offered
@@ -95,7 +97,8 @@ class Group:
         self._syncer = ThreadPoolExecutor(1, "journal-sync")
         self._between: deque[tuple[Callable[[], None], Callable[[], None], asyncio.Future[None]]] = deque()
         self._seen_offer: Checkpoint | None = None
-        self._stopping = self._has_ended = self._led = False
+        self._stopping = self._has_ended = self._led = self._halted = False
+        self._fsync_interval_s, self._synced_at = fsync_interval_ms / 1000, 0.0
         self._pending_bytes = self._inbound_bytes = 0
         self._is_filling = False
         self.no_space = False
@@ -196,6 +199,11 @@ class Group:
         """Lets the journal forget the entries below `index`. The caller's checkpoint is durable."""
         await self.between_ticks(lambda: self._journal.cut(index))
 
+    def halt(self) -> None:
+        """Says nothing more to anybody: what this sink holds has turned out to be damaged."""
+        self._halted = True
+        self._wake.set()
+
     def stop(self) -> None:
         """Finishes what was handed over, then `run()` returns."""
         self._stopping = True
@@ -268,7 +276,7 @@ class Group:
     async def run(self) -> None:
         """Ticks until `stop()`. OSError, DamagedFile, FrameError: this sink can no longer be trusted and must end."""
         try:
-            while not self._stopping or self._has_work():
+            while not self._halted and (not self._stopping or self._has_work()):
                 if not self._has_work():
                     await self._wait_for_work()
                 await self._step()
@@ -295,9 +303,12 @@ class Group:
         self._hand_over()
         member.replicate()
         self._send_all(member.urgent)
-        if self._journal.dirty:
+        if self._journal.dirty and self._is_sync_due(loop.time()):
             self.syncs += 1
+            self._synced_at = loop.time()
             await loop.run_in_executor(self._syncer, self._journal.sync)
+        if self._halted:
+            return
         member.synced()
         if member.whole_at is not None:
             await loop.run_in_executor(self._syncer, self._unmute)
@@ -311,6 +322,9 @@ class Group:
             if not done.done():
                 done.set_result(None)
         self._look_whether_leading()
+
+    def _is_sync_due(self, now: float) -> bool:
+        return self._journal.has_unsynced_vote or now - self._synced_at >= self._fsync_interval_s
 
     def _send_all(self, frames: list[tuple[str, bytes]]) -> None:
         for name, frame in frames:

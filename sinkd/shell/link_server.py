@@ -154,7 +154,8 @@ class LinkConnection(asyncio.Protocol):
             asked = f"{message.mesh}/{message.zone}"
             raise FrameError(f"this is sink {server.node} of {server.mesh}/{server.zone}, not of {asked}")
         self._gateway = message.node
-        self._send(link.Welcome(server.mesh, server.zone, server.node, server.group.leads, server.disk_id))
+        names, group = (server.mesh, server.zone, server.node), server.group
+        self._send(link.Welcome(*names, group.leads, server.disk_id, group.leader))
         self.send_streams()
         log.info("link_opened", gateway=message.node)
 

@@ -137,7 +137,7 @@ class Sink:
             except DamagedFile as error:
                 if self.is_alone:
                     raise
-                aside = folder.set_aside(str(error))
+                aside = folder.set_aside(str(error), Path(error.file))
                 log.error(
                     "log_damaged", error=str(error), set_aside=str(aside), consequence="peers will fill this sink"
                 )
@@ -151,6 +151,7 @@ class Sink:
         self.group = Group(
             node, self.journal, self.machine, self.store, self.checkpoint_index, self._now_ms,
             alone=str(self.node.raft or self.node.link) if self.is_alone else "",
+            fsync_interval_ms=limits.FSYNC_INTERVAL_MS if self.node.fsync == "interval" else 0,
             muted=folder.identity.muted if born else UNBORN,
             checkpoint=partial(checkpoints.read_with_bytes, folder.path),
             send=self._send, changed=self._leadership_changed, offered=self._checkpoint_offered,
@@ -218,8 +219,17 @@ class Sink:
             await asyncio.wait({self._running})
             if self.peers is not None:
                 await self.peers.close()
+            self._set_damaged_log_aside()
             await asyncio.get_running_loop().run_in_executor(self._writer, self._close)
             self._writer.shutdown()
+
+    def _set_damaged_log_aside(self) -> None:
+        """In a group: what has turned out to be damaged while it ran is filled anew by peers at the next start."""
+        error = self.failed.result() if self.failed.done() else None
+        if self.is_alone or self._folder is None or not isinstance(error, DamagedFile):
+            return
+        aside = self._folder.set_aside(str(error), Path(error.file))
+        log.error("log_damaged", error=str(error), set_aside=str(aside), consequence="start it: peers will fill it")
 
     def _close(self) -> None:
         self.store.close()
@@ -245,6 +255,8 @@ class Sink:
     def _fail(self, error: BaseException) -> None:
         self.last_error = str(error) or type(error).__name__
         log.error("sink_failed", node=self.node.name, error=self.last_error)
+        if isinstance(error, DamagedFile) and not self.is_alone:
+            self.group.halt()
         if not self.failed.done():
             self.failed.set_result(error)
 
@@ -278,9 +290,10 @@ class Sink:
     def _write_installed(self, saved: Checkpoint) -> None:
         """Between two ticks, on the journal's thread."""
         assert self._folder is not None
-        saved = dataclasses.replace(saved, installed_over=self.journal.last_index)
-        checkpoints.write(self._folder.path, saved)
+        over = dataclasses.replace(saved, installed_over=self.journal.last_index)
+        checkpoints.write(self._folder.path, over)
         self.journal.reset(saved.index, saved.term, saved.previous_term)
+        checkpoints.write(self._folder.path, dataclasses.replace(saved, installed_over=0))  # it is a witness again
 
     def _sources(self) -> list[str]:
         """Whom to pull from: the leader has all of it for sure."""
