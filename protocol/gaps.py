@@ -24,7 +24,10 @@ class Gap(msgspec.Struct, frozen=True):
     to_ms: int
 
 
-REASONS = {"outbox_overflow": "a gateway's outbox was full for longer than outbox.stall"}
+REASONS = {
+    "outbox_overflow": "a gateway's outbox was full for longer than outbox.stall",
+    "spool_damaged": "a gateway's spool was damaged; counted are all events whose outcome it cannot tell any more",
+}
 
 
 def encode_gap(gap: Gap) -> bytes:

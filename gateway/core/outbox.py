@@ -19,6 +19,9 @@ When a stream's part of the outbox is full, its publishers wait; those who have 
 there is still no room for is counted in a gap record, which takes its place in the log.
 
 A deduplication id that is on its way already is not sent twice: the second publish waits for the first one's answer.
+
+With a `spool` every step is noted there (`gateway.core.spool`), and whatever a step promises leaves when it is noted: a
+`logged` answer when the event is, a refusal when it is noted that the event is gone, a batch when its sequences are.
 """
 
 from collections import deque
@@ -28,6 +31,7 @@ import msgspec
 
 from gateway.core.partition_outbox import Batch, Entry, PartitionOutbox
 from gateway.core.routes import StreamRoutes, place
+from gateway.core.spool import Spool
 from protocol import link, publish, subjects
 from protocol.gaps import Gap
 from protocol.limits import (
@@ -59,8 +63,13 @@ class Counters:
 class Outbox:
     """Everything between `publish` and the sink link. Frames pile up in `frames`; answers go out through `answer`."""
 
-    def __init__(self, zone: str, answer: Answer) -> None:
-        self._zone, self._answer = zone, answer
+    def __init__(
+        self, zone: str, answer: Answer, *, spool: Spool | None = None, answer_when_kept: Answer | None = None
+    ) -> None:
+        """With `spool`, `answer_when_kept` gets answers that may leave only when what is noted there is written."""
+        self._zone, self._answer, self._answer_when_kept = zone, answer, answer_when_kept or answer
+        self._spool = spool
+        self.is_shut = False  # while nothing more can be kept: as if every stream's part of the outbox were full
         self._partitions: dict[tuple[bytes, int], PartitionOutbox] = {}
         self._stream_bytes: dict[bytes, int] = {}
         self._leaving: list[PartitionOutbox] = []  # gone, and something of theirs is in flight
@@ -120,6 +129,8 @@ class Outbox:
         last = partition.pending[-1] if partition.pending else None
         if last is not None and last.gap is not None:
             last.gap = msgspec.structs.replace(last.gap, events=last.gap.events + 1, to_ms=timestamp_ms)
+            if self._spool is not None:
+                self._spool.add(partition, last)
             return
         gap = Gap("outbox_overflow", 1, timestamp_ms, timestamp_ms)
         self._put(partition, Entry(Event(b"", b"", timestamp_ms, b"", b""), PublishHeaders(), now_ms, gap))
@@ -162,7 +173,7 @@ class Outbox:
     def _take(self, partition: PartitionOutbox, entry: Entry, wanted: str, stream: StreamState) -> None:
         self.counters.captured += 1
         if wanted and stream.ack == "logged" and not entry.headers.asks:
-            self._tell(stream, wanted, publish.logged_ack(stream.name, self._zone, partition.number))
+            self._tell_when_kept(stream, wanted, publish.logged_ack(stream.name, self._zone, partition.number))
         elif wanted:
             entry.wait(wanted, duplicate=False)
         self._put(partition, entry)
@@ -171,6 +182,8 @@ class Outbox:
         incarnation = partition.stream.incarnation
         partition.add(entry)
         self._stream_bytes[incarnation] = self._stream_bytes.get(incarnation, 0) + entry.held_bytes
+        if self._spool is not None:
+            self._spool.add(partition, entry)
 
     def _partition(self, stream: StreamState, number: int) -> PartitionOutbox:
         key = stream.incarnation, number
@@ -180,7 +193,8 @@ class Outbox:
 
     def has_room(self, stream: StreamState) -> bool:
         incarnations = {stream.incarnation, *(partition.stream.incarnation for partition in self._leaving)}
-        return sum(self._stream_bytes.get(incarnation, 0) for incarnation in incarnations) < stream.outbox_bytes
+        held_bytes = sum(self._stream_bytes.get(incarnation, 0) for incarnation in incarnations)
+        return held_bytes < stream.outbox_bytes and not self.is_shut
 
     @property
     def size_bytes(self) -> int:
@@ -189,6 +203,13 @@ class Outbox:
     @property
     def is_empty(self) -> bool:
         return not any(partition.pending or partition.in_flight for partition in self._partitions.values())
+
+    def restore(self, partition: PartitionOutbox) -> None:
+        """Goes on with what an earlier process of this gateway held, as if the link had just been lost."""
+        incarnation = partition.stream.incarnation
+        self._partitions[incarnation, partition.number] = partition
+        held_bytes = sum(entry.held_bytes for entry in partition.entries())
+        self._stream_bytes[incarnation] = self._stream_bytes.get(incarnation, 0) + held_bytes
 
     # -- towards the sink ---------------------------------------------------------------------------------------------
 
@@ -207,6 +228,8 @@ class Outbox:
     def _send(self, partition: PartitionOutbox, batch: Batch) -> None:
         if self._producer is None:
             return
+        if self._spool is not None:
+            self._spool.sent(partition, batch)
         partition.awaited += 1
         self.frames.append(link.pack(link.Append(), partition.parcel(batch, *self._producer)))
 
@@ -397,12 +420,18 @@ class Outbox:
         for entry in entries:
             self.counters.refuse(refusal)
             for reply, _ in entry.replies:
-                self._tell(partition.stream, reply, publish.error_answer(partition.stream.name, refusal))
+                self._tell_when_kept(partition.stream, reply, publish.error_answer(partition.stream.name, refusal))
             self._forget(partition, entry)
 
     def _forget(self, partition: PartitionOutbox, entry: Entry) -> None:
         partition.drop(entry)
         self._stream_bytes[partition.stream.incarnation] -= entry.held_bytes
+        if self._spool is not None:
+            self._spool.gone(entry)
+
+    def _tell_when_kept(self, stream: StreamState, reply: str, answer: bytes) -> None:
+        if reply:
+            self._answer_when_kept(stream.account, reply, answer)
 
     def _tell(self, stream: StreamState, reply: str, answer: bytes) -> None:
         if reply:

@@ -4,6 +4,7 @@ It holds and forms; what an answer means is decided by `gateway.core.outbox`.
 """
 
 from collections import deque
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from protocol import envelope
@@ -78,8 +79,23 @@ class PartitionOutbox:
     def add(self, entry: Entry) -> None:
         self.pending.append(entry)
         self.pending_bytes += entry.size_bytes
+        self._know(entry)
+
+    def hold(self, batch: Batch) -> None:
+        """A batch that an earlier process of this gateway has sent, as the next one on its way."""
+        self.in_flight.append(batch)
+        for entry in batch.entries:
+            self._know(entry)
+
+    def _know(self, entry: Entry) -> None:
         if entry.headers.msg_id is not None:
             self.ids[entry.headers.msg_id] = entry
+
+    def entries(self) -> Iterator[Entry]:
+        """All that it holds, in order: what is on its way, then what waits."""
+        for batch in self.in_flight:
+            yield from batch.entries
+        yield from self.pending
 
     def drop(self, entry: Entry) -> None:
         """The entry's outcome is known: its id may be used again."""

@@ -34,6 +34,7 @@ class Publish:
     expected_offset: int | None
     is_plain: bool  # nothing in its headers can make the log refuse it
     is_given_up: bool = False
+    is_kept: bool = False  # in a spool
     will_be_answered: bool = False
     had_room: bool = True
     answers: list[dict] = field(default_factory=list)
@@ -54,20 +55,34 @@ class Stored(NamedTuple):
 class Audit:
     """Hears of everything, believes nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, survives: bool) -> None:
+        """With `survives` gateways have a spool."""
+        self.survives = survives
         self.publishes: list[Publish] = []
         self.logs: dict[tuple[str, int], list[Stored]] = defaultdict(list)
         self.streams_changed = False
         self.gap_events = 0  # that gap records in the log count
         self.seen: dict[str, int] = Counter()  # how batches ended
+        self._unkept: list[Publish] = []
         self._by_payload: dict[bytes, Publish] = {}
         self._by_reply: dict[str, Publish] = {}
 
     def published(self, publish: Publish) -> None:
         self.publishes.append(publish)
+        self._unkept.append(publish)
         self._by_payload[publish.payload] = publish
         if publish.reply:
             self._by_reply[publish.reply] = publish
+
+    def kept(self) -> None:
+        """What was published until now is in the spool."""
+        for publish in self._unkept:
+            publish.is_kept = True
+        self._unkept.clear()
+
+    def killed(self) -> None:
+        """The gateway is gone, and with it what was not in the spool."""
+        self._unkept.clear()
 
     # -- the log ------------------------------------------------------------------------------------------------------
 
@@ -106,6 +121,7 @@ class Audit:
         publish, answer = self._by_reply[reply], json.loads(body)
         self._is(not publish.answers, f"a second answer {answer} to {publish}")
         publish.answers.append(answer)
+        self._is("ack" not in answer or publish.is_kept or not self.survives, f"{publish} is not kept")
         if "error" in answer:
             stored = [one for log in self.logs.values() for one in log if one.publish is publish]
             self._is(not stored, f"{publish} was refused, but it is in the log")
@@ -128,7 +144,10 @@ class Audit:
     # -- at the end ---------------------------------------------------------------------------------------------------
 
     def settled(self, last_life: int) -> None:
-        """The link has healed and the outbox is empty: what did the living gateway's clients get?"""
+        """The link has healed and the outbox is empty: what did the living gateway's clients get?
+
+        With a spool also: is there what earlier gateways have kept without anybody to tell the outcome to?
+        """
         places = defaultdict(list)
         for key, log in self.logs.items():
             for offset, stored in enumerate(log):
@@ -144,6 +163,9 @@ class Audit:
                 self._is(
                     len(publish.answers) == asked or (may_be_silent and not publish.answers), f"answers: {publish}"
                 )
+            # Who waited for the outcome may have been refused, and the gateway killed before it could say so.
+            promised = any("ack" in answer for answer in publish.answers) or not publish.will_be_answered
+            if publish.life == last_life or (self.survives and publish.is_kept and promised):
                 self._is(found or not publish.is_plain or publish.error or publish.is_given_up, f"lost: {publish}")
         given_up = sum(publish.is_given_up for publish in self.publishes)
         if last_life == 1 and not self.streams_changed:

@@ -11,9 +11,12 @@ import pytest
 
 from gateway.core.outbox import Outbox
 from gateway.core.partition_outbox import PartitionOutbox
+from gateway.core.spool import Spool
+from gateway.core.spool_format import Record
+from gateway.core.spool_recovery import _Place, _Sent
 from protocol.envelope import Parcel
 from simulation.audit import Violation
-from simulation.world import Sink, World
+from simulation.world import SimulatedGateway, Sink, World
 from sinkd.core import machine
 from sinkd.core.machine import Machine, Result, Taken
 from sinkd.core.state import PartitionState
@@ -22,12 +25,12 @@ SEEDS = int(os.environ.get("SEEDS", "300"))  # `make simulate SEEDS=...` runs an
 MUTANT_SEEDS = 200  # the most that a mistake is given to show itself
 
 
-def run(seed: int, *, calm: bool = False) -> World:
-    world = World(seed, calm=calm)
+def run(seed: int, *, calm: bool = False, spool: bool = False) -> World:
+    world = World(seed, calm=calm, spool=spool)
     try:
         world.run()
     except Exception as error:
-        error.add_note(f"seed {seed}: World({seed}, calm={calm}).run()")
+        error.add_note(f"seed {seed}: World({seed}, calm={calm}, spool={spool}).run()")
         raise
     return world
 
@@ -52,6 +55,20 @@ def test_without_faults_everything_is_taken():
         world = run(seed, calm=True)
         assert not world.audit.seen.keys() & {"FENCED", "STORAGE_FULL", "NOT_LEADER", "STALE_CONFIG"}
         assert all(log for key, log in world.audit.logs.items() if key[0] == "orders")
+
+
+def test_what_is_in_a_spool_outlives_the_gateway():
+    seeds = max(SEEDS // 6, 1)
+    worlds = [run(seed, spool=True) for seed in range(seeds)]
+    disks = [world.spool_disk for world in worlds]
+    assert sum(world.life for world in worlds) > 1.5 * seeds
+    assert sum(disk.restored for disk in disks) > 10 * seeds
+    assert sum(disk.moves for disk in disks) > seeds // 2
+    for disk in disks:
+        disk.write(0)
+        disk.write(0)  # the first one may have begun another file
+        assert len(disk.files) == 1
+        assert disk.spool.events == 0
 
 
 def test_a_seed_replays_itself():
@@ -168,6 +185,47 @@ def moved_events_are_overtaken(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Outbox, "_destination", lambda self, plan, *_: (self._partition(plan[0], plan[2]), plan[1]))
 
 
+def answers_leave_before_they_are_kept(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        SimulatedGateway, "_spooled", lambda self, spool: Outbox("zone", self.world.audit.answered, spool=spool)
+    )
+
+
+def batches_are_not_noted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Spool, "sent", lambda *_: None)
+
+
+def what_is_gone_is_not_noted(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Spool, "_note_gone", lambda self: self._gone.clear())
+
+
+def files_go_too_early(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Spool, "held", lambda self, file: 0)
+
+
+def old_batches_void_nothing(patch: pytest.MonkeyPatch) -> None:
+    def lenient(self: _Place, record: Record) -> None:
+        self.batches.append(_Sent(record.sequence, record.number, record.last_number, record.mark))
+
+    patch.setattr(_Place, "sent", lenient)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        answers_leave_before_they_are_kept,
+        batches_are_not_noted,
+        what_is_gone_is_not_noted,
+        files_go_too_early,
+        old_batches_void_nothing,
+    ],
+)
+def test_the_simulation_sees_mistakes_of_a_spool(mistake, monkeypatch):
+    mistake(monkeypatch)
+    with pytest.raises(Violation):
+        run_all(MUTANT_SEEDS, spool=True)
+
+
 @pytest.mark.parametrize(
     "mistake",
     [
@@ -191,6 +249,6 @@ def test_the_simulation_has_teeth(mistake, monkeypatch):
         run_all(MUTANT_SEEDS)
 
 
-def run_all(seeds: int) -> None:
+def run_all(seeds: int, *, spool: bool = False) -> None:
     for seed in range(seeds):
-        World(seed).run()
+        World(seed, spool=spool).run()

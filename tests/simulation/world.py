@@ -6,7 +6,8 @@ What is modelled after the shells (`gateway.shell.link`, `sinkd.shell.link_serve
   read what was on its way, up to any byte, and for as long as the scheduler likes: also after a newer link is open.
 - The sink answers appends when their command is committed; that it is full, or does not lead, it says at once. Commands
   go before appends. A crash keeps what was committed, and any prefix of what was handed over.
-- A gateway notices the end of its link late. It may be replaced by one of the same name that knows nothing.
+- A gateway notices the end of its link late. It may be replaced by one of the same name that knows nothing; or, with a
+  spool, by one that knows what the killed one has written: files that end at any byte of the last write.
 """
 
 import random
@@ -16,6 +17,9 @@ from collections.abc import Callable
 import msgspec
 
 from gateway.core.outbox import Outbox
+from gateway.core.spool import Spool
+from gateway.core.spool_format import Head, Owner, pack_head
+from gateway.core.spool_recovery import Recovery
 from protocol import link as frames
 from protocol.envelope import Envelope
 from protocol.limits import BATCHES_IN_FLIGHT_MAX
@@ -28,6 +32,8 @@ from sinkd.shell.link_server import _checked
 
 WALL_MS = 1_700_000_000_000
 SETTLE_STEPS_MAX = 400
+OWNER = Owner("mesh", "zone", "gateway", 0)
+SPOOL_FILE_BYTES = 3_000
 LATE_PART = 0.9  # how often nothing arrives of what an older link still carries
 
 
@@ -173,22 +179,79 @@ class Sink:
             self.apply(command)
 
 
+class SpoolDisk:
+    """What `gateway.shell.spool` does, on files that are bytes."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self.files: dict[int, bytes] = {}
+        self.spool = Spool()
+        self.moves = self.restored = 0
+
+    def restart(self, outbox: Callable[[Spool], Outbox], streams: list[StreamState], now_ms: int) -> Outbox:
+        """A new process: reads, and writes what it has read into a file of its own."""
+        recovery = Recovery(OWNER, now_ms, WALL_MS + now_ms)
+        for number, data in self.files.items():
+            recovery.read(str(number), data, is_last=number == max(self.files))
+        if recovery.problems:
+            raise Violation(f"a killed process left a damaged spool: {recovery.problems}")
+        self.spool = Spool()
+        self.spool.begin(max(self.files, default=0) + 1)
+        made = outbox(self.spool)
+        known = {stream.name: stream for stream in recovery.streams}
+        made.set_streams([known.get(stream.name, stream) for stream in streams])
+        for each in recovery.partitions():
+            self.spool.restore(*each)
+            made.restore(each.partition)
+            self.restored += len(each.numbers)
+        self.files = {self.spool.file: pack_head(Head(OWNER, True)) + self.spool.finish()}
+        self.spool.written()
+        return made
+
+    def write(self, held_bytes: int) -> None:
+        self.files[self.spool.file] += self.spool.finish()
+        self.spool.written()
+        for number in list(self.files)[:-1]:
+            if self.spool.held(number):
+                break
+            del self.files[number]
+        if len(self.files[self.spool.file]) > SPOOL_FILE_BYTES:
+            self.files[self.spool.file + 1] = pack_head(Head(OWNER, False))
+            self.spool.begin(self.spool.file + 1)
+        oldest = next(iter(self.files))
+        if sum(map(len, self.files.values())) > 2 * held_bytes + 2 * SPOOL_FILE_BYTES and oldest != self.spool.file:
+            self.spool.move(oldest, 1_000)
+            self.moves += 1
+
+    def kill(self) -> None:
+        """Any part of what was to be written has been."""
+        unwritten = self.spool.finish()
+        if unwritten and self.files:
+            self.files[self.spool.file] += unwritten[: self.rng.randint(0, len(unwritten))]
+
+
 class SimulatedGateway:
-    """The outbox and what `SinkLink` does with it."""
+    """The outbox and what `SinkLink` does with it; `Gateway`'s part of it, too, where there is a spool."""
 
     def __init__(self, world: "World", life: int) -> None:
         self.world, self.rng, self.life = world, world.rng, life
-        self.outbox = Outbox("zone", world.audit.answered)
+        self.held_answers: list[tuple[str, str, bytes]] = []
+        streams = [
+            msgspec.structs.replace(state, incarnation=b"?" + state.name.encode(), revision=0, retired=False)
+            for state in world.sink.machine.stream_states()
+        ]
+        if world.spool_disk is None:
+            self.outbox = Outbox("zone", world.audit.answered)
+            self.outbox.set_streams(streams)
+        else:
+            self.outbox = world.spool_disk.restart(self._spooled, streams, world.now_ms)
         self.outbox.link_down(world.now_ms)
-        provisional = {"revision": 0, "retired": False}
-        self.outbox.set_streams(
-            [
-                msgspec.structs.replace(state, incarnation=b"?" + state.name.encode(), **provisional)
-                for state in world.sink.machine.stream_states()
-            ]
-        )
         self.link: Link | None = None
         self.paused: dict[int, StreamState] = {}
+
+    def _spooled(self, spool: Spool) -> Outbox:
+        hold = self.held_answers.append
+        return Outbox("zone", self.world.audit.answered, spool=spool, answer_when_kept=lambda *answer: hold(answer))
 
     def connect(self) -> None:
         if self.link is None and self.world.sink.is_up:
@@ -205,11 +268,21 @@ class SimulatedGateway:
 
     def flush(self) -> None:
         self.outbox.flush(self.world.now_ms)
+        self.keep()
         ready, self.outbox.frames = self.outbox.frames, []
         self.write(ready)
         for partition in self.outbox._partitions.values():
             if len(partition.in_flight) > BATCHES_IN_FLIGHT_MAX:
                 raise Violation(f"{len(partition.in_flight)} batches in flight")
+
+    def keep(self) -> None:
+        """What was promised may leave when it is written."""
+        if self.world.spool_disk is not None:
+            self.world.spool_disk.write(self.outbox.size_bytes)
+            self.world.audit.kept()
+            held, self.held_answers[:] = list(self.held_answers), []
+            for answer in held:
+                self.world.audit.answered(*answer)
 
     def receive(self, data: bytes) -> None:
         assert self.link is not None
@@ -260,11 +333,12 @@ class SimulatedGateway:
 class World:
     """`run()` lets chance act for a while, then heals everything and checks what is there."""
 
-    def __init__(self, seed: int, *, calm: bool = False) -> None:
+    def __init__(self, seed: int, *, calm: bool = False, spool: bool = False) -> None:
         self.rng = random.Random(seed)
+        self.spool_disk = SpoolDisk(self.rng) if spool else None
         self.calm = calm
         self.now_ms = 1_000
-        self.audit = Audit()
+        self.audit = Audit(survives=spool)
         self.sink = Sink(self)
         self.revision = 0
         self.configure()
@@ -412,6 +486,10 @@ class World:
         self.dialing_from_ms = self.now_ms + 6_000
 
     def replace_gateway(self) -> None:
+        if self.spool_disk is not None:
+            self.gateway.outbox.flush(self.now_ms)
+            self.spool_disk.kill()
+            self.audit.killed()
         self.gateway.lose_link()
         self.life += 1
         self.gateway = SimulatedGateway(self, self.life)
@@ -456,7 +534,7 @@ class World:
         link, sink = self.gateway.link, self.sink
         waiting = sink.commands or sink.appends or sink.handed or len(sink.links) > 1
         quiet = link is not None and link.is_open and not link.to_sink and not link.to_gateway
-        return quiet and not waiting and self.gateway.outbox.is_empty
+        return quiet and not waiting and self.gateway.outbox.is_empty and not self.gateway.held_answers
 
 
 def take(stream: bytearray, rng: random.Random) -> bytes:
