@@ -13,20 +13,23 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import structlog
 
 from gateway.core.connections import ClosedConnections
 from gateway.core.identity import Responses, UserEntry
 from gateway.core.nats_values import Moment
-from gateway.core.outbox import Outbox
+from gateway.core.outbox import Answer, Outbox
 from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Session
+from gateway.core.spool_format import Owner
 from gateway.shell import lame_duck
 from gateway.shell.history import HistoryService
 from gateway.shell.link import Dial, SinkLink
 from gateway.shell.peers import ALONE, PeerLinks, Worker
 from gateway.shell.server import ClientServer
+from gateway.shell.spool import SpoolFolder
 from gateway.shell.tls import ClientTls
 from protocol import config, link
 from protocol.limits import NONCE_BYTES, OUTBOX_DRAIN_MS_MAX
@@ -75,7 +78,11 @@ class Gateway:
             tls=ClientTls(configuration.tls_clients) if configuration.tls_clients is not None else None,
         )
         self.peers = PeerLinks(self.server, worker, random.random) if worker.count > 1 else None
-        self.outbox = Outbox(self.zone, self._answer)
+        self.spool: SpoolFolder | None = None
+        if self.node.spool and dial is not None:
+            owner = Owner(mesh, self.zone, node, worker.number)
+            self.spool = SpoolFolder(Path(self.node.spool), owner, worker.count, self._answer)
+        self.outbox = _outbox(self.zone, self._answer, self.spool)
         self.link: SinkLink | None = None
         self.plane.routes_changed(keeps_events=dial is not None)
         if dial is not None:
@@ -110,10 +117,17 @@ class Gateway:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> tuple[str, int]:
-        """Begins to serve; where clients connect. OSError: the address cannot be had."""
+        """Begins to serve; where clients connect.
+
+        OSError: the address cannot be had, or the spool not be read. DataError: the spool cannot be used.
+        """
         loop = asyncio.get_running_loop()
         if self.plane.engine.name != "compiled":
             log.warning("data_plane_is_slow", reason="it was built without a C compiler and runs as pure Python")
+        if self.spool is not None:
+            streams = _provisional(self.configuration.effective_streams())
+            self.spool.open(self.outbox, streams, monotonic_ms(), self._wall_ms())
+            self._routes = self.outbox.routes
         if self.link is not None:
             self._tasks.append(loop.create_task(self.link.run()))
         self._tasks.append(loop.create_task(self._tick()))
@@ -146,8 +160,9 @@ class Gateway:
         while self.link is not None and not self.outbox.is_empty and monotonic_ms() < deadline:
             self._flush_outbox()
             await asyncio.sleep(LINGER_S)
+        self._flush_outbox()
         if not self.outbox.is_empty:
-            log.warning("outbox_abandoned", bytes=self.outbox.size_bytes)
+            log.warning("outbox_abandoned" if self.spool is None else "outbox_kept", bytes=self.outbox.size_bytes)
         await self.history.close()
         if self.peers is not None:
             await self.peers.finish()
@@ -157,9 +172,13 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.spool is not None:
+            self.spool.close()
 
     def health(self) -> str | None:
         """What is wrong, or None."""
+        if self.spool is not None and self.spool.problem is not None:
+            return f"spool {self.spool.path}: {self.spool.problem}"
         if self.link is not None and not self.link.is_up:
             return f"no sink of zone {self.zone} is reachable: {self.link.last_error}"
         if self.peers is not None and self.peers.missing:
@@ -223,8 +242,10 @@ class Gateway:
     def _flush_outbox(self) -> None:
         self._outbox_scheduled = False
         lingers = self.outbox.flush(monotonic_ms())
-        if self.link is not None:
+        if self.link is not None and (self.spool is None or self.spool.write()):
             self.link.send_outbox()
+        if self.spool is not None:
+            self.server.flush()  # answers that waited for it
         if lingers:
             self._flush_outbox_soon(LINGER_S)
 
@@ -272,6 +293,8 @@ class Gateway:
         while True:
             await asyncio.sleep(TICK_S)
             self.outbox.tick(monotonic_ms())
+            if self.spool is not None:
+                self.spool.look_at_disk()
             self._flush_outbox()
             self._resume_waiting()
             self.server.flush()
@@ -325,6 +348,12 @@ def _user(user: config.User) -> UserEntry:
         nkey=user.nkey,
         account=user.account,
     )
+
+
+def _outbox(zone: str, answer: Answer, spool: SpoolFolder | None) -> Outbox:
+    if spool is None:
+        return Outbox(zone, answer)
+    return Outbox(zone, answer, spool=spool.spool, answer_when_kept=spool.hold)
 
 
 def _provisional(streams: tuple[config.Stream, ...]) -> list[StreamState]:
