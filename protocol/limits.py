@@ -91,6 +91,7 @@ PULL_MS_MAX: Final = 5_000  # for an answer to that
 
 # -- the log ----------------------------------------------------------------------------------------------------------
 JOURNAL_FILE_BYTES: Final = 64 * MIB
+JOURNAL_RECENT_BYTES: Final = 16 * MIB  # of commands added last, kept in memory: each is read up to three times soon
 FSYNC_INTERVAL_MS: Final = 1_000  # with fsync = "interval": what a power cut may cost
 JOURNAL_FILES_HELD_MAX: Final = 32  # that are kept for a sink which is being filled
 JOURNAL_SLICE_ENTRIES_MAX: Final = 256  # bounds what one tick applies and sends

@@ -1,10 +1,10 @@
-"""The table of journal entries against a plain dictionary."""
+"""The table of journal entries, and the commands that were added last, against plain dictionaries."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sinkd.core.entries import EntryTable
+from sinkd.core.entries import COMMAND_OVERHEAD_BYTES, EntryTable, RecentCommands
 
 actions = st.lists(
     st.one_of(
@@ -47,3 +47,42 @@ def test_entries_before_the_first_stand_in_no_file():
     table.prepend(4, 1)
     assert (table.first_index, table.term(9), table.place(9)) == (9, 4, (0, 0))
     assert table.place(10) == (1, 96)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("append"), st.integers(0, 600)),
+            st.tuples(st.sampled_from(["truncate", "forget"]), st.integers(0, 40)),
+        ),
+        max_size=80,
+    )
+)
+def test_recent_commands_are_the_last_ones_that_fit(changes):
+    recent, model, following = RecentCommands(1000), {}, 1
+    for action, number in changes:
+        if action == "append":
+            recent.append(following, bytes(number))
+            model[following] = bytes(number)
+            following += 1
+            while sum(len(command) + COMMAND_OVERHEAD_BYTES for command in model.values()) > 1000:
+                del model[min(model)]
+        elif action == "truncate":
+            recent.truncate(number)
+            model = {index: command for index, command in model.items() if index < number}
+            following = min(following, number)
+        else:
+            recent.forget(number)
+            model = {index: command for index, command in model.items() if index >= number}
+        assert {index: recent.get(index) for index in range(-1, 100) if recent.get(index) is not None} == model
+        assert len(recent) == len(model)
+        assert recent.size_bytes == sum(len(command) + COMMAND_OVERHEAD_BYTES for command in model.values())
+
+
+def test_a_command_that_is_too_large_is_not_kept():
+    recent = RecentCommands(1000)
+    recent.append(1, b"small")
+    recent.append(2, bytes(1000))
+    assert (len(recent), recent.size_bytes) == (0, 0)
+    recent.append(3, b"next")
+    assert recent.get(3) == b"next"

@@ -19,7 +19,7 @@ from support.disk import flip
 from support.journals import FILE_BYTES, contents, entry, fill, numbered, refused, reopen
 
 from protocol.errors import DamagedFile
-from protocol.limits import JOURNAL_SLICE_BYTES_MAX, JOURNAL_SLICE_ENTRIES_MAX, MIB
+from protocol.limits import JOURNAL_RECENT_BYTES, JOURNAL_SLICE_BYTES_MAX, JOURNAL_SLICE_ENTRIES_MAX, MIB
 from sinkd.core.formats import RECORD_HEADER_BYTES
 from sinkd.shell import journal_files
 from sinkd.shell.files import FileGone
@@ -178,6 +178,8 @@ TestJournalModel = JournalModel.TestCase
 def test_an_entry_is_read_when_its_command_is_looked_at(folder):
     journal = reopen(folder)
     fill(journal, 3)
+    journal.close()
+    journal = reopen(folder)
     place = journal.locate(2)
     late = journal[1]
     flip(numbered(folder)[0], place.position + 5)
@@ -187,6 +189,44 @@ def test_an_entry_is_read_when_its_command_is_looked_at(folder):
     assert caught.value.file == str(numbered(folder)[0])
     assert caught.value.position == place.position - RECORD_HEADER_BYTES
     assert journal[2] == entry(3)
+    journal.close()
+
+
+def test_what_was_added_last_is_not_read_from_the_disk(folder):
+    journal = reopen(folder, file_bytes=MIB)
+    entries = fill(journal, 60, size_bytes=JOURNAL_RECENT_BYTES // 50)
+    with mock.patch("sinkd.shell.journal.read_at", side_effect=AssertionError):
+        assert [journal.command(index, 1) for index in range(12, 61)] == [command for command, _, _ in entries[11:]]
+        assert journal.head(60, 4) == entries[59][0][:4]
+        with pytest.raises(AssertionError):
+            journal.command(11, 1)
+        with pytest.raises(IndexError, match="another term"):
+            journal.command(60, 2)
+    assert journal.command(11, 1) == entries[10][0]
+    journal.close()
+
+
+@pytest.mark.parametrize("opened_anew", [False, True])
+def test_the_head_of_a_command_is_its_first_bytes(folder, opened_anew):
+    journal = reopen(folder)
+    fill(journal, 4)
+    journal.add(b"abcdef", 5, 1)
+    journal.add(b"", 6, 1)
+    if opened_anew:
+        journal.sync()
+        journal.close()
+        journal = reopen(folder, (4, 1, 1))
+    assert [journal.head(index, 3) for index in (4, 5, 6)] == [entry(4)[0][:3], b"abc", b""]
+    assert (journal.head(5, 6), journal.head(5, 7)) == (b"abcdef", b"abcdef")
+    with pytest.raises(IndexError):
+        journal.head(7, 3)
+    journal.deleteEntriesFrom(5 - journal.first_index)
+    journal.add(b"other", 5, 2)
+    assert journal.head(5, 3) == b"oth"
+    journal.reset(10, 2, 2)
+    assert (journal.head(10, 3), journal.command(9, 2)) == (b"\x01", b"\x01")
+    journal.add(b"behind", 11, 2)
+    assert journal.head(11, 3) == b"beh"
     journal.close()
 
 

@@ -1,4 +1,4 @@
-"""Where the entries of the journal stand: 20 bytes of memory for each, no Python object.
+"""Where the entries of the journal stand: 20 bytes of memory for each, no Python object; and the latest commands.
 
 Raft indexes are consecutive, so an entry's index is its place in the arrays plus `first_index`.
 """
@@ -10,6 +10,7 @@ from sinkd.core.formats import RECORD_ALIGNMENT_BYTES
 
 _FILE_SHIFT: Final = 32
 _SLOT_MASK: Final = (1 << _FILE_SHIFT) - 1
+COMMAND_OVERHEAD_BYTES: Final = 128  # what Python needs beside the bytes of a small command
 
 
 class EntryTable:
@@ -70,3 +71,43 @@ class EntryTable:
         if not 0 <= slot < len(self._terms):
             raise IndexError(f"entry {index}: the journal holds {self.first_index} to {self.next_index - 1}")
         return slot
+
+
+class RecentCommands:
+    """The commands that were added last, `bytes_max` of memory at most. Their indexes are consecutive."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._commands: dict[int, bytes] = {}
+        self._first_index = 0  # of those that are held, if any
+        self.size_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._commands)
+
+    def get(self, index: int) -> bytes | None:
+        return self._commands.get(index)
+
+    def append(self, index: int, command: bytes) -> None:
+        """The entry behind the last one here. The oldest go, if need be: a command that is too large alone, at once."""
+        if not self._commands:
+            self._first_index = index
+        self._commands[index] = command
+        self.size_bytes += len(command) + COMMAND_OVERHEAD_BYTES
+        while self.size_bytes > self._bytes_max:
+            self.forget(self._first_index + 1)
+
+    def truncate(self, index: int) -> None:
+        """Drops all from `index` on."""
+        for dropped in range(max(index, self._first_index), self._first_index + len(self._commands)):
+            self._drop(dropped)
+
+    def forget(self, index: int) -> None:
+        """Drops all below `index`."""
+        end = min(index, self._first_index + len(self._commands))
+        for dropped in range(self._first_index, end):
+            self._drop(dropped)
+        self._first_index = max(self._first_index, end)
+
+    def _drop(self, index: int) -> None:
+        self.size_bytes -= len(self._commands.pop(index)) + COMMAND_OVERHEAD_BYTES

@@ -2,7 +2,8 @@
 
 PySyncObj sees a list of entries `(command, index, term)` and a term with a vote; on disk both are records of the same
 stream (`sinkd.core.formats`), so that no crash can reorder them. Commands stay in the files: memory holds 20 bytes for
-each entry, and a command is read, and its checksum verified, when somebody looks at it.
+each entry, and a command is read, and its checksum verified, when somebody looks at it. Only those that were added last
+are at hand as they were given: a leader applies a command, and sends it to each follower, soon after it was added.
 
     add, setCurrentTerm, deleteEntriesFrom ─► pwrite at once ─► sync(): fdatasync, then a SYNCED mark
     checkpoint written ─► cut(index): files that hold only older entries are recycled
@@ -26,13 +27,14 @@ from protocol.errors import DamagedFile
 from protocol.limits import (
     JOURNAL_FILE_BYTES,
     JOURNAL_FILE_BYTES_MIN,
+    JOURNAL_RECENT_BYTES,
     JOURNAL_ROLL_EARLY_PART,
     JOURNAL_SLICE_BYTES_MAX,
     JOURNAL_SLICE_ENTRIES_MAX,
     LINK_FRAME_BYTES_MAX,
     VOTED_FOR_BYTES_MAX,
 )
-from sinkd.core.entries import EntryTable
+from sinkd.core.entries import EntryTable, RecentCommands
 from sinkd.core.formats import (
     MARK_BYTES,
     RECORD_ALIGNMENT_BYTES,
@@ -107,6 +109,7 @@ class Journal:
     def __init__(self, files: JournalFiles, recovered: Recovered) -> None:
         self._files = files
         self._entries: EntryTable = recovered.entries
+        self._recent = RecentCommands(JOURNAL_RECENT_BYTES)
         self._term, self._voted_for = recovered.term, recovered.voted_for
         self._end = recovered.end
         self._active: JournalFile
@@ -161,6 +164,7 @@ class Journal:
             raise ValueError(f"a command of {len(command)} bytes; {LINK_FRAME_BYTES_MAX} is the most")
         position = self._write(Kind.ENTRY, term, idx, command)
         self._entries.append(term, self._active.number, position, len(command))
+        self._recent.append(idx, command)
 
     def deleteEntriesFrom(self, entryFrom: int) -> None:
         """Makes the entries from position `entryFrom` (in this list) on void. The first entry cannot be."""
@@ -170,6 +174,7 @@ class Journal:
             index = self._entries.first_index + entryFrom
             self._write(Kind.TRUNCATE, 0, index)
             self._entries.truncate(index)
+            self._recent.truncate(index)
 
     def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
         """Term and vote, in the same stream as the entries. They hold once `sync` has returned."""
@@ -277,6 +282,7 @@ class Journal:
             return
         keep, _ = self._entries.place(index)
         self._entries.forget(index)
+        self._recent.forget(index)
         self._files.drop_before(keep)
 
     def reset(self, index: int, term: int, previous_term: int) -> None:
@@ -295,6 +301,7 @@ class Journal:
         try:
             os.fdatasync(self._active.descriptor)
             self._entries = EntryTable(index + 1)
+            self._recent.truncate(0)
             self._begin(self._active.number + 1, self._end)
             self._dirty = False
         except OSError:
@@ -353,12 +360,18 @@ class Journal:
         return self._entries.term(index)
 
     def command(self, index: int, term: int) -> bytes:
-        """The command of entry `index`, checked. IndexError: the journal has no such entry of that term."""
+        """The command of entry `index`, checked. IndexError: the journal has no such entry of that term.
+
+        DamagedFile: its bytes are not those that were added.
+        """
         number, position = self._entries.place(index)
         if self._entries.term(index) != term:
             raise IndexError(f"entry {index} of term {term} is void, the journal has one of another term")
         if number == 0:
             return NO_OP
+        recent = self._recent.get(index)
+        if recent is not None:
+            return recent
         length = self._entries.length(index)
         file = self._file(number)
         with file.reading() as descriptor:
@@ -372,10 +385,16 @@ class Journal:
         return data[RECORD_HEADER_BYTES : RECORD_HEADER_BYTES + length]
 
     def head(self, index: int, size_bytes: int) -> bytes:
-        """The first bytes of the command of entry `index`, unchecked: enough to see of what kind it is."""
+        """The first bytes of the command of entry `index`, unchecked: enough to see of what kind it is.
+
+        IndexError: the journal has no such entry.
+        """
         number, position = self._entries.place(index)
         if number == 0:
             return NO_OP[:size_bytes]
+        recent = self._recent.get(index)
+        if recent is not None:
+            return recent[:size_bytes]
         with self._file(number).reading() as descriptor:
             return read_at(descriptor, min(size_bytes, self._entries.length(index)), position + RECORD_HEADER_BYTES)
 
