@@ -39,9 +39,9 @@ class Process:
         return self._process.pid
 
     def cpu_s(self) -> float:
-        """Time on CPUs since its start, of all its threads."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Time on CPUs since its start, of all its threads and of the processes that it has started and that run."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return sum(map(_cpu_s, (self.pid, *map(int, children))))
 
     def memory_bytes(self) -> int:
         """Resident at this moment."""
@@ -99,6 +99,11 @@ def free_ports(count: int) -> list[int]:
     for probe in probes:
         probe.close()
     return ports
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _last_line(text: str) -> str:

@@ -103,6 +103,8 @@ def _streams() -> list[Row]:
                 replace(distinct, subscription="bench.d.*")),
         _stream("distinct-none", "1,000,000 distinct subjects, each once, no subscriber, 16 B", 1,
                 replace(distinct, receivers=0)),
+        _stream("across-16", "workers 2: 1:1 across, 16 B", 2, small, setup=Setup(nodes=2), has_relay=False),
+        _stream("across-128", "workers 2: 1:1 across, 128 B", 2, common, setup=Setup(nodes=2), has_relay=False),
     ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,20 @@ from bench.processes import BIN, POLL_S, BenchError, Process, UnavailableError, 
 __all__ = ["POLL_S", "BenchError", "Gateway", "NatsServer", "Relay", "Server", "Setup", "UnavailableError"]
 
 COUNT_WAIT_S_MAX = 5.0
+ROUTES_WAIT_S_MAX = 20.0
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a row needs of a server's configuration."""
+    """What a row needs of a server's configuration.
+
+    `nodes` above 1: workers of one gateway, or nats-servers in a cluster. Publishers are on the first of them,
+    subscribers on the last.
+    """
 
     permissions: bool = False
     tls: bool = False
+    nodes: int = 1
 
 
 USER, PASSWORD = "bench", "secret"
@@ -57,11 +64,22 @@ class Server(Process):
     def _command(self) -> list[str]:
         raise NotImplementedError
 
+    def port_of(self, node: int) -> int:
+        """Where that one of the nodes may be met; `node_of` says whether it was."""
+        return self.port
+
+    def node_of(self, info: dict[str, Any]) -> int:
+        """Which of the nodes has greeted a client with INFO."""
+        return 0
+
     def messages_in(self) -> int:
         """What it counts itself."""
+        return int(self._varz()["in_msgs"])
+
+    def _varz(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor_port}/varz", timeout=30) as answer:
             values: dict[str, Any] = json.load(answer)
-        return int(values["in_msgs"])
+        return values
 
 
 class Gateway(Server):
@@ -71,11 +89,16 @@ class Gateway(Server):
         (self._folder / "mesh.toml").write_text(self._configuration())
         return [str(BIN / "gateway"), "--config", "mesh.toml", "--node", "gw"]
 
+    def node_of(self, info: dict[str, Any]) -> int:
+        return (int(info["client_id"]) - 1) % self.setup.nodes  # the workers number their clients in turn
+
     def _configuration(self) -> str:
         parts = [
             '[mesh]\nname = "bench"\nmode = "delivery-fabric"',
             f'[zones.z.gateways.gw]\nclient = "127.0.0.1:{self.port}"\nmonitor = "127.0.0.1:{self.monitor_port}"',
         ]
+        if self.setup.nodes > 1:
+            parts[-1] += f"\nworkers = {self.setup.nodes}"
         if self.setup.permissions:
             publish = f"allow = {_listed(PUBLISH_ALLOW)}, deny = {_listed(PUBLISH_DENY)}"
             subscribe = f"allow = {_listed(SUBSCRIBE_ALLOW)}, deny = {_listed(SUBSCRIBE_DENY)}"
@@ -92,6 +115,38 @@ class Gateway(Server):
 class NatsServer(Server):
     name = "nats-server"
 
+    def __init__(self, folder: Path, setup: Setup, seed: "NatsServer | None" = None) -> None:
+        """`seed`: the first node of the cluster that this one belongs to."""
+        self._others: list[NatsServer] = []
+        self._cluster_port = free_ports(1)[0]
+        self._seed_port = seed._cluster_port if seed is not None else self._cluster_port
+        super().__init__(folder, setup)
+        if seed is None:
+            for number in range(1, setup.nodes):
+                self._others.append(NatsServer(folder / str(number), setup, self))
+                self._others[-1]._wait_for_routes()
+
+    def port_of(self, node: int) -> int:
+        return self._others[node - 1].port if node else self.port
+
+    def node_of(self, info: dict[str, Any]) -> int:
+        return [self.port_of(node) for node in range(self.setup.nodes)].index(int(info["port"]))
+
+    def cpu_s(self) -> float:
+        return super().cpu_s() + sum(other.cpu_s() for other in self._others)
+
+    def stop(self) -> None:
+        for other in self._others:
+            other.stop()
+        super().stop()
+
+    def _wait_for_routes(self) -> None:
+        deadline = time.monotonic() + ROUTES_WAIT_S_MAX
+        while not self._varz()["routes"]:
+            if time.monotonic() > deadline:
+                raise UnavailableError("nats-server finds no cluster")
+            time.sleep(POLL_S)
+
     def _command(self) -> list[str]:
         (self._folder / "nats.conf").write_text(self._configuration())
         return [str(BIN / "nats-server"), "-c", "nats.conf"]
@@ -104,6 +159,9 @@ class NatsServer(Server):
             permissions = f"{{ publish: {{ {publish} }}, subscribe: {{ {subscribe} }} }}"
             user = f'{{ user: "{USER}", password: "{PASSWORD}", permissions: {permissions} }}'
             parts.append(f"authorization {{ users: [ {user} ] }}")
+        if self.setup.nodes > 1:
+            routes = f'routes: [ "nats://127.0.0.1:{self._seed_port}" ]'
+            parts.append(f'cluster {{ name: bench, listen: "127.0.0.1:{self._cluster_port}", {routes} }}')
         if self.setup.tls:
             write_keys(self._folder)
             parts.append('tls { cert_file: "cert.pem", key_file: "key.pem" }')

@@ -25,7 +25,7 @@ from typing import Self
 from bench.children import Child
 from bench.servers import COUNT_WAIT_S_MAX, POLL_S, BenchError, Server
 from bench.traffic import CHUNK_BYTES, SUBJECT, SUBSCRIPTION_ID, Traffic
-from bench.wire import barrier, connect, read_until
+from bench.wire import SPREAD_S, barrier, connect, read_until
 
 WINDOW_BYTES = 16 * 1024 * 1024  # of one receiver
 WINDOWS_BYTES = 128 * 1024 * 1024  # of all receivers together
@@ -281,6 +281,7 @@ class _Publisher:
         if self.server.wire == "nats":
             self.source.sendall(self.stream.traffic.published(self.stream.traffic.subjects[0]))
             barrier(self.source)
+            time.sleep(SPREAD_S if self.server.setup.nodes > 1 else 0)
         self.shared.set(_Flag.PROOF_SENT)
 
 

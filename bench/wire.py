@@ -3,12 +3,15 @@
 import json
 import socket
 import ssl
+import time
 from collections.abc import Mapping
 from types import MappingProxyType
 
 from bench.servers import PASSWORD, USER, BenchError, Server
 
 WAIT_S_MAX = 120.0
+MEET_S_MAX = 20.0
+SPREAD_S = 0.3  # in which the nodes of a cluster learn from each other what a client was promised
 READ_BYTES = 64 * 1024
 
 
@@ -17,7 +20,11 @@ def connect(server: Server, commands: bytes = b"", *, subscribes: bool = False) 
     if server.wire == "relay":
         return _relayed(server.port, subscribes)
     user = {"user": USER, "pass": PASSWORD} if server.setup.permissions else {}
-    return connect_to(server.port, commands, tls=server.setup.tls, user=user)
+    if server.setup.nodes == 1:
+        return connect_to(server.port, commands, tls=server.setup.tls, user=user)
+    connection = _introduced(_met(server, server.setup.nodes - 1 if subscribes else 0), commands, user)
+    time.sleep(SPREAD_S if subscribes else 0)
+    return connection
 
 
 def connect_to(
@@ -26,8 +33,21 @@ def connect_to(
     """A NATS connection whose `commands` have been carried out."""
     connection = _connected(port)
     read_until(connection, b"\r\n")  # INFO
-    if tls:
-        connection = _encrypted(connection)
+    return _introduced(_encrypted(connection) if tls else connection, commands, user)
+
+
+def _met(server: Server, node: int) -> socket.socket:
+    """A connection to that node, on which nothing was said yet: with one port for all of them, after some tries."""
+    deadline = time.monotonic() + MEET_S_MAX
+    while time.monotonic() < deadline:
+        connection = _connected(server.port_of(node))
+        if server.node_of(json.loads(read_until(connection, b"\r\n")[len("INFO ") :])) == node:
+            return connection
+        connection.close()
+    raise BenchError(f"{server.name}: no connection came to node {node}")
+
+
+def _introduced(connection: socket.socket, commands: bytes, user: Mapping[str, str]) -> socket.socket:
     options: dict[str, object] = {"verbose": False, "pedantic": False, "headers": True, "no_responders": True}
     options |= {"lang": "bench", "version": "1", "protocol": 0, **user}  # no INFO but the first
     connection.sendall(f"CONNECT {json.dumps(options)}\r\n".encode() + commands)

@@ -19,18 +19,25 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], cwd=TOP, capture_output=True, text=True, timeout=120)
 
 
-def test_a_row_of_both_servers_and_the_page_of_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "work", "servers"),
+    [
+        ("1to1-128", "1:1, 128 B", ("gateway", "nats-server", "relay")),
+        ("across-128", "workers 2: 1:1 across, 128 B", ("gateway", "nats-server")),
+    ],
+)
+def test_a_row_of_all_servers_and_the_page_of_it(tmp_path: Path, key: str, work: str, servers: tuple[str, ...]) -> None:
     results, page = tmp_path / "results.json", tmp_path / "page.md"
-    once = "--rows", "1to1-128", "--rounds", "1", "--seconds", "0.1"
+    once = "--rows", key, "--rounds", "1", "--seconds", "0.1"
     ended = run("-m", "bench", *once, "--results", str(results), "--write", str(page))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     (row,) = json.loads(results.read_text())
     assert row["missing"] == {}
-    for server in ("gateway", "nats-server", "relay"):
+    for server in servers:
         (rate,), (cpu,) = row["values"][server]["rate"], row["values"][server]["cpu"]
         assert 1_000 < rate < 100_000_000
         assert 0 <= cpu < 1_000_000
-    assert "| 1:1, 128 B | " in page.read_text()
+    assert f"| {work} | " in page.read_text()
 
 
 LOSSY = """
@@ -65,7 +72,7 @@ class Server:
 
 relaying = Child(relay)
 try:
-    print("counts", measure(Server(), Stream(Traffic(16)), 0.01).messages > 0)
+    print("counts", measure(Server(), Stream(Traffic(16)), 0.2).messages > 0)
 except BenchError as error:
     print("fails:", error)
 relaying.result()
