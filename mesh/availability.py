@@ -19,8 +19,6 @@ def _of_mesh(configuration: Config) -> Iterator[str]:
         yield f"mesh.contracts: {mesh.contracts!r} is not available in this version; write 'off'"
     if mesh.buffer_bytes:
         yield "mesh.buffer: the ephemeral ring is not available in this version; write '0'"
-    if configuration.tls_nodes is not None:
-        yield "tls.nodes: TLS between nodes is not available in this version; leave it out and set mesh.insecure = true"
     if len(configuration.zones) > 1:
         names = ", ".join(configuration.zones)
         yield f"zones: links between zones are not available in this version; leave one of {names}"
@@ -30,8 +28,6 @@ def _of_nodes(configuration: Config) -> Iterator[str]:
     for zone in configuration.zones.values():
         if len(zone.gateways) > 1:
             yield f"zones.{zone.name}.gateways: links between gateways are not available in this version; leave one"
-        if len(zone.sinks) > 1:
-            yield f"zones.{zone.name}.sinks: groups of several sinks are not available in this version; leave one"
         if zone.groups > 1:
             yield f"zones.{zone.name}.groups: several groups are not available in this version; write 1"
         for gateway in zone.gateways.values():

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -23,8 +24,8 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 
 from gateway.core.nats_values import Page
 from gateway.shell.gateway import Gateway, new_server_id
-from gateway.shell.link import Dial
-from mesh import logs
+from gateway.shell.link import Dial, SinkDial
+from mesh import logs, node_tls
 from mesh.availability import not_available
 from mesh.metrics import GatewayMetrics, MonitorMetrics, SinkMetrics
 from mesh.monitor import Maker, Monitor
@@ -159,7 +160,7 @@ def run_gateway(file: str, node: str) -> int:
         return _run_workers(gateway, Orders(file, content, new_server_id(), gateway.client.port))
 
     def make() -> Node:
-        return Node(Gateway(configuration, node, dial_sink(configuration, gateway), VERSION), None)
+        return Node(Gateway(configuration, node, dial_sinks(configuration, gateway), VERSION), None)
 
     return _run(make, lambda running: _print_node("gateway", node, client=running.clients, monitor=running.monitored))
 
@@ -177,7 +178,7 @@ def run_sinkd(file: str, node: str) -> int:
     """`sinkd --config FILE --node NODE`."""
     configuration = load(file, Path(file).read_bytes())
     return _run(
-        lambda: Node(None, Sink(configuration, node)),
+        lambda: Node(None, Sink(configuration, node, tls=node_tls.for_sink(configuration, node))),
         lambda running: _print_node(
             "sinkd", node, link=running.sink.listening if running.sink else None, monitor=running.monitored
         ),
@@ -190,7 +191,7 @@ def run_configured(
     """A gateway of a configuration at hand that keeps nothing; `made` is called before it listens, `started` then."""
 
     def make() -> Node:
-        running = Node(Gateway(configuration, node, None, VERSION), None)
+        running = Node(Gateway(configuration, node, (), VERSION), None)
         made(running)
         return running
 
@@ -209,7 +210,7 @@ def load(file: str, content: bytes) -> config.Config:
 
 def _embedded(configuration: config.Config) -> Node:
     if configuration.mesh.mode == "delivery-fabric":
-        return Node(Gateway(configuration, "gw1", None, VERSION), None)
+        return Node(Gateway(configuration, "gw1", (), VERSION), None)
     sink = Sink(configuration, "sink1", embedded=True)
 
     async def dial(factory: Callable[[], asyncio.Protocol]) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
@@ -218,16 +219,28 @@ def _embedded(configuration: config.Config) -> Node:
         await sink.connect(theirs)
         return await asyncio.get_running_loop().create_connection(factory, sock=ours)
 
-    return Node(Gateway(configuration, "gw1", dial, VERSION), sink)
+    return Node(Gateway(configuration, "gw1", (SinkDial("sink1", dial),), VERSION), sink)
 
 
-def dial_sink(configuration: config.Config, gateway: config.Gateway) -> Dial | None:
-    """How to reach the sink of the gateway's zone, or of the zone that keeps its events."""
+def dial_sinks(configuration: config.Config, gateway: config.Gateway) -> tuple[SinkDial, ...]:
+    """How to reach the sinks of the gateway's zone, or of the zone that keeps its events.
+
+    ConfigError: certificates of `[tls.nodes]` are of no use.
+    """
     if configuration.mode_of(gateway.name) == "delivery-fabric":
-        return None
+        return ()
     keeper = configuration.zones[configuration.zones[gateway.zone].kept_by or gateway.zone]
-    address = next(iter(keeper.sinks.values())).link
+    if configuration.tls_nodes is None:
+        return tuple(SinkDial(sink.name, _plain(sink.link)) for sink in keeper.sinks.values())
+    own = node_tls.name_of(configuration, gateway.name)
+    context = node_tls.contexts(configuration.tls_nodes, own).client
+    return tuple(
+        SinkDial(sink.name, partial(node_tls.connect, sink.link, context, node_tls.name_of(configuration, sink.name)))
+        for sink in keeper.sinks.values()
+    )
 
+
+def _plain(address: config.Address) -> Dial:
     async def dial(factory: Callable[[], asyncio.Protocol]) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
         return await asyncio.get_running_loop().create_connection(factory, address.host, address.port)
 

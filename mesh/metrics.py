@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway.shell.gateway import Gateway
+from gateway.shell.link import SinkLink
 from mesh.monitor import Monitor
 from sinkd.shell.sink import Sink
 
@@ -48,8 +49,7 @@ class GatewayMetrics(Collector):
         yield _gauge("mesh_gateway_outbox_bytes", "Bytes of events on their way to the log", outbox.size_bytes)
         yield _gauge("mesh_gateway_publishers_paused", "Connections waiting for room", gateway.publishers_waiting)
         if gateway.link is not None:
-            yield _gauge("mesh_gateway_sink_link_up", "1 while the link to the sink is open", gateway.link.is_up)
-            yield _counter("mesh_gateway_sink_link_connects", "Connections made to the sink", gateway.link.connects)
+            yield from _sink_link(gateway.link)
         if gateway.peers is not None:
             dropped = "Messages for other workers that were too far behind"
             yield _gauge("mesh_gateway_peers_missing", "Other workers without a link to it", len(gateway.peers.missing))
@@ -59,6 +59,17 @@ class GatewayMetrics(Collector):
             requests.add_metric([verb], count)
         yield requests
         yield _counter("mesh_gateway_log_records_shown", "Records shown to readers", gateway.history.records_shown)
+
+
+def _sink_link(sink_link: SinkLink) -> Iterator[Metric]:
+    yield _gauge("mesh_gateway_sink_link_up", "1 while a link to the sink that leads is open", sink_link.is_up)
+    on = GaugeMetricFamily("mesh_gateway_sink_link_on", "1 for the sink that the link is open to", labels=["sink"])
+    for sink in sink_link.sinks:
+        on.add_metric([sink], float(sink == sink_link.sink))
+    yield on
+    yield _counter("mesh_gateway_sink_link_connects", "Connections made to sinks", sink_link.connects)
+    failed = "Attempts to link that failed, with sinks that do not lead among them"
+    yield _counter("mesh_gateway_sink_link_attempts_failed", failed, sink_link.failed_attempts)
 
 
 class SinkMetrics(Collector):

@@ -80,6 +80,13 @@ class GatewayPages:
             page["tls_required"] = True
         if tls is not None and (tls.verify or tls.map):
             page["tls_verify"] = True
+        if gateway.link is not None:
+            page["sink_link"] = {
+                "sink": gateway.link.sink,
+                "connects": gateway.link.connects,
+                "attempts_failed": gateway.link.failed_attempts,
+                "problem": gateway.link.problem or "",
+            }
         return page
 
     def connz(self, query: Query) -> Building:

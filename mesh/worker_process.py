@@ -17,7 +17,7 @@ import uvloop
 
 from gateway.shell.gateway import Gateway
 from gateway.shell.peers import Worker
-from mesh.daemon import VERSION, Node, dial_sink, load, on_retire
+from mesh.daemon import VERSION, Node, dial_sinks, load, on_retire
 from mesh.worker_folder import Orders, WorkerFolder
 from mesh.workers import Report
 from protocol.errors import MeshError
@@ -36,8 +36,8 @@ def run(node: str, number: int, count: int, folder_path: str) -> int:
         worker = Worker(number, count, orders.server_id, orders.client_port, folder_path)
 
         def make() -> Node:
-            dial = dial_sink(configuration, configuration.gateway(node))
-            gateway = Gateway(configuration, node, dial, VERSION, worker=worker)
+            sinks = dial_sinks(configuration, configuration.gateway(node))
+            gateway = Gateway(configuration, node, sinks, VERSION, worker=worker)
             return Node(gateway, None, monitor_path=folder.monitor(number))
 
         return uvloop.run(_serve(make, folder))

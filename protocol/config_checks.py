@@ -30,6 +30,7 @@ def catch_all_of(account: str) -> str:
 RECORD_OVERHEAD_BYTES_MAX: Final = 1024
 """What a record batch adds to subject and payload of its one record, generously."""
 
+_SINKS_ALLOWED: Final = f"must be an odd number of sinks, {limits.SINKS_MAX} at most"
 _AUDIT_STREAMS: Final = ("$AUDIT", "$COVERAGE")
 _PRUNE_ROUNDS_MAX: Final = 16  # each takes at least one table out, and tables are nested less deep than that
 
@@ -213,6 +214,20 @@ def neighbours_can_reach_each_other(view: View) -> Iterator[Problem]:
             path = ("zones", name, "sinks", node)
             if len(zone.sinks) > 1 and sink.raft is None and view.is_whole(*path, "raft"):
                 yield Problem(path, "raft is missing: with two sinks or more, each needs an address for the others")
+
+
+def groups_have_a_clear_majority(view: View) -> Iterator[Problem]:
+    """A group may have an even number for a while, when a sink is replaced; a file does not ask for one."""
+    for name, table in _tables(view.data, "zones").items():
+        count, path = len(_tables(table, "sinks")), ("zones", name, "sinks")
+        if count > limits.SINKS_MAX:
+            yield Problem(path, f"{_SINKS_ALLOWED}, got {count}: all of them write every event")
+        elif count and count % 2 == 0:
+            yield Problem(
+                path,
+                f"{_SINKS_ALLOWED}, got {count}: no more of them may fail than of {count - 1}, and more have to agree; "
+                "to replace a sink, write the new one in the place of the old one",
+            )
 
 
 def no_address_is_given_twice(view: View) -> Iterator[Problem]:
@@ -529,6 +544,7 @@ RULES: Final = (
     there_are_zones_with_nodes,
     zones_without_sinks_are_kept_by_another,
     neighbours_can_reach_each_other,
+    groups_have_a_clear_majority,
     no_address_is_given_twice,
     links_beyond_loopback_are_protected,
     links_join_two_zones,

@@ -332,7 +332,8 @@ class Zone(Table):
     mode: Mode | None = Field(default=None, description="Overrides `mesh.mode` for this zone.")
     gateways: dict[str, Gateway] = Field(default={}, description="The gateways of the zone, by name.")
     sinks: dict[str, Sink] = Field(
-        default={}, description="The sinks of the zone, by name; 3 or 5 survive the loss of some."
+        default={},
+        description="The sinks of the zone, by name: an odd number, 7 at most. 3 survive the loss of 1, 5 of 2.",
     )
 
 

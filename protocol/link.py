@@ -29,13 +29,17 @@ class Hello(Message, frozen=True):
 
 
 class Welcome(Message, frozen=True):
-    """`mesh`, `zone`, `node` of the sink; `leads` is whether it takes appends; `disk` identifies its data folder."""
+    """`mesh`, `zone`, `node` of the sink; `leads` is whether it takes appends; `disk` identifies its data folder.
+
+    `leader` is the sink that leads in its opinion, "" where it does not know of one.
+    """
 
     mesh: str
     zone: str
     node: str
     leads: bool
     disk: str
+    leader: str = ""
 
 
 class Streams(Message, frozen=True):

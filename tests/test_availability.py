@@ -22,7 +22,16 @@ data = "data"
 """
 PLAIN = {"mesh": "", "gateway": "", "sink": "", "more": ""}
 SECOND_GATEWAY = '[zones.eu.gateways.gw2]\nclient = "127.0.0.1:0"\nmesh = "127.0.0.1:6223"'
-SECOND_SINK = '[zones.eu.sinks.sink2]\nlink = "127.0.0.1:6335"\nraft = "127.0.0.1:6336"\ndata = "data2"'
+MORE_SINKS = """
+[zones.eu.sinks.sink2]
+link = "127.0.0.1:6335"
+raft = "127.0.0.1:6336"
+data = "data2"
+[zones.eu.sinks.sink3]
+link = "127.0.0.1:6339"
+raft = "127.0.0.1:6340"
+data = "data3"
+"""
 SECOND_ZONE = """
 [zones.us.gateways.us-gw1]
 client = "127.0.0.1:0"
@@ -39,8 +48,9 @@ def text(**parts: str) -> str:
     return f'[mesh]\nname = "acme"\n{parts["mesh"]}\n' + NODES.format(**parts) + parts["more"]
 
 
-def test_a_plain_mesh_of_one_gateway_and_one_sink_is_available():
-    assert not_available(config.parse(text(), "mesh.toml")) == []
+@pytest.mark.parametrize("more", ["", MORE_SINKS, MORE_SINKS + '[tls.nodes]\nca = "a"\ncert = "c"\nkey = "k"'])
+def test_a_gateway_with_the_sinks_of_its_zone_is_available(more):
+    assert not_available(config.parse(text(more=more), "mesh.toml")) == []
 
 
 @pytest.mark.parametrize(
@@ -48,10 +58,8 @@ def test_a_plain_mesh_of_one_gateway_and_one_sink_is_available():
     [
         ({"mesh": 'contracts = "warn"'}, "mesh.contracts: 'warn' is not available in this version; write 'off'"),
         ({"mesh": 'buffer = "1MiB"'}, "mesh.buffer: the ephemeral ring is not available"),
-        ({"more": '[tls.nodes]\nca = "a"\ncert = "c"\nkey = "k"'}, "tls.nodes: TLS between nodes is not available"),
         ({"more": SECOND_ZONE}, "zones: links between zones are not available in this version; leave one of eu, us"),
         ({"more": SECOND_GATEWAY}, "zones.eu.gateways: links between gateways are not available"),
-        ({"more": SECOND_SINK}, "zones.eu.sinks: groups of several sinks are not available"),
         ({"more": "[zones.eu]\ngroups = 2"}, "zones.eu.groups: several groups are not available"),
         ({"gateway": 'spool = "spool"'}, "zones.eu.gateways.gw1.spool: the spool is not available"),
         ({"sink": 'fsync = "interval"'}, "zones.eu.sinks.sink1.fsync: 'interval' is not available"),

@@ -27,6 +27,15 @@ data = "data2"
 """
 
 
+def sinks_of_home(count: int, *, raft: bool = False) -> str:
+    """Sinks 2 to `count`, beside the one of the small file."""
+    return "".join(
+        f'[zones.home.sinks.sink{number}]\nlink = "127.0.0.1:650{number}"\ndata = "data{number}"\n'
+        + (f'raft = "127.0.0.1:640{number}"\n' if raft else "")
+        for number in range(2, count + 1)
+    )
+
+
 def problems(text: str) -> list[str]:
     """What is wrong with a file, without its name and lines."""
     with pytest.raises(ConfigError) as caught:
@@ -44,6 +53,12 @@ def changed(*pairs: str) -> str:
 
 
 # -- good files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 3, 5, 7])
+def test_a_zone_has_an_odd_number_of_sinks(count: int) -> None:
+    text = changed('data = "data"', 'data = "data"\nraft = "127.0.0.1:6401"') + sinks_of_home(count, raft=True)
+    assert len(config.parse(text, "m").zones["home"].sinks) == count
 
 
 def test_a_small_file_has_every_default() -> None:
@@ -356,11 +371,23 @@ def test_an_empty_file_says_what_a_mesh_needs() -> None:
             ],
         ),
         (
-            SMALL + SECOND_ZONE.replace("away", "home"),
+            SMALL + sinks_of_home(3),
             [
-                "zones.home.sinks.sink1: raft is missing: with two sinks or more, each needs an address for the others",
-                "zones.home.sinks.sink2: raft is missing: with two sinks or more, each needs an address for the others",
+                f"zones.home.sinks.{name}: raft is missing: with two sinks or more, each needs an address for the "
+                "others"
+                for name in ("sink1", "sink2", "sink3")
             ],
+        ),
+        (
+            changed('data = "data"', 'data = "data"\nraft = "127.0.0.1:6401"') + sinks_of_home(4, raft=True),
+            [
+                "zones.home.sinks: must be an odd number of sinks, 7 at most, got 4: no more of them may fail than of "
+                "3, and more have to agree; to replace a sink, write the new one in the place of the old one"
+            ],
+        ),
+        (
+            changed('data = "data"', 'data = "data"\nraft = "127.0.0.1:6401"') + sinks_of_home(9, raft=True),
+            ["zones.home.sinks: must be an odd number of sinks, 7 at most, got 9: all of them write every event"],
         ),
         (
             changed('data = "data"', 'data = "data"\nmonitor = "127.0.0.1:6333"'),

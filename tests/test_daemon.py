@@ -29,7 +29,7 @@ FILE = """
 
 async def test_every_socket_of_a_node_is_bound_to_listen(tmp_path):
     configuration = config.parse(FILE.format(folder=tmp_path), "mesh.toml")
-    for alone in (Node(Gateway(configuration, "gw1", None, VERSION), None), Node(None, Sink(configuration, "sink1"))):
+    for alone in (Node(Gateway(configuration, "gw1", (), VERSION), None), Node(None, Sink(configuration, "sink1"))):
         try:
             await alone.start()
             sockets = [alone.clients, alone.sink.listening if alone.sink is not None else None]

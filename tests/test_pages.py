@@ -108,7 +108,7 @@ class Side(NamedTuple):
 @contextlib.asynccontextmanager
 async def gateway(more: str = "") -> AsyncIterator[Side]:
     configuration = config.parse(CONFIGURATION + more, "mesh.toml")
-    node = Node(Gateway(configuration, "gw1", None, VERSION), None)
+    node = Node(Gateway(configuration, "gw1", (), VERSION), None)
     try:
         await node.start()
         assert node.clients is not None

@@ -12,7 +12,7 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import structlog
@@ -26,7 +26,7 @@ from gateway.core.session import Session
 from gateway.core.spool_format import Owner
 from gateway.shell import lame_duck
 from gateway.shell.history import HistoryService
-from gateway.shell.link import Dial, SinkLink
+from gateway.shell.link import SinkDial, SinkLink
 from gateway.shell.peers import ALONE, PeerLinks, Worker
 from gateway.shell.server import ClientServer
 from gateway.shell.spool import SpoolFolder
@@ -50,13 +50,13 @@ def wall_clock_ms() -> int:
 
 
 class Gateway:
-    """`await start()`, `await stop()`. `dial` reaches the sink; None where the zone keeps no log."""
+    """`await start()`, `await stop()`. `sinks` are those of the zone; none where it keeps no log."""
 
     def __init__(
         self,
         configuration: config.Config,
         node: str,
-        dial: Dial | None,
+        sinks: Sequence[SinkDial],
         version: str,
         *,
         wall_ms: Callable[[], int] = wall_clock_ms,
@@ -79,17 +79,17 @@ class Gateway:
         )
         self.peers = PeerLinks(self.server, worker, random.random) if worker.count > 1 else None
         self.spool: SpoolFolder | None = None
-        if self.node.spool and dial is not None:
+        if self.node.spool and sinks:
             owner = Owner(mesh, self.zone, node, worker.number)
             self.spool = SpoolFolder(Path(self.node.spool), owner, worker.count, self._answer)
         self.outbox = _outbox(self.zone, self._answer, self.spool)
         self.link: SinkLink | None = None
-        self.plane.routes_changed(keeps_events=dial is not None)
-        if dial is not None:
+        self.plane.routes_changed(keeps_events=bool(sinks))
+        if sinks:
             self.outbox.set_streams(_provisional(configuration.effective_streams()))
             hello = link.Hello(mesh, self.zone, node)
             self.link = SinkLink(
-                dial,
+                sinks,
                 hello,
                 lambda: link.Open(node, worker.number, secrets.token_bytes(16)),
                 self.outbox,
@@ -179,8 +179,8 @@ class Gateway:
         """What is wrong, or None."""
         if self.spool is not None and self.spool.problem is not None:
             return f"spool {self.spool.path}: {self.spool.problem}"
-        if self.link is not None and not self.link.is_up:
-            return f"no sink of zone {self.zone} is reachable: {self.link.last_error}"
+        if self.link is not None and (problem := self.link.problem) is not None:
+            return problem
         if self.peers is not None and self.peers.missing:
             return f"no link to workers {self.peers.missing}"
         return None

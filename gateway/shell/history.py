@@ -135,8 +135,8 @@ class HistoryService:
         accounts, own = self._accounts(), session.account.name
         if accounts.get(stream) == own:
             return
-        if stream not in accounts and not sink.is_up:  # it may be new
-            raise LogError("LEADER_NOT_AVAILABLE", f"no sink of zone {self._zone} is reachable: {sink.last_error}")
+        if stream not in accounts and (problem := sink.problem) is not None:  # it may be new
+            raise LogError("LEADER_NOT_AVAILABLE", problem)
         known = ", ".join(sorted(name for name, account in accounts.items() if account == own)) or "none"
         raise LogError("UNKNOWN_STREAM", f"no stream {stream!r}; streams are {known}")
 

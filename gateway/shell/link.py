@@ -1,21 +1,37 @@
-"""The gateway's end of the link to its zone's sink: keeps it up, sends the outbox's frames, asks for history.
+"""The gateway's end of the link to its zone's sinks: finds the one that leads and keeps the link to it, sends the
+outbox's frames, asks for history.
 
 run: dial ─► Hello ─► Welcome, Streams ─► Open ─► Opened: the outbox may send
-      ▲                                             │ lost, refused, or silent for too long
-      └───────── a pause, growing to a second ──────┘
+      ▲                  │ does not lead              │ lost, refused, or silent for too long
+      ├──────────────────┴────────────────────────────┘ the next sink, at once (`gateway.core.leader_search`)
+      └──────── a pause, growing to half a second, when all have been tried
+
+A sink that is stopped or cut off keeps its connections, and new ones to it may even be accepted: only silence tells. So
+dialling, greeting and an open link have their limits, which together let a gateway reach a new leader within three
+seconds of the end of the old one.
 """
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+import os
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeVar, cast
 
 import structlog
 
+from gateway.core.leader_search import LeaderSearch
 from gateway.core.outbox import Outbox
+from gateway.shell.tls import explained
 from protocol import link
 from protocol.errors import FrameError, LogError
-from protocol.limits import LINK_PING_INTERVAL_MS, LINK_REQUEST_MS_MAX, LINK_RETRY_MS_MAX, LINK_SILENCE_MS_MAX
+from protocol.limits import (
+    LINK_DIAL_MS_MAX,
+    LINK_PING_INTERVAL_MS,
+    LINK_REQUEST_MS_MAX,
+    LINK_RETRY_MS_MAX,
+    LINK_SILENCE_MS_MAX,
+)
 from protocol.link import Message
 
 RETRY_MS_MIN = 20
@@ -24,63 +40,104 @@ Answer = TypeVar("Answer", bound=Message)
 log = structlog.get_logger()
 
 
+class SinkDial(NamedTuple):
+    """A sink by its name, and what connects a protocol to it. OSError: it cannot be reached, or is another."""
+
+    name: str
+    dial: Dial
+
+
 class SinkLink:
     """Reads raise LogError: what the sink said, or LEADER_NOT_AVAILABLE while there is no link."""
 
     def __init__(
         self,
-        dial: Dial,
+        sinks: Sequence[SinkDial],
         hello: link.Hello,
         opening: Callable[[], link.Open],
         outbox: Outbox,
         now_ms: Callable[[], int],
         changed: Callable[[], None],
     ) -> None:
-        """`opening` gives every link a nonce of its own.
+        """`sinks` are those of the zone, at least one. `opening` gives every link a nonce of its own.
 
         `changed` is called when the sink has said something that the outbox has taken in.
         """
-        self._dial, self._hello, self._opening = dial, hello, opening
+        self._dials = {sink.name: sink.dial for sink in sinks}
+        self._search = LeaderSearch(tuple(self._dials))
+        self._hello, self._opening = hello, opening
         self._outbox, self._now_ms, self._changed = outbox, now_ms, changed
         self._connection: _Connection | None = None
         self._requests: dict[int, asyncio.Future[link.Frame]] = {}
         self._numbers = itertools.count(1)
-        self.welcome: link.Welcome | None = None
-        self.last_error = "not connected yet"
+        self._last_problem: str | None = None
         self.connects = 0
+        self.failed_attempts = 0
         self.opened = asyncio.Event()  # once, for the first time
 
     @property
     def is_up(self) -> bool:
         return self._connection is not None and self._connection.is_open
 
+    @property
+    def sinks(self) -> tuple[str, ...]:
+        """Those that are dialled, in the order of the configuration."""
+        return tuple(self._dials)
+
+    @property
+    def sink(self) -> str:
+        """The one that the link is open to, or ""."""
+        return self._connection.sink if self._connection is not None and self._connection.is_open else ""
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is no link, with what came of each sink; None while it is open."""
+        if self.is_up:
+            return None
+        return f"no sink of zone {self._hello.zone} leads: {self._search.report or 'not connected yet'}"
+
     async def run(self) -> None:
         """Keeps the link until it is cancelled."""
         self._outbox.link_down(self._now_ms())
         pause_ms = RETRY_MS_MIN
         while True:
-            try:
-                was_up = await self._connect()
-            except OSError as error:
-                self._note(f"cannot reach the sink: {error}")
-                was_up = False
-            pause_ms = RETRY_MS_MIN if was_up else min(pause_ms * 2, LINK_RETRY_MS_MAX)
-            await asyncio.sleep(pause_ms / 1000)
+            if await self._try(self._search.next()):
+                pause_ms = RETRY_MS_MIN
+            if self._search.is_round_over:
+                self._note_problem()
+                await asyncio.sleep(pause_ms / 1000)
+                pause_ms = min(pause_ms * 2, LINK_RETRY_MS_MAX)
 
-    async def _connect(self) -> bool:
-        """One connection from its beginning to its end; returns whether it was opened."""
-        lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        connection = _Connection(self._take, lost)
-        await self._dial(lambda: connection)
+    async def _try(self, sink: str) -> bool:
+        """One connection from its beginning to its end; whether it was opened."""
+        connection = _Connection(sink, self._take, asyncio.get_running_loop().create_future())
+        try:
+            await asyncio.wait_for(self._dials[sink](lambda: connection), LINK_DIAL_MS_MAX / 1000)
+        except OSError as error:
+            connection.end(_explained(error))
+        else:
+            self.connects += 1
+            await self._keep(connection)
+        why = connection.lost.result()
+        if connection.is_open:
+            self._search.lost(sink, why)
+            self._note_problem()
+            return True
+        self.failed_attempts += 1
+        if connection.leader is not None:
+            self._search.declined(sink, connection.leader)
+        else:
+            self._search.failed(sink, why)
+        return False
+
+    async def _keep(self, connection: "_Connection") -> None:
+        """Greets and watches until it is lost."""
         self._connection = connection
-        self.connects += 1
         try:
             connection.send(self._hello)
-            while not lost.done():
-                await asyncio.wait({lost}, timeout=LINK_PING_INTERVAL_MS / 1000)
+            while not connection.lost.done():
+                await asyncio.wait({connection.lost}, timeout=LINK_PING_INTERVAL_MS / 1000)
                 connection.watch()
-            self._note(lost.result())
-            return connection.is_open
         finally:
             self._connection = None
             connection.abort()
@@ -90,10 +147,10 @@ class SinkLink:
                     future.set_exception(LogError("LEADER_NOT_AVAILABLE", "the link to the sink was lost"))
             self._requests.clear()
 
-    def _note(self, error: str) -> None:
-        if error != self.last_error:
-            log.warning("sink_link_down", zone=self._hello.zone, error=error)
-        self.last_error = error
+    def _note_problem(self) -> None:
+        if self.problem != self._last_problem:
+            log.warning("sink_link_down", zone=self._hello.zone, error=self.problem)
+        self._last_problem = self.problem
 
     # -- from the sink ------------------------------------------------------------------------------------------------
 
@@ -109,14 +166,15 @@ class SinkLink:
             self._outbox.set_streams(message.streams)
         elif isinstance(message, link.Opened):
             connection.is_open = True
-            self.last_error = ""
-            log.info("sink_link_up", sink=self.welcome.node if self.welcome else "", epoch=message.epoch)
+            self._search.found(connection.sink)
+            self._last_problem = None
+            log.info("sink_link_up", sink=connection.sink, epoch=message.epoch)
             self._outbox.link_up(message)
             self.opened.set()
         elif isinstance(message, link.Welcome):
             self._welcomed(connection, message)
         elif isinstance(message, link.Failed) and message.request == 0:
-            connection.end(f"the sink refused the link: {message.message}")
+            connection.end(f"refused the link: {message.message}")
         elif isinstance(message, (link.Fetched, link.OffsetsAre, link.Described, link.Failed)):
             self._answered(message.request, frame)
         elif not isinstance(message, link.Pong):
@@ -124,11 +182,14 @@ class SinkLink:
         self._changed()
 
     def _welcomed(self, connection: "_Connection", message: link.Welcome) -> None:
-        self.welcome = message
-        if message.leads:
+        if message.node != connection.sink:
+            connection.end(f"calls itself {message.node}")
+        elif message.leads:
+            connection.is_welcome = True
             connection.send(self._opening())
         else:
-            connection.end(f"sink {message.node} does not lead")
+            connection.leader = message.leader
+            connection.end("does not lead")
 
     def _answered(self, request: int, frame: link.Frame) -> None:
         future = self._requests.pop(request, None)
@@ -169,9 +230,7 @@ class SinkLink:
     ) -> link.Frame:
         connection = self._connection
         if connection is None or not connection.is_open:
-            raise LogError(
-                "LEADER_NOT_AVAILABLE", f"no sink of zone {self._hello.zone} is reachable: {self.last_error}"
-            )
+            raise LogError("LEADER_NOT_AVAILABLE", str(self.problem))
         connection.send(request)
         future: asyncio.Future[link.Frame] = asyncio.get_running_loop().create_future()
         self._requests[request.request] = future
@@ -191,14 +250,18 @@ class SinkLink:
 
 
 class _Connection(asyncio.Protocol):
-    """Moves bytes; `lost` gets the reason when it is over."""
+    """Moves bytes; `lost` gets the reason when it is over.
 
-    def __init__(self, take: Callable[["_Connection", link.Frame], None], lost: asyncio.Future[str]) -> None:
-        self._take, self._lost = take, lost
+    `leader` is None until the sink has said that it does not lead, and whom it names instead.
+    """
+
+    def __init__(self, sink: str, take: Callable[["_Connection", link.Frame], None], lost: asyncio.Future[str]) -> None:
+        self.sink, self._take, self.lost = sink, take, lost
         self._reader = link.FrameReader()
         self._transport: asyncio.Transport | None = None
         self._silent_watches = 0
-        self.is_open = False
+        self.is_welcome = self.is_open = False
+        self.leader: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no asyncio.Transport by name, only by what they can.
@@ -206,12 +269,14 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self.end(f"the link was lost: {exc or 'closed by the sink'}")
+        self.end(f"the link was lost: {_explained(exc) if exc else 'closed by the sink'}")
 
     def data_received(self, data: bytes) -> None:
         self._silent_watches = 0
         try:
             for frame in self._reader.feed(data):
+                if self.lost.done():  # what a sink says that does not lead may be old
+                    return
                 self._take(self, frame)
         except FrameError as error:
             self.end(str(error))
@@ -222,8 +287,9 @@ class _Connection(asyncio.Protocol):
         Counted in calls, one per LINK_PING_INTERVAL_MS, not by the clock: when this process was held up, an answer that
         waits to be read would look like silence.
         """
-        if self._silent_watches * LINK_PING_INTERVAL_MS >= LINK_SILENCE_MS_MAX:
-            self.end(f"the sink has been silent for {LINK_SILENCE_MS_MAX} ms")
+        limit_ms = LINK_SILENCE_MS_MAX if self.is_welcome else LINK_DIAL_MS_MAX
+        if self._silent_watches * LINK_PING_INTERVAL_MS >= limit_ms:
+            self.end(f"silent for {limit_ms} ms")
         self._silent_watches += 1
         self.send(link.Ping())
 
@@ -235,9 +301,20 @@ class _Connection(asyncio.Protocol):
             self._transport.writelines(frames)
 
     def end(self, reason: str) -> None:
-        if not self._lost.done():
-            self._lost.set_result(reason)
+        if not self.lost.done():
+            self.lost.set_result(reason)
 
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+
+def _explained(error: Exception) -> str:
+    """What is wrong with a connection, in the system's words where the loop has only its own."""
+    if isinstance(error, ssl.SSLError):
+        return explained(error)
+    if isinstance(error, TimeoutError) and not error.errno:
+        return f"no connection within {LINK_DIAL_MS_MAX} ms"
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()
+    return str(error) or type(error).__name__

@@ -54,8 +54,7 @@ class ClientTls:
         self.verifies = settings.verify or settings.map
         self.allows_plain = settings.allow_non_tls
         self.timeout_ms = settings.timeout_ms
-        problems = list(_problems(settings))
-        if problems:
+        if problems := file_problems("tls.clients", settings.cert, settings.key, settings.ca):
             raise ConfigError(problems)
         self.context = _context(settings, verifies=self.verifies)
 
@@ -81,20 +80,20 @@ def _context(settings: TlsClients, *, verifies: bool) -> ssl.SSLContext:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def _problems(settings: TlsClients) -> list[str]:
-    """What is wrong with the files, one line each; a certificate that is out of date is only logged."""
+def file_problems(table: str, cert: str, key: str, ca: str | None) -> list[str]:
+    """What is wrong with the files of `table`, one line each; a certificate that is out of date is only logged."""
     problems: list[str] = []
-    certificates = _read("cert", settings.cert, problems, _certificates)
-    key = _read("key", settings.key, problems, _private_key)
-    if settings.ca is not None:
-        _read("ca", settings.ca, problems, _certificates)
-    if certificates and key is not None:
-        if key.public_key() != certificates[0].public_key():
+    certificates = _read(f"{table}.cert", cert, problems, _certificates)
+    private_key = _read(f"{table}.key", key, problems, _private_key)
+    if ca is not None:
+        _read(f"{table}.ca", ca, problems, _certificates)
+    if certificates and private_key is not None:
+        if private_key.public_key() != certificates[0].public_key():
             problems.append(
-                f"tls.clients.key: {settings.key} is not the key of the first certificate in {settings.cert}; "
-                "write the key that it was made with, and the server's certificate before those of authorities"
+                f"{table}.key: {key} is not the key of the first certificate in {cert}; "
+                "write the key that it was made with, and the node's certificate before those of authorities"
             )
-        _log_dates(settings.cert, certificates[0])
+        _log_dates(cert, certificates[0])
     return problems
 
 
@@ -102,9 +101,9 @@ def _read(key: str, file: str, problems: list[str], read: Callable[[bytes], Any]
     try:
         return read(Path(file).read_bytes())
     except OSError as error:
-        problems.append(f"tls.clients.{key}: {file}: {(error.strerror or str(error)).lower()}")
+        problems.append(f"{key}: {file}: {(error.strerror or str(error)).lower()}")
     except ValueError as error:
-        problems.append(f"tls.clients.{key}: {file}: {error}")
+        problems.append(f"{key}: {file}: {error}")
     return None
 
 
@@ -218,7 +217,7 @@ class TlsConnection(Connection):
             return False
         except ssl.SSLError as error:
             self.transport.write(self._outgoing.read())  # the alert
-            self._fail(_explained(error))
+            self._fail(explained(error))
             return False
         self.transport.write(self._outgoing.read())
         self._go_on(_State.ENCRYPTED, _encryption(self._ssl, self._tls))
@@ -269,7 +268,7 @@ class TlsConnection(Connection):
         except ssl.SSLWantReadError:
             pass  # the rest of the record is under way
         except ssl.SSLError as error:
-            self._plane.close(self.session, Closed.CLIENT, flushes=False, detail=_explained(error))
+            self._plane.close(self.session, Closed.CLIENT, flushes=False, detail=explained(error))
             self._server.flush()
         return count
 
@@ -290,7 +289,8 @@ class TlsConnection(Connection):
             self.transport.write(self._outgoing.read())
 
 
-def _explained(error: ssl.SSLError) -> str:
+def explained(error: ssl.SSLError) -> str:
+    """Why TLS failed, without what only OpenSSL's source makes clear."""
     reason = getattr(error, "verify_message", "") or (error.reason or str(error)).lower().replace("_", " ")
     return f"TLS: {reason}"
 

@@ -1,0 +1,155 @@
+"""Mutual TLS between the nodes of a mesh: `[tls.nodes]` of the configuration, ready for use.
+
+Every node has a certificate of the mesh's own authority, in which a URI among the alternative names says who it is:
+
+    mesh://<mesh>/<zone>/<gateway or sink>/<node>
+
+Both sides of a link verify: that the authority has signed, and that the other one is who it should be. Host names and
+addresses in certificates do not matter, so nodes may move. The authority must be for this mesh alone: who has any
+certificate of it with such a URI is that node.
+"""
+
+import asyncio
+import re
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from gateway.shell.tls import CIPHERS_1_2, file_problems, peer_certificate
+from protocol import config
+from protocol.config import TlsNodes
+from protocol.errors import ConfigError, FrameError
+from sinkd.shell.raft_links import NodeTls
+
+SCHEME: Final = "mesh://"
+_URI: Final = re.compile(rf"{SCHEME}([\w-]+)/([\w-]+)/(gateway|sink)/([\w-]+)", re.ASCII)
+Connected = tuple[asyncio.BaseTransport, asyncio.BaseProtocol]
+
+
+class NodeName(NamedTuple):
+    """Who a node is; as a text, the URI in its certificate. `role` is `gateway` or `sink`."""
+
+    mesh: str
+    zone: str
+    role: str
+    node: str
+
+    def __str__(self) -> str:
+        return SCHEME + "/".join(self)
+
+
+def name_of(configuration: config.Config, node: str) -> NodeName:
+    """ConfigError: there is no such node."""
+    zone = configuration.zone_of(node)
+    return NodeName(configuration.mesh.name, zone.name, "sink" if node in zone.sinks else "gateway", node)
+
+
+def name_in(der: bytes) -> NodeName:
+    """The node that a certificate is for. FrameError: it is for none, or for several."""
+    certificate = peer_certificate(der)
+    names = [uri for uri in certificate.uris if uri.startswith(SCHEME)] if certificate is not None else []
+    if len(names) != 1:
+        raise FrameError(
+            f"the certificate names {len(names) or 'no'} nodes of a mesh; expected one URI {SCHEME}MESH/ZONE/ROLE/NODE"
+        )
+    match = _URI.fullmatch(names[0])
+    if match is None:
+        raise FrameError(f"the certificate names {names[0]}; expected {SCHEME}MESH/ZONE/gateway|sink/NODE")
+    return NodeName(*match.groups())
+
+
+def peer_name(secured: ssl.SSLObject) -> NodeName:
+    """Who is at the other end of a link. FrameError: nobody who has shown a certificate of a node."""
+    der = secured.getpeercert(binary_form=True)
+    if der is None:
+        raise FrameError("the peer has shown no certificate")
+    return name_in(der)
+
+
+class Contexts(NamedTuple):
+    """What one node accepts links with, and dials with."""
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
+
+def contexts(settings: TlsNodes, own: NodeName) -> Contexts:
+    """ConfigError: files that are of no use, or whose certificate is another node's, with what would be right."""
+    files = settings.of(own.node)
+    problems = file_problems("tls.nodes", files.cert, files.key, files.ca)
+    if not problems:
+        problems = _certificate_problems(files.cert, own)
+    if problems:
+        raise ConfigError(problems)
+    return Contexts(_context(files, ssl.PROTOCOL_TLS_SERVER), _context(files, ssl.PROTOCOL_TLS_CLIENT))
+
+
+def _certificate_problems(file: str, own: NodeName) -> list[str]:
+    certificate = x509.load_pem_x509_certificates(Path(file).read_bytes())[0]
+    try:
+        found = name_in(certificate.public_bytes(Encoding.DER))
+    except FrameError as error:
+        return [f"tls.nodes.cert: {file}: {error}; this node is {own}"]
+    return [] if found == own else [f"tls.nodes.cert: {file}: the certificate is that of {found}, this node is {own}"]
+
+
+def _context(files: TlsNodes, protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    context.set_ciphers(CIPHERS_1_2)
+    context.check_hostname = False  # the URI says who it is
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_cert_chain(files.cert, files.key)
+        context.load_verify_locations(files.ca)
+    except (ssl.SSLError, OSError) as error:
+        raise ConfigError([f"tls.nodes: {files.cert}, {files.key}, {files.ca} cannot be used: {error}"]) from error
+    return context
+
+
+def for_sink(configuration: config.Config, node: str) -> NodeTls | None:
+    """What a sink's links to its peers and gateways need; None where links are plain. ConfigError: see `contexts`."""
+    if configuration.tls_nodes is None:
+        return None
+    own = name_of(configuration, node)
+    return NodeTls(*contexts(configuration.tls_nodes, own), _identifies(own))
+
+
+def _identifies(own: NodeName) -> Callable[[ssl.SSLObject], str]:
+    def identify(secured: ssl.SSLObject) -> str:
+        """The name of a sink of our zone. FrameError: the peer is none."""
+        peer = peer_name(secured)
+        if peer[:3] != own[:3]:
+            raise FrameError(f"the peer is {peer}, no sink of zone {own.zone} of mesh {own.mesh}")
+        return peer.node
+
+    return identify
+
+
+async def connect(
+    address: config.Address, context: ssl.SSLContext, expected: NodeName, factory: Callable[[], asyncio.Protocol]
+) -> Connected:
+    """Dials a node. OSError: it cannot be reached, does not accept our certificate, or is not `expected`."""
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.create_connection(factory, address.host, address.port, ssl=context)
+    try:
+        verify(transport.get_extra_info("ssl_object"), expected)
+    except OSError:
+        transport.abort()
+        raise
+    return transport, protocol
+
+
+def verify(secured: ssl.SSLObject, expected: NodeName) -> None:
+    """ConnectionError: the other end is not `expected`."""
+    try:
+        peer = peer_name(secured)
+    except FrameError as error:
+        raise ConnectionError(str(error)) from error
+    if peer != expected:
+        raise ConnectionError(f"the peer is {peer}, expected {expected}")
