@@ -50,8 +50,8 @@ _LACKS: Final = {
     "gateway": Lacking("a super-cluster of nats-servers"),
     "leaf": Lacking("leaf nodes"),
     "leafnodes": Lacking("leaf nodes"),
-    "store_dir": Lacking(_JETSTREAM, only("")),
-    "storedir": Lacking(_JETSTREAM, only("")),
+    "store_dir": Lacking(_JETSTREAM, _ANY),  # where JetStream would keep its files, if it were on
+    "storedir": Lacking(_JETSTREAM, _ANY),
     "jetstream": Lacking(_JETSTREAM, only(False, "disabled", "disable")),
     "default_js_domain": Lacking(_JETSTREAM),
     "syslog": Lacking("logging to syslog", only(False)),

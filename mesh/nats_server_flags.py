@@ -72,7 +72,7 @@ FLAGS: Final[dict[str, Flag]] = {
     **dict.fromkeys(("tls", "tlsverify"), Flag("bool")),
     **dict.fromkeys(("tlscert", "tlskey", "tlscacert"), Flag("text")),
     **dict.fromkeys(("js", "jetstream"), Flag("bool", lacks=_JETSTREAM)),
-    **dict.fromkeys(("sd", "store_dir"), Flag("text", lacks=_JETSTREAM)),
+    **dict.fromkeys(("sd", "store_dir"), Flag("text")),  # asks for nothing without -js
 }
 
 USAGE: Final = """

@@ -71,6 +71,7 @@ def test_numbers_as_durations_are_taken_with_a_warning() -> None:
     [
         "jetstream: false",
         "jetstream: disabled",
+        "store_dir: /var/nats",
         "cluster {}",
         "syslog: off",
         "no_sys_acc: true",

@@ -77,7 +77,6 @@ def test_tls_comes_whole_from_the_flags() -> None:
     ("arguments", "problem"),
     [
         (["-js"], "-js: JetStream is not available in this version"),
-        (["--store_dir", "x"], "--store_dir: JetStream is not available in this version"),
         (["--cluster", "nats://h:1"], "--cluster: a cluster of nats-servers is not available in this version"),
         (["--routes", "nats://h:1"], "--routes: a cluster of nats-servers is not available in this version"),
         (["-s"], "-s: logging to syslog is not available in this version"),
@@ -90,7 +89,7 @@ def test_what_is_not_available_is_refused_by_name(arguments: list[str], problem:
 
 
 def test_what_asks_for_nothing_is_taken() -> None:
-    assert _options("-js=false", "--routes", "", "-ms", "0")[1].problems == []
+    assert _options("-js=false", "-sd", "x", "--store_dir", "y", "--routes", "", "-ms", "0")[1].problems == []
 
 
 def test_every_flag_of_nats_server_is_known() -> None:
