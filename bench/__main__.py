@@ -4,8 +4,10 @@ import datetime
 import fnmatch
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import click
 from rich.console import Console
@@ -23,46 +25,125 @@ from bench.servers import (
     version_of_gateway,
     version_of_nats_server,
 )
+from bench.sinks import driver
+from bench.sinks import report as sink_report
+from bench.sinks.rows import Row as SinkRow
+from bench.sinks.rows import Settings
+from bench.sinks.rows import rows as sink_rows
 from bench.standing import allow_many_files
+from protocol.config_units import parse_size
 
 CONTENDERS: tuple[type[Server], ...] = (Gateway, NatsServer, Relay)
 
 
 @click.command()
+@click.option("--group", type=click.Choice(["gateway", "sinks"]), default="gateway", help="Which rows.")
 @click.option("--rows", "pattern", default="*", help="Patterns of rows' keys: '1to1*,tls'.")
 @click.option("--rounds", default=5, type=click.IntRange(1), help="Turns of each server.")
-@click.option("--seconds", default=1.0, type=click.FloatRange(0, min_open=True), help="Length of one turn.")
+@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Length of one turn: 1, with sinks 5.")
 @click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Keep the results and write this page.")
 @click.option(
     "--results", default=report.RESULTS, type=click.Path(dir_okay=False, path_type=Path), help="Kept results."
 )
+@click.option("--sinks", default=3, type=click.IntRange(1), help="With sinks: how many of ours.")
+@click.option("--replicas", default=3, type=click.IntRange(1), help="With sinks: how many of theirs.")
+@click.option("--history-bytes", default="256MiB", help="With sinks: payload that is read back.")
+@click.option("--restart-bytes", default="1GiB", help="With sinks: payload of the large log.")
+@click.option(
+    "--data",
+    default="/var/tmp",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With sinks: folder on a disk.",
+)
 @click.option("--list", "lists", is_flag=True, help="Print the keys of the rows.")
-def main(pattern: str, rounds: int, seconds: float, write: Path | None, results: Path, lists: bool) -> None:
-    """The gateway beside nats-server, in ratios."""
-    chosen = [row for row in rows() if any(fnmatch.fnmatch(row.key, part) for part in pattern.split(","))]
-    if not chosen:
-        raise click.ClickException(f"no row matches {pattern!r}; --list shows them")
+def main(
+    group: str, pattern: str, rounds: int, seconds: float | None, write: Path | None, results: Path,
+    sinks: int, replicas: int, history_bytes: str, restart_bytes: str, data: Path, lists: bool,
+) -> None:  # fmt: skip
+    """The gateway beside nats-server, or the sink tier beside JetStream, in ratios."""
     if lists:
-        for row in chosen:
-            click.echo(f"{row.key:24}{row.title}")
+        _list(group, pattern)
         return
     allow_many_files()
     console = Console(width=None if sys.stdout.isatty() else 220)
-    gateway, nats_server, load = version_of_gateway(), version_of_nats_server(), os.getloadavg()[0]
-    console.print(f"{report.machine()}, load average {load:.1f}")
-    console.print(f"{gateway}; nats-server {nats_server}; {rounds} rounds of {seconds:g} s")
-    new, failed = {}, False
-    for row in chosen:
-        date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-        result = Result(row.key, date, gateway, nats_server, seconds, load)
-        failed |= not _measure(console, row, rounds, seconds, result)
-        new[row.key] = result
-    console.print(report.table([line for row in chosen for line in report.lines(row, new[row.key])]))
+    if group == "sinks":
+        settings = Settings(
+            seconds or Settings.seconds, _bytes_of(history_bytes), _bytes_of(restart_bytes), sinks, replicas
+        )
+        new, good = _measure_sinks(console, pattern, rounds, settings, data)
+    else:
+        new, good = _measure_gateway(console, pattern, rounds, seconds or 1.0)
     if write is not None:
         kept = report.load(results) | new
         report.keep(kept, results)
-        write.write_text(report.page(rows(), kept))
-    sys.exit(1 if failed else 0)
+        write.write_text(report.page(rows(), kept, driver.section(kept)))
+    sys.exit(0 if good else 1)
+
+
+def _bytes_of(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+
+
+Rows = TypeVar("Rows", Row, SinkRow)
+
+
+def _chosen(all_rows: list[Rows], pattern: str) -> list[Rows]:
+    chosen = [row for row in all_rows if any(fnmatch.fnmatch(row.key, part) for part in pattern.split(","))]
+    if not chosen:
+        raise click.ClickException(f"no row matches {pattern!r}; --list shows them")
+    return chosen
+
+
+def _list(group: str, pattern: str) -> None:
+    shown = _chosen(sink_rows(), pattern) if group == "sinks" else _chosen(rows(), pattern)
+    for row in shown:
+        click.echo(f"{row.key:24}{row.title}")
+
+
+def _measure_gateway(console: Console, pattern: str, rounds: int, seconds: float) -> tuple[dict[str, Result], bool]:
+    """Results by key; False: a run did not count."""
+    chosen, new, good = _chosen(rows(), pattern), {}, True
+    begin = _begun(console, f"{rounds} rounds of {seconds:g} s", seconds)
+    for row in chosen:
+        new[row.key] = result = begin(row.key)
+        good &= _measure(console, row, rounds, seconds, result)
+    console.print(report.table([line for row in chosen for line in report.lines(row, new[row.key])]))
+    return new, good
+
+
+def _measure_sinks(
+    console: Console, pattern: str, rounds: int, settings: Settings, data: Path
+) -> tuple[dict[str, Result], bool]:
+    """As `_measure_gateway`, of the sink tier."""
+    chosen, new, good, shown = _chosen(sink_rows(), pattern), {}, True, []
+    try:
+        driver.check_folder(data)
+    except BenchError as error:
+        raise click.ClickException(str(error)) from error
+    begin = _begun(console, f"{rounds} rounds; {driver.described(settings)}", settings.seconds)
+    for row in chosen:
+        result = begin(sink_report.KEY_PREFIX + row.key)
+        new[result.key] = result
+        good &= driver.measure(console, row, rounds, settings, data, result)
+        shown += sink_report.lines(row, result)
+    console.print(sink_report.table(shown))
+    return new, good
+
+
+def _begun(console: Console, what: str, seconds: float) -> Callable[[str], Result]:
+    """Says what is measured; the function makes the empty result of a row."""
+    gateway, nats_server, load = version_of_gateway(), version_of_nats_server(), os.getloadavg()[0]
+    console.print(f"{report.machine()}, load average {load:.1f}")
+    console.print(f"{gateway}; nats-server {nats_server}; {what}")
+
+    def begin(key: str) -> Result:
+        date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+        return Result(key, date, gateway, nats_server, seconds, load)
+
+    return begin
 
 
 def _measure(console: Console, row: Row, rounds: int, seconds: float, result: Result) -> bool:

@@ -30,7 +30,10 @@ static uint32_t trips[TRIPS_MAX]; /* times of single round trips, in ns */
 static size_t trips_kept;
 
 static inline void fail(const char *what, const char *detail) {
-    fprintf(stderr, PROGRAM ": %s: %.200s\n", what, detail);
+    fprintf(stderr, PROGRAM ": %s: ", what);
+    for (int shown = 0; shown < 200 && detail[shown]; shown++)
+        fputc(detail[shown] >= ' ' && detail[shown] <= '~' ? detail[shown] : '.', stderr);
+    fputc('\n', stderr);
     exit(1);
 }
 

@@ -34,6 +34,7 @@ class Result:
     load: float  # average number of runnable processes in the minute before the run; the measuring itself makes about 2
     values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
+    setting: str = ""  # of rows that can be larger or smaller: how large this one was
 
     def add(self, server: str, measured: dict[str, float]) -> None:
         for metric, value in measured.items():
@@ -151,9 +152,10 @@ HEAD = """# Performance
 The gateway beside nats-server {nats_server}: the same load, on the same machine, in one run. Absolute figures belong to
 this machine; ratios travel better.
 
-    make bench                                        # all rows, and this page anew
+    make bench                                        # all rows of the gateway, and this page anew
     .venv/bin/python -m bench --rows '1to1*'          # some of them, on the terminal only
     .venv/bin/python -m bench --rows tls --rounds 9 --seconds 3 --write docs/performance.md
+    .venv/bin/python -m bench --group sinks --write docs/performance.md
 
 - Machine: {machine}
 - Gateway: {gateway}
@@ -194,16 +196,18 @@ HOW = """
 """
 
 
-def page(rows: list[Row], results: dict[str, Result]) -> str:
-    """docs/performance.md; rows without a result are left out."""
+def page(rows: list[Row], results: dict[str, Result], sinks: str = "") -> str:
+    """docs/performance.md, with the section about `sinks`; rows without a result are left out."""
     measured = [(row, results[row.key]) for row in rows if row.key in results]
+    if not measured:
+        return f"# Performance\n{sinks}"
     heads = ("work", OURS, THEIRS, "ratio (min..max)", "goal", "reached", LIMIT, "server CPU per message")
     text = HEAD.format(**_facts([result for _, result in measured]))
     text += "| " + " | ".join(heads) + " |\n|" + "---|" * len(heads) + "\n"
     for row, result in measured:
         for line in lines(row, result):
             text += "| " + " | ".join(asdict(line).values()) + " |\n"
-    return text + _bounds(measured) + HOW
+    return text + _bounds(measured) + HOW + sinks
 
 
 def _facts(results: list[Result]) -> dict[str, Any]:
@@ -222,12 +226,17 @@ def _facts(results: list[Result]) -> dict[str, Any]:
 
 def _bounds(measured: list[tuple[Row, Result]]) -> str:
     below = [row for row, result in measured if any(verdict(metric, result) == "no" for metric in row.metrics)]
+    return bounds([(row.key, row.title) for row in below])
+
+
+def bounds(below: list[tuple[str, str]], depth: str = "##") -> str:
+    """What a person has written about the rows (key, title) below their goal; the heading is `depth` deep."""
     if not below:
         return "\nEvery row reaches its goal.\n"
     written = tomli.loads(BOUNDS.read_text()) if BOUNDS.exists() else {}
-    text = "\n## What bounds the rows below their goal\n\n"
-    for row in below:
-        text += f"- **{row.title}**: {written.get(row.key, 'not looked into yet.').strip()}\n"
+    text = f"\n{depth} What bounds the rows below their goal\n\n"
+    for key, title in below:
+        text += f"- **{title}**: {written.get(key, 'not looked into yet.').strip()}\n"
     return text
 
 
