@@ -114,11 +114,10 @@ class SinkLink:
         try:
             await asyncio.wait_for(self._dials[sink](lambda: connection), LINK_DIAL_MS_MAX / 1000)
         except OSError as error:
-            connection.end(_explained(error))
+            why = _explained(error)
         else:
             self.connects += 1
-            await self._keep(connection)
-        why = connection.lost.result()
+            why = await self._keep(connection)
         if connection.is_open:
             self._search.lost(sink, why)
             self._note_problem()
@@ -130,14 +129,15 @@ class SinkLink:
             self._search.failed(sink, why)
         return False
 
-    async def _keep(self, connection: "_Connection") -> None:
-        """Greets and watches until it is lost."""
+    async def _keep(self, connection: "_Connection") -> str:
+        """Greets and watches until it is lost; why it was."""
         self._connection = connection
         try:
             connection.send(self._hello)
             while not connection.lost.done():
                 await asyncio.wait({connection.lost}, timeout=LINK_PING_INTERVAL_MS / 1000)
                 connection.watch()
+            return connection.lost.result()
         finally:
             self._connection = None
             connection.abort()

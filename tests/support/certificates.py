@@ -1,4 +1,4 @@
-"""Certificates for tests: a certificate authority of an hour, and what it signs for servers and clients."""
+"""Certificates for tests: a certificate authority of an hour, and what it signs for servers, clients and nodes."""
 
 import datetime
 import ipaddress
@@ -41,24 +41,29 @@ class Authority:
     def server(self) -> Pair:
         """For `localhost` and `127.0.0.1`."""
         names = x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-        return self.issue("server", names, usage=ExtendedKeyUsageOID.SERVER_AUTH)
+        return self.issue("server", names, usages=[ExtendedKeyUsageOID.SERVER_AUTH])
 
     def client(self, name: str, *alternatives: x509.GeneralName, subject: x509.Name | None = None) -> Pair:
         """For a client whose common name is `name`, or with another `subject`."""
-        return self.issue(name, alternatives, subject=subject, usage=ExtendedKeyUsageOID.CLIENT_AUTH)
+        return self.issue(name, alternatives, subject=subject, usages=[ExtendedKeyUsageOID.CLIENT_AUTH])
+
+    def node(self, name: str, *uris: str) -> Pair:
+        """For a node of a mesh, which dials and is dialled."""
+        names = tuple(x509.UniformResourceIdentifier(uri) for uri in uris)
+        return self.issue(name, names, usages=[ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
 
     def issue(
         self,
         name: str,
         alternatives: tuple[x509.GeneralName, ...],
         *,
-        usage: x509.ObjectIdentifier,
+        usages: list[x509.ObjectIdentifier],
         subject: x509.Name | None = None,
     ) -> Pair:
         key = ec.generate_private_key(ec.SECP256R1())
         subject = subject or x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(subject, self._name, key)
-        builder = builder.add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         if alternatives:
             builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         pair = Pair(self._folder / f"{name}-cert.pem", self._folder / f"{name}-key.pem")
