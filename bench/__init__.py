@@ -6,12 +6,15 @@ counts is the median of the rounds. Absolute figures belong to one machine and o
 
     rows.py       what is measured, and the goal of each row
     traffic.py    frames: what is sent, what has to arrive, in bytes
-    servers.py    the processes measured: configuration, start, CPU time, memory
+    processes.py  a measured process: CPU time, memory, bytes written, its end
+    servers.py    the processes measured: configuration and start
     wire.py       connections of the load generators
     stream.py     the load generator of one-way traffic
     requests.py   that of requests, around the program requests.c
+    programs.py   makes the programs in C, which have client.h in common
     standing.py   what only stands there: idle connections, subscriptions
     report.py     results, the table, docs/performance.md
+    sinks/        the sink tier beside JetStream: rows of their own
 
 Nothing here is imported by the programs, and speed is never asserted by a test.
 """
