@@ -6,6 +6,7 @@
 
 cdef enum:
     GROUPS_FEW = 16  # of one message, for which no memory has to be found
+    NAMES_LOOKED_AT = 16  # bytes of names that cost as much as to look at a receiver
     NAMES_BYTES_MAX = 256  # of groups in a frame that is not given to the parser, which makes a set of them
 
 
@@ -163,6 +164,7 @@ cdef int _put_here(Forwarder self, Session peer, bytes head, Receivers receivers
             self._put(subscription, head, message, peer)
     if names.size == 0:
         return 0
+    self.turn_bytes += TURN_LOOK_BYTES * names.size * PyList_GET_SIZE(receivers.groups) // NAMES_LOOKED_AT
     for i in range(PyList_GET_SIZE(receivers.groups)):
         if _is_named(names, <bytes>PyList_GET_ITEM(receivers.names, i)):
             subscription = self._choose(<list>PyList_GET_ITEM(receivers.groups, i), _NONE, None)
