@@ -41,8 +41,8 @@ class Filling:
         """Returns when every segment that `saved` speaks of is durable here. OSError, DamagedFile: this disk fails."""
         for stream, number, wanted in Machine(saved.state).state.partitions():
             partition = self._store.log_of(stream, number)
-            if wanted.start_offset == wanted.end_offset > partition.append_end:
-                partition.begin_at(wanted.end_offset)  # all of it was trimmed
+            if wanted.start_offset == wanted.end_offset > partition.append_end:  # all of it was trimmed
+                await asyncio.get_running_loop().run_in_executor(self._writer, partition.begin_at, wanted.end_offset)
             while partition.append_end < wanted.end_offset:
                 self.now = f"{stream.name}/{number}: {partition.append_end} of {wanted.end_offset}"
                 await self._pull(partition, stream, number, wanted)
@@ -58,7 +58,7 @@ class Filling:
                 continue
             loop = asyncio.get_running_loop()
             try:
-                await loop.run_in_executor(self._writer, _keep, partition, data, wanted.end_offset)
+                await loop.run_in_executor(self._writer, _keep, partition, data, wanted)
             except DamagedFile:
                 raise
             except (FrameError, DataError) as error:
@@ -69,13 +69,15 @@ class Filling:
         await asyncio.sleep(PAUSE_S)
 
 
-def _keep(partition: PartitionLog, data: bytes, end_offset: int) -> None:
-    """On the writer's thread: checked batches into the segments, durable. FrameError: they are no batches."""
+def _keep(partition: PartitionLog, data: bytes, wanted: PartitionState) -> None:
+    """On the writer's thread: checked batches into the segments, durable. FrameError: not the batches that are due."""
     for batch in split_batches(data):
         header = read_header(batch)
-        if header.base_offset >= end_offset or header.next_offset <= partition.append_end:
+        if header.base_offset >= wanted.end_offset or header.next_offset <= partition.append_end:
             continue
         if header.base_offset > partition.append_end:
+            if not partition.append_end < header.base_offset <= wanted.start_offset:
+                raise FrameError(f"a batch at offset {header.base_offset} where {partition.append_end} is due")
             partition.begin_at(header.base_offset)
         partition.append(bytes(batch), header.base_offset, header.leader_epoch)
     partition.sync()

@@ -142,7 +142,9 @@ class Store:
         next_offset = base_offset + header.record_count
         self._woken.add((placement.stream.incarnation, placement.partition))
         if next_offset <= partition.log.end_offset:
-            if partition.log.batch_crc_at(base_offset) != header.crc:
+            # What lies below the log's start was trimmed, or was let go when a sink that is being filled began anew.
+            is_here = base_offset >= partition.log.start_offset
+            if is_here and partition.log.batch_crc_at(base_offset) != header.crc:
                 what = f"offset {base_offset} holds another batch than the journal's entry {index}"
                 raise DamagedFile(str(partition.log.folder), 0, what)
             return

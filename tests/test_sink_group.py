@@ -1,0 +1,213 @@
+"""Three sinks of a zone as one group: who leads, what a lost disk costs, how members come and go."""
+
+import asyncio
+from contextlib import asynccontextmanager
+
+import pytest
+from support.disk import flip
+from support.sinks import SinkZone
+
+from protocol.errors import LogError
+
+PAYLOADS = [b"%04d" % number * 500 for number in range(400)]  # of 2 kB: 800 kB in all, several files
+
+
+@asynccontextmanager
+async def running(zone):
+    await zone.start()
+    try:
+        await zone.led()
+        yield zone
+    finally:
+        await zone.stop()
+
+
+async def publish(zone, payloads):
+    gateway = await (await zone.gateway()).open()
+    await gateway.append(*payloads)
+    await gateway.close()
+
+
+async def all_have(zone, payloads):
+    await zone.level()
+    for name in zone.sinks:
+        assert await zone.contents(name) == payloads, name
+
+
+async def test_what_is_acknowledged_is_on_all_three(tmp_path):
+    async with running(SinkZone(tmp_path)) as zone:
+        await publish(zone, PAYLOADS[:50])
+        await all_have(zone, PAYLOADS[:50])
+        assert len({zone.sinks[name].identity.group for name in zone.names}) == 1
+        states = sorted(zone.status(name)["state"] for name in zone.names)
+        assert states == ["follower", "follower", "leader"]
+
+
+async def test_a_leader_that_stops_hands_over_first(tmp_path):
+    async with running(SinkZone(tmp_path)) as zone:
+        await publish(zone, PAYLOADS[:10])
+        old, term = zone.leader, zone.sinks[zone.leader].group.term
+        await zone.stop(old)
+        assert zone.leader  # at once: nobody had to miss it first
+        assert zone.sinks[zone.leader].group.term == term + 1
+        await publish(zone, PAYLOADS[10:20])
+        await zone.start(old)
+        await all_have(zone, PAYLOADS[:20])
+
+
+async def test_two_of_three_go_on_and_one_alone_does_not(tmp_path):
+    async with running(SinkZone(tmp_path)) as zone:
+        await publish(zone, PAYLOADS[:5])
+        first, second = (name for name in zone.names if name != zone.leader)
+        await zone.stop(first)
+        await publish(zone, PAYLOADS[5:10])
+        await zone.stop(second)
+        await zone.until(lambda: not zone.leader, "the last one gives up leading")
+        assert zone.sinks[next(iter(zone.sinks))].health() is not None
+        await zone.start(first, second)
+        await zone.led()
+        await publish(zone, PAYLOADS[10:15])
+        await all_have(zone, PAYLOADS[:15])
+
+
+async def test_a_sink_that_was_away_for_long_is_filled_from_segments(tmp_path):
+    async with running(SinkZone(tmp_path)) as zone:
+        late = next(name for name in zone.names if name != zone.leader)
+        await publish(zone, PAYLOADS[:20])
+        await zone.level()
+        had = zone.sinks[late].journal.last_index
+        await zone.stop(late)
+        for at in range(20, 400, 20):
+            await publish(zone, PAYLOADS[at : at + 20])
+        journal = zone.sinks[zone.leader].journal
+        await zone.until(lambda: journal.first_index > had, "the journal is cut")
+        await zone.start(late)
+        await all_have(zone, PAYLOADS)
+        assert zone.sinks[late].filling.pulled_bytes > 0
+        assert zone.sinks[late].checkpoint_index > had
+
+
+@pytest.mark.parametrize("loss", ["wiped", "flipped", "rolled back"])
+async def test_a_lost_or_damaged_disk_is_filled_and_does_not_vote_before(tmp_path, loss):
+    async with running(SinkZone(tmp_path)) as zone:
+        victim = next(name for name in zone.names if name != zone.leader)
+        await publish(zone, PAYLOADS[:100])
+        await zone.level()
+        await zone.stop(victim)
+        if loss == "wiped":
+            zone.wipe(victim)
+        else:
+            newest = max((tmp_path / victim / "journal").glob("*.journal"))
+            if loss == "flipped":
+                flip(newest, 100)
+            else:
+                newest.unlink()
+        await zone.start(victim)
+        muted = zone.sinks[victim].identity.muted
+        assert loss == "wiped" or muted
+        await publish(zone, PAYLOADS[100:120])
+        await all_have(zone, PAYLOADS[:120])
+        assert zone.sinks[victim].identity.muted == ""
+        # It counts again: with another one gone, the group goes on.
+        await zone.stop(next(name for name in zone.names if name not in (victim, zone.leader)))
+        await publish(zone, PAYLOADS[120:125])
+
+
+async def test_damage_that_is_met_while_reading_is_never_served(tmp_path):
+    async with running(SinkZone(tmp_path)) as zone:
+        victim = next(name for name in zone.names if name != zone.leader)
+        await publish(zone, PAYLOADS)
+        await zone.level()
+        await zone.until(lambda: not zone.sinks[victim].store.hot_bytes, "everything is in segments")
+        flip(min((tmp_path / victim / "log").glob("orders-*/0/*.segment")), 20_000)
+        gateway = await zone.gateway(victim)
+        with pytest.raises((AssertionError, ConnectionError), match=r"STORAGE_ERROR|closed"):
+            await gateway.payloads()
+        await gateway.close()
+        failed = zone.sinks.pop(victim)
+        assert failed.failed.done()
+        await failed.stop()
+        await zone.start(victim)
+        assert "damaged" in zone.sinks[victim].identity.muted
+        await all_have(zone, PAYLOADS)
+
+
+async def test_a_sink_is_added_once_it_is_filled_and_another_removed(tmp_path):
+    async with running(SinkZone(tmp_path)) as zone:
+        await publish(zone, PAYLOADS[:200])
+        operator = zone.sinks[zone.leader].links.operator
+        with pytest.raises(LogError, match="sink s4 is not connected to the leader: it has never been seen"):
+            await operator.change_members("s4", "")
+        file = zone.file([*zone.names, "s4", "s5"])
+        await zone.stop()
+        await zone.start(*zone.names, file=file)
+        await zone.led()
+        await zone.start("s4", file=file)
+        operator = zone.sinks[zone.leader].links.operator
+        peer = lambda: next(peer for peer in operator.status()["peers"] if peer["node"] == "s4")  # noqa: E731
+        await zone.until(lambda: peer().get("lag_entries") == 0, "s4 is filled")
+        assert not peer()["member"]
+        assert zone.sinks["s4"].identity.muted
+        await operator.change_members("s4", "")
+        await zone.until(lambda: "s4" in zone.sinks["s4"].group.member.members, "s4 knows")
+        await all_have(zone, PAYLOADS[:200])
+        with pytest.raises(LogError, match="sink s4 is a member already"):
+            await operator.change_members("s4", "")
+        gone = next(name for name in zone.names if name != zone.leader)
+        await operator.change_members("", gone)
+        assert sorted(zone.status(zone.leader)["members"]) == sorted({"s1", "s2", "s3", "s4"} - {gone})
+        with pytest.raises(LogError, match=f"sink {gone} is no member"):
+            await operator.change_members("", gone)
+        # It neither votes nor leads any more.
+        term = zone.sinks[zone.leader].group.term
+        await asyncio.sleep(1.5)
+        assert zone.sinks[zone.leader].group.term == term
+        assert not zone.status(gone)["member"]
+
+
+async def test_a_leader_that_is_removed_hands_over(tmp_path):
+    async with running(SinkZone(tmp_path)) as zone:
+        leader = zone.leader
+        with pytest.raises(LogError, match="it hands over first"):
+            await zone.sinks[leader].links.operator.change_members("", leader)
+        await zone.until(lambda: zone.leader not in ("", leader), "another leads")
+        await zone.sinks[zone.leader].links.operator.change_members("", leader)
+        await publish(zone, PAYLOADS[:5])
+
+
+async def test_leadership_goes_where_it_is_asked_to(tmp_path):
+    async with running(SinkZone(tmp_path)) as zone:
+        await publish(zone, PAYLOADS[:5])
+        await zone.level()
+        to = next(name for name in zone.names if name != zone.leader)
+        with pytest.raises(LogError, match="member s9 is not connected"):
+            zone.sinks[zone.leader].links.operator.transfer("s9")
+        zone.sinks[zone.leader].links.operator.transfer(to)
+        await zone.until(lambda: zone.leader == to, f"{to} leads")
+
+
+async def test_a_newer_file_on_any_sink_comes_into_force_everywhere(tmp_path):
+    async with running(SinkZone(tmp_path)) as zone:
+        follower = next(name for name in zone.names if name != zone.leader)
+        await zone.level()
+        newer = zone.file(
+            revision=2, streams='[streams.orders]\nsubjects = ["orders.>"]\n[streams.taxes]\nsubjects = ["taxes.>"]'
+        )
+        await zone.stop(follower)
+        await zone.start(follower, file=newer)
+        known = lambda: [sink.machine.state.revision for sink in zone.sinks.values()]  # noqa: E731
+        await zone.until(lambda: known() == [2, 2, 2], "revision 2 everywhere")
+        assert all("taxes" in sink.machine.state.streams for sink in zone.sinks.values())
+        older = zone.leader if zone.leader != follower else next(name for name in zone.names if name != follower)
+        await zone.until(lambda: zone.status(older)["configuration_problems"], "the older file is reported")
+        assert "taxes" in zone.status(older)["configuration_problems"][0]
+
+
+async def test_fsync_at_intervals_syncs_less_and_keeps_what_a_killed_process_had(tmp_path):
+    async with running(SinkZone(tmp_path, more='fsync = "interval"')) as zone:
+        syncs = zone.sinks[zone.leader].group.syncs
+        for payload in PAYLOADS[:50]:
+            await publish(zone, [payload])
+        assert zone.sinks[zone.leader].group.syncs - syncs < 25
+        await all_have(zone, PAYLOADS[:50])
+        assert zone.status(zone.leader)["fsync"] == "interval"
