@@ -6,6 +6,7 @@ gateway does. Changes are made by the leader: a sink that does not lead names th
 
 import asyncio
 import itertools
+import os
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -88,7 +89,9 @@ class Zone:
 
 
 def _why(error: Exception) -> str:
-    return "no answer in time" if isinstance(error, TimeoutError) else str(error)
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
 
 
 async def status(zone: Zone, as_json: bool) -> None:

@@ -82,16 +82,17 @@ class Operator:
         return {"match_index": follower.match_index, "lag_entries": lag, "phase": phase, "why": follower.why}
 
     def _logs(self) -> list[dict[str, Any]]:
+        sizes = {(one.stream.incarnation, one.number): one.size_bytes for one in self._sink.store.partitions}
         return [
             {
-                "stream": partition.stream.name,
-                "partition": partition.number,
+                "stream": stream.name,
+                "partition": number,
                 "start_offset": partition.start_offset,
-                "end_offset": partition.high_watermark,
-                "bytes": partition.size_bytes,
-                "retired": partition.stream.retired,
+                "end_offset": partition.end_offset,
+                "bytes": sizes.get((stream.incarnation, number), 0),
+                "retired": stream.retired,
             }
-            for partition in self._sink.store.partitions
+            for stream, number, partition in self._sink.machine.state.partitions()
         ]
 
     # -- changing -----------------------------------------------------------------------------------------------------
