@@ -30,10 +30,6 @@ def _of_nodes(configuration: Config) -> Iterator[str]:
             yield f"zones.{zone.name}.gateways: links between gateways are not available in this version; leave one"
         if zone.groups > 1:
             yield f"zones.{zone.name}.groups: several groups are not available in this version; write 1"
-        for gateway in zone.gateways.values():
-            where = f"zones.{zone.name}.gateways.{gateway.name}"
-            if gateway.spool:
-                yield f"{where}.spool: the spool is not available in this version; leave it out"
         for sink in zone.sinks.values():
             if sink.fsync != "always":
                 where = f"zones.{zone.name}.sinks.{sink.name}"

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from gateway.shell.gateway import Gateway
 from gateway.shell.link import SinkLink
+from gateway.shell.spool import SpoolFolder
 from mesh.monitor import Monitor
 from sinkd.shell.sink import Sink
 
@@ -50,6 +51,8 @@ class GatewayMetrics(Collector):
         yield _gauge("mesh_gateway_publishers_paused", "Connections waiting for room", gateway.publishers_waiting)
         if gateway.link is not None:
             yield from _sink_link(gateway.link)
+        if gateway.spool is not None:
+            yield from _spool(gateway.spool)
         if gateway.peers is not None:
             dropped = "Messages for other workers that were too far behind"
             yield _gauge("mesh_gateway_peers_missing", "Other workers without a link to it", len(gateway.peers.missing))
@@ -70,6 +73,16 @@ def _sink_link(sink_link: SinkLink) -> Iterator[Metric]:
     yield _counter("mesh_gateway_sink_link_connects", "Connections made to sinks", sink_link.connects)
     failed = "Attempts to link that failed, with sinks that do not lead among them"
     yield _counter("mesh_gateway_sink_link_attempts_failed", failed, sink_link.failed_attempts)
+
+
+def _spool(folder: SpoolFolder) -> Iterator[Metric]:
+    yield _gauge("mesh_gateway_spool_bytes", "Bytes of spool files", folder.size_bytes)
+    yield _gauge("mesh_gateway_spool_events", "Events in the spool on their way to the log", folder.spool.events)
+    yield _gauge("mesh_gateway_spool_shut", "1 while nothing more can be spooled", folder.problem is not None)
+    restored = "Events that an earlier process had spooled, found at the start"
+    yield _counter("mesh_gateway_spool_events_restored", restored, folder.restored_events)
+    lost = "Events that became gaps at the start, since the spool was damaged"
+    yield _counter("mesh_gateway_spool_events_lost", lost, folder.lost_events)
 
 
 class SinkMetrics(Collector):

@@ -87,6 +87,8 @@ class GatewayPages:
                 "attempts_failed": gateway.link.failed_attempts,
                 "problem": gateway.link.problem or "",
             }
+        if gateway.spool is not None:
+            page["spool"] = gateway.spool.varz()
         return page
 
     def connz(self, query: Query) -> Building:

@@ -14,6 +14,7 @@ _VARZ_SUMS: Final = (
     *("in_msgs", "in_bytes", "out_msgs", "out_bytes"),
     *("in_client_msgs", "in_client_bytes", "out_client_msgs", "out_client_bytes"),
     *("slow_consumers", "stale_connections", "stalled_clients", "slow_consumer_stats", "stale_connection_stats"),
+    "spool",
 )
 _SUBSZ_SUMS: Final = ("num_subscriptions", "num_cache", "num_inserts", "num_removes", "total")
 _ACCOUNT_SUMS: Final = ("client_connections", "subscriptions", "sublist_stats")

@@ -216,6 +216,14 @@ def neighbours_can_reach_each_other(view: View) -> Iterator[Problem]:
                 yield Problem(path, "raft is missing: with two sinks or more, each needs an address for the others")
 
 
+def spools_have_something_to_keep(view: View) -> Iterator[Problem]:
+    for name, zone in view.file.zones.items():
+        for node, gateway in zone.gateways.items():
+            if gateway.spool and view.mode_of(zone) == "delivery-fabric":
+                path = ("zones", name, "gateways", node, "spool")
+                yield Problem(path, 'mode = "delivery-fabric" keeps no events; remove spool')
+
+
 def groups_have_a_clear_majority(view: View) -> Iterator[Problem]:
     """A group may have an even number for a while, when a sink is replaced; a file does not ask for one."""
     for name, table in _tables(view.data, "zones").items():
@@ -545,6 +553,7 @@ RULES: Final = (
     zones_without_sinks_are_kept_by_another,
     neighbours_can_reach_each_other,
     groups_have_a_clear_majority,
+    spools_have_something_to_keep,
     no_address_is_given_twice,
     links_beyond_loopback_are_protected,
     links_join_two_zones,

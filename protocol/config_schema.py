@@ -292,7 +292,9 @@ class Gateway(Table):
         description="Processes on the client port; each has the `limits` and the outbox for itself.",
     )
     spool: str = Field(
-        default="", description="A folder: events that wait for a sink survive a crash. Empty: memory only."
+        default="",
+        description="A folder of this gateway alone: what its outbox holds outlives the process, `kill -9` too. "
+        "Empty: memory only.",
     )
 
 

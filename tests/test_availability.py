@@ -48,9 +48,10 @@ def text(**parts: str) -> str:
     return f'[mesh]\nname = "acme"\n{parts["mesh"]}\n' + NODES.format(**parts) + parts["more"]
 
 
+@pytest.mark.parametrize("gateway", ["", 'spool = "spool"'])
 @pytest.mark.parametrize("more", ["", MORE_SINKS, MORE_SINKS + '[tls.nodes]\nca = "a"\ncert = "c"\nkey = "k"'])
-def test_a_gateway_with_the_sinks_of_its_zone_is_available(more):
-    assert not_available(config.parse(text(more=more), "mesh.toml")) == []
+def test_a_gateway_with_the_sinks_of_its_zone_is_available(more, gateway):
+    assert not_available(config.parse(text(more=more, gateway=gateway), "mesh.toml")) == []
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,6 @@ def test_a_gateway_with_the_sinks_of_its_zone_is_available(more):
         ({"more": SECOND_ZONE}, "zones: links between zones are not available in this version; leave one of eu, us"),
         ({"more": SECOND_GATEWAY}, "zones.eu.gateways: links between gateways are not available"),
         ({"more": "[zones.eu]\ngroups = 2"}, "zones.eu.groups: several groups are not available"),
-        ({"gateway": 'spool = "spool"'}, "zones.eu.gateways.gw1.spool: the spool is not available"),
         ({"sink": 'fsync = "interval"'}, "zones.eu.sinks.sink1.fsync: 'interval' is not available"),
         (
             {"more": SECOND_ZONE + '[streams.orders]\nsubjects = ["orders.>"]\nack = "geo"'},
@@ -81,7 +81,7 @@ def test_what_is_not_available_is_named(parts, refusal):
 @pytest.mark.parametrize(("command", "node"), [("gateway", "gw1"), ("sinkd", "sink1")])
 def test_a_node_says_all_of_it_and_does_not_start(tmp_path, command, node):
     file = tmp_path / "mesh.toml"
-    file.write_text(text(gateway='spool = "spool"', sink='fsync = "interval"'))
+    file.write_text(text(mesh='contracts = "warn"', sink='fsync = "interval"'))
     folder = Path(sys.executable).parent
 
     def run(*arguments):
@@ -97,7 +97,7 @@ def test_a_node_says_all_of_it_and_does_not_start(tmp_path, command, node):
     assert run("mesh", "check", "mesh.toml").returncode == 0
     ended = run(command, "--config", "mesh.toml", "--node", node)
     assert ended.returncode == 1
-    assert "mesh.toml: zones.eu.gateways.gw1.spool: the spool" in ended.stderr
+    assert "mesh.toml: mesh.contracts: 'warn'" in ended.stderr
     assert "mesh.toml: zones.eu.sinks.sink1.fsync: 'interval'" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "data").exists()

@@ -336,6 +336,13 @@ def test_an_empty_file_says_what_a_mesh_needs() -> None:
         ),
         # zones and nodes
         (
+            changed(
+                "[zones.home.gateways.gw1]",
+                "[zones.home]\nmode = 'delivery-fabric'\n[zones.home.gateways.gw1]\nspool = 's'",
+            ),
+            ['zones.home.gateways.gw1.spool: mode = "delivery-fabric" keeps no events; remove spool'],
+        ),
+        (
             SMALL + "[zones.away]",
             [
                 "zones.away: has neither gateways nor sinks; add some or remove the zone",

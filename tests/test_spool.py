@@ -4,24 +4,12 @@
 """
 
 import pytest
-from support.spools import EVENTS, ORDERS, OWNER, WALL_MS, Held, Process, held
+from support.spools import EVENTS, ORDERS, OWNER, WALL_MS, Held, Process, held, position_of
 from support.streams import state
 
-from gateway.core.spool_format import FileReader, Kind, Owner, Record
+from gateway.core.spool_format import Kind, Owner
 from gateway.core.spool_recovery import Recovery
 from protocol.errors import FolderInUse
-
-
-def records(data: bytes) -> list[tuple[int, Record]]:
-    """With the position where each begins."""
-    reader = FileReader(data)
-    reader.head()
-    found, position = [], reader.position
-    for record in reader.records():
-        found.append((position, record))
-        position = reader.position
-    assert not reader.problem
-    return found
 
 
 def flipped(data: bytes, position: int) -> bytes:
@@ -278,10 +266,6 @@ def test_a_file_of_another_node_is_refused():
 
 
 # -- damage -----------------------------------------------------------------------------------------------------------
-
-
-def position_of(data: bytes, kind: Kind, number: int) -> int:
-    return next(position for position, one in records(data) if (one.kind, one.number) == (kind, number))
 
 
 def test_an_event_whose_payload_is_damaged_becomes_a_gap_in_its_place():

@@ -62,6 +62,16 @@ class SpoolFolder:
     def size_bytes(self) -> int:
         return sum(self._sizes.values())
 
+    def varz(self) -> dict[str, int]:
+        """What is shown of it: numbers, so that those of several workers can be added up."""
+        return {
+            "bytes": self.size_bytes,
+            "events": self.spool.events,
+            "events_restored": self.restored_events,
+            "events_lost": self.lost_events,
+            "shut": int(self.problem is not None),
+        }
+
     def hold(self, account: str, reply: str, answer: bytes) -> None:
         self._held.append((account, reply, answer))
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from gateway.core.outbox import Outbox
 from gateway.core.spool import Spool
-from gateway.core.spool_format import Head, Owner, pack_head
+from gateway.core.spool_format import FileReader, Head, Kind, Owner, pack_head
 from gateway.core.spool_recovery import Recovery
 from protocol.link import Answer, Appended, Opened, Reached
 from protocol.streams import StreamState
@@ -95,3 +95,15 @@ class Process:
         flying = list(self.outbox._partitions[stream.encode(), 0].in_flight)[:batches]
         answers = tuple(Answer(batch.first_sequence, batch.crc, 100) for batch in flying)
         return Reached(stream, stream.encode(), 0, last_sequence, answers)
+
+
+def position_of(data: bytes, kind: Kind, number: int) -> int:
+    """Where the record of this kind and number begins in a file that is whole."""
+    reader = FileReader(data)
+    reader.head()
+    position = reader.position
+    for record in reader.records():
+        if (record.kind, record.number) == (kind, number):
+            return position
+        position = reader.position
+    raise LookupError((kind, number))
