@@ -68,9 +68,14 @@ def several_partitions(header: str, stream: str, partitions: int) -> Refusal:
     return Refusal(400, 10003, f"{header} needs a stream of one partition; {stream} has {partitions}")
 
 
+def may_ask(block: bytes) -> bool:
+    """Whether `block` may ask something of the log: most do not, and this is seen at a glance."""
+    return any(prefix in block for prefix in _PREFIXES)
+
+
 def read_publish_headers(block: bytes) -> PublishHeaders:
     """What `block` (a whole NATS header block, or b"") asks of the log."""
-    if not any(prefix in block for prefix in _PREFIXES):
+    if not may_ask(block):
         return PublishHeaders()
     fields = _fields(block)
     refusal = next((refusal for name, refusal in _UNAVAILABLE.items() if name in fields), None)

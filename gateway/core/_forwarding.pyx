@@ -30,11 +30,13 @@ from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc, free
 from libc.string cimport memchr, memcmp, memcpy
 
-from gateway.core.forwarding import Stats
+from protocol._records cimport BatchBuilder
+
+from gateway.core.forwarding import Kind, Stats
 from gateway.core.identity import EVERYTHING
 from gateway.core.sublist import Result
 from protocol import nats, routes, subjects
-from protocol.limits import ROUTE_PLAN_BYTES_MAX, ROUTE_PLANS_MAX, TURN_BYTES_MAX, TURN_EVENT_BYTES
+from protocol.limits import BATCH_BYTES_TARGET, ROUTE_PLAN_BYTES_MAX, ROUTE_PLANS_MAX, TURN_BYTES_MAX, TURN_EVENT_BYTES
 
 cdef extern from "Python.h":
     int _PyBytes_Resize(PyObject** bytes, Py_ssize_t newsize) except -1
@@ -64,6 +66,8 @@ cdef object _OK = nats.OK
 cdef Py_ssize_t _TURN_BYTES_MAX = TURN_BYTES_MAX
 cdef Py_ssize_t _TURN_EVENT_BYTES = TURN_EVENT_BYTES
 cdef Py_ssize_t _PLAN_BYTES_MAX = ROUTE_PLAN_BYTES_MAX
+cdef Py_ssize_t _BATCH_BYTES_TARGET = BATCH_BYTES_TARGET
+cdef int _KEPT = Kind.KEPT
 
 cdef enum:
     BUCKETS = 256  # of subscription generations, by the first token
@@ -76,6 +80,7 @@ cdef enum:
     LIST_POINTERS = 9  # as much as an empty list takes
     FRAME_HEAD_BYTES = 64  # what a frame needs beside its subject, sid, reply and payload
     MANAGED_BYTES_MAX = 512  # of a SUB or UNSUB that need not be looked at more closely
+    RECORD_BOUND_BYTES = 96  # of an event in a batch, beside what is in it: as in record_bytes_max
     PUBLISH_BYTES_MIN = 11  # PUB a 0, empty
     # What work counts as in a turn that copies nothing: so many bytes could be copied meanwhile, roughly.
     TURN_LOOK_BYTES = 4  # at a receiver, whether it gets a message
@@ -87,6 +92,7 @@ cdef uint32_t _SETS_MAX = ROUTE_PLANS_MAX // WAYS
 NEVER_MS = -1
 
 
+include "_lanes.pxi"
 include "_subscriptions.pxi"
 include "_plans.pxi"
 include "_sessions.pxi"
@@ -139,6 +145,9 @@ cdef class Forwarder:
     cdef int64_t now_ms
     cdef Py_ssize_t turn_bytes
     cdef int64_t out_msgs, out_bytes  # not in `stats` yet
+    cdef int64_t wall_ms  # of this read, once it was asked for
+    cdef bint knows_wall_ms
+    cdef bint keeps  # lanes have taken something in this read
     cdef bint interrupted  # something was called that may have stopped the session that is read
 
     def __init__(self, policy, seed, stall_bytes):
@@ -187,6 +196,7 @@ cdef class Forwarder:
                 data, at = session.left, session.left_at
             session.left = None
         self.turn_bytes = 0
+        self.knows_wall_ms = False
         PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
         try:
             self._proceed(session, <const char*>view.buf, view.len, &at)
@@ -203,6 +213,9 @@ cdef class Forwarder:
                 self.stats.out_msgs += self.out_msgs
                 self.stats.out_bytes += self.out_bytes
                 self.out_msgs = self.out_bytes = 0
+            if self.keeps:
+                self.keeps = False
+                self.policy.kept()
 
     cdef int _proceed(self, Session session, const char* data, Py_ssize_t size, Py_ssize_t* at) except -1:
         """Acts on what is there from `at` on. Where it stopped stands in `at`, even when a callback has raised."""
@@ -346,7 +359,9 @@ cdef class Forwarder:
         self.stats.in_msgs += 1
         self.stats.in_bytes += size_bytes
         plan = self._plan(session, PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
-        if plan.kind:
+        if plan.kind and (plan.lane is None or not self._keep(
+            plan, len(reply), PyBytes_AS_STRING(header_block), len(header_block), PyBytes_AS_STRING(payload), len(payload)
+        )):
             self.policy.special(session, event, plan.kind)
             return
         if session.verbose:
@@ -395,11 +410,16 @@ cdef class Forwarder:
         cdef dict queues
         cdef char first = plan.subject[0] if plan.subject_size else 0
         cdef uint64_t generation = sublist.wild + sublist.buckets[plan.bucket] + self.epoch
+        plan.lane = plan.key = None
         if session.unrestricted and first != c"$" and (first == c"_" or not self.keeps_events):
             plan.kind = 0
         else:
             self.turn_bytes += _TURN_EVENT_BYTES // 2
-            plan.kind = self.policy.kind(session, _decode(PyBytes_FromStringAndSize(plan.subject, plan.subject_size)))
+            subject = _decode(PyBytes_FromStringAndSize(plan.subject, plan.subject_size))
+            plan.kind = self.policy.kind(session, subject)
+            way = self.policy.lane(session, subject) if plan.kind == _KEPT else None
+            if way is not None:
+                plan.lane, plan.key = way
         if sublist.count == 0:
             queues = None
         else:
@@ -464,7 +484,10 @@ cdef class Forwarder:
                 self.turn_bytes += line - subject
                 if plan is None:
                     plan = self._plan(session, subject, subject_size)
-                if plan.kind:
+                if plan.kind and (plan.lane is None or not self._keep(
+                    plan, message.reply_size, message.payload - message.header_size, message.header_size,
+                    message.payload, message.payload_size,
+                )):
                     self._special(session, plan, subject, &message)
                 elif self._send(session, session._account, plan.head, plan.receivers, &message) == 0:
                     if message.reply_size and session.no_responders:
@@ -551,6 +574,25 @@ cdef class Forwarder:
         self.turn_bytes += _TURN_EVENT_BYTES
         self.policy.special(session, event, plan.kind)
         self.interrupted = True
+
+    cdef bint _keep(self, Plan plan, Py_ssize_t reply_size, const char* block, Py_ssize_t block_size,
+                    const char* payload, Py_ssize_t payload_size) except -1:
+        """Whether the lane takes the event, so that nothing about it is special any more."""
+        cdef Lane lane = plan.lane
+        if lane.builder is None or (reply_size and lane.answers):
+            return False
+        if block_size and (not lane.takes_headers or _may_ask(block, block_size)):
+            return False
+        if not self.knows_wall_ms:
+            self.wall_ms = self.policy.wall_ms()
+            self.knows_wall_ms = True
+        if not lane.put(
+            plan.subject, plan.subject_size, plan.key, self.wall_ms, block, block_size, payload, payload_size
+        ):
+            return False
+        self.keeps = True
+        self.turn_bytes += plan.subject_size + block_size + payload_size
+        return True
 
     cdef Py_ssize_t _send(self, Session sender, Account account, bytes head, Receivers receivers,
                           Message* message) except -1:

@@ -69,6 +69,8 @@ cdef class Plan:
     cdef uint64_t generation
     cdef int kind
     cdef Receivers receivers
+    cdef Lane lane  # of events on it that ask nothing, or None
+    cdef bytes key  # of theirs
     cdef Py_ssize_t size_bytes
 
 
@@ -94,7 +96,7 @@ cdef inline uint64_t _mix(const char* text, Py_ssize_t size) noexcept nogil:
 cdef void _retire(PyObject* held):
     """Sessions may hold a plan longer than the table does: what is large of it goes now, and it is never valid again."""
     cdef Plan plan = <Plan>held
-    plan.receivers = None
+    plan.receivers = plan.lane = None
     plan.generation = _NEVER
     Py_DECREF(plan)
 

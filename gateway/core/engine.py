@@ -6,17 +6,20 @@
 from typing import Final, NamedTuple
 
 from gateway.core.forwarding import Forwarder
+from gateway.core.lanes import Lane, Room
 from gateway.core.session import Account, Session, Subscription
 
 
 class Engine(NamedTuple):
-    """The classes that a plane is made of; both engines' have the same interface, that of the reference."""
+    """What a plane and its outbox are made of; the classes of both engines have the reference's interface."""
 
     name: str
     forwarder: type[Forwarder]
     session: type[Session]
     subscription: type[Subscription]
     account: type[Account]
+    lane: type[Lane]
+    room: type[Room]
 
 
 def _compiled() -> Engine | None:
@@ -24,9 +27,9 @@ def _compiled() -> Engine | None:
         from gateway.core import _forwarding as twin
     except ImportError:  # built without a C compiler
         return None
-    return Engine("compiled", twin.Forwarder, twin.Session, twin.Subscription, twin.Account)
+    return Engine("compiled", twin.Forwarder, twin.Session, twin.Subscription, twin.Account, twin.Lane, twin.Room)
 
 
-REFERENCE: Final = Engine("reference", Forwarder, Session, Subscription, Account)
+REFERENCE: Final = Engine("reference", Forwarder, Session, Subscription, Account, Lane, Room)
 COMPILED: Final = _compiled()
 BEST: Final = COMPILED or REFERENCE

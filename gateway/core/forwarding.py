@@ -18,6 +18,9 @@ goes to each peer once, however many want it there, and names the queue groups w
 members of a group behind workers of the same gateway (`near`) have the same chance, as with one server; peers that are
 other gateways are asked only where nobody here can have it. What comes from a peer is delivered and never passed on.
 
+An event that a stream keeps, and that asks nothing of the log, goes to everybody who gets it and into a lane
+(`gateway.core.lanes`), which the plan names; what the lane does not take is special.
+
 Fairness: one call of `receive` stops after `TURN_BYTES_MAX` bytes of work and says that there is more; the parser
 (here) or the session (in the twin) keeps the rest. What is copied counts by its size, what Python acts on as
 `TURN_EVENT_BYTES`.
@@ -29,9 +32,10 @@ from enum import IntFlag
 from typing import NamedTuple, Protocol
 
 from gateway.core.identity import Permissions
+from gateway.core.lanes import Lane
 from gateway.core.session import Account, Session, Subscription
 from gateway.core.sublist import Result
-from protocol import nats, routes, subjects
+from protocol import nats, publish, routes, subjects
 from protocol.limits import (
     MAX_PENDING_BYTES,
     ROUTE_PLAN_BYTES_MAX,
@@ -75,6 +79,15 @@ class Policy(Protocol):
 
     def kind(self, session: Session, subject: str) -> int:
         """What is special about `subject` when `session` publishes to it."""
+
+    def lane(self, session: Session, subject: str) -> tuple[Lane, bytes] | None:
+        """The lane for events on a subject that is kept and nothing else, and their key."""
+
+    def wall_ms(self) -> int:
+        """The time for events of this read."""
+
+    def kept(self) -> None:
+        """Lanes have taken something in this read."""
 
     def account(self, name: str) -> Account:
         """The account of that name."""
@@ -132,6 +145,7 @@ class Plan(NamedTuple):
     kind: int
     receivers: Receivers
     generation: int
+    lane: tuple[Lane, bytes] | None = None
 
 
 class Plans:
@@ -205,6 +219,8 @@ class Forwarder:
         self._epoch = 0
         self._now_ms = 0
         self._turn_bytes = 0
+        self._wall_ms: int | None = None  # of this read, once it was asked for
+        self._keeps = False  # lanes have taken something in this read
 
     # -- sessions -----------------------------------------------------------------------------------------------------
 
@@ -231,8 +247,17 @@ class Forwarder:
         self._now_ms = now_ms
         if session.closing is not None:
             return False
-        parser, self._turn_bytes = session.parser, 0
-        parser.receive(bytes(data))
+        self._turn_bytes, self._wall_ms = 0, None
+        session.parser.receive(bytes(data))
+        try:
+            return self._proceed(session)
+        finally:
+            if self._keeps:
+                self._keeps = False
+                self._policy.kept()
+
+    def _proceed(self, session: Session) -> bool:
+        parser = session.parser
         while session.closing is None and session.verifying is None and not session.paused:
             if self._turn_bytes > TURN_BYTES_MAX:
                 return True
@@ -321,7 +346,7 @@ class Forwarder:
         self.stats.in_msgs += 1
         self.stats.in_bytes += size_bytes
         plan = self._plan(session, subject)
-        if plan.kind:
+        if plan.kind and (plan.lane is None or not self._keep(plan.lane, event)):
             self._policy.special(session, event, plan.kind)
             return
         if session.options.verbose:
@@ -331,6 +356,20 @@ class Forwarder:
         if receivers == 0 and reply:
             self._policy.unanswered(session, subjects.decode(reply), subjects.decode(subject))
 
+    def _keep(self, way: tuple[Lane, bytes], event: nats.Publish) -> bool:
+        """Whether the lane takes the event, so that nothing about it is special any more."""
+        lane, key = way
+        subject, reply, header_block, payload = event
+        if lane.builder is None or (reply and lane.answers):
+            return False
+        if header_block and (not lane.takes_headers or publish.may_ask(header_block)):
+            return False
+        if self._wall_ms is None:
+            self._wall_ms = self._policy.wall_ms()
+        taken = lane.take(subject, key, self._wall_ms, header_block, payload)
+        self._keeps |= taken
+        return taken
+
     def _plan(self, session: Session, wire_subject: bytes) -> Plan:
         account, permissions = session.account, session.permissions
         generation = account.sublist.generation + self._epoch
@@ -338,7 +377,9 @@ class Forwarder:
         plan = plans.find(wire_subject, generation)
         if plan is None:
             subject = subjects.decode(wire_subject)
-            plan = Plan(self._policy.kind(session, subject), Receivers.of(account.sublist.match(subject)), generation)
+            kind = self._policy.kind(session, subject)
+            lane = self._policy.lane(session, subject) if kind == Kind.KEPT else None
+            plan = Plan(kind, Receivers.of(account.sublist.match(subject)), generation, lane)
             plans.keep(wire_subject, plan)
         return plan
 

@@ -22,23 +22,29 @@ A deduplication id that is on its way already is not sent twice: the second publ
 
 With a `spool` every step is noted there (`gateway.core.spool`), and whatever a step promises leaves when it is noted: a
 `logged` answer when the event is, a refusal when it is noted that the event is gone, a batch when its sequences are.
+
+Without a spool, most events take a shorter way: they ask nothing and nobody waits for them, so after the first has come
+here, the next come by a lane (`gateway.core.lanes`), until something else comes or a batch is formed.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from gateway.core.partition_outbox import Batch, Entry, PartitionOutbox
+from gateway.core.engine import BEST, Engine
+from gateway.core.lanes import Lane, Room
+from gateway.core.partition_outbox import NO_HEADERS, Batch, Entry, Held, PartitionOutbox, event_bytes_max
 from gateway.core.routes import StreamRoutes, place
 from gateway.core.spool import Spool
 from protocol import link, publish, subjects
 from protocol.gaps import Gap
 from protocol.limits import (
     BATCH_BYTES_MAX,
+    BATCH_BYTES_TARGET,
     NEVER_SENT_REFUSE_MS,
 )
-from protocol.publish import PublishHeaders, Refusal
+from protocol.publish import Refusal
 from protocol.records import Event
 from protocol.streams import StreamState
 
@@ -56,29 +62,45 @@ class Counters:
         self.batches_sent = self.batches_sent_again = 0
         self.refused: dict[int, int] = {}
 
-    def refuse(self, refusal: Refusal) -> None:
-        self.refused[refusal.err_code] = self.refused.get(refusal.err_code, 0) + 1
+    def refuse(self, refusal: Refusal, events: int = 1) -> None:
+        self.refused[refusal.err_code] = self.refused.get(refusal.err_code, 0) + events
 
 
 class Outbox:
     """Everything between `publish` and the sink link. Frames pile up in `frames`; answers go out through `answer`."""
 
     def __init__(
-        self, zone: str, answer: Answer, *, spool: Spool | None = None, answer_when_kept: Answer | None = None
+        self,
+        zone: str,
+        answer: Answer,
+        *,
+        spool: Spool | None = None,
+        answer_when_kept: Answer | None = None,
+        engine: Engine = BEST,
     ) -> None:
-        """With `spool`, `answer_when_kept` gets answers that may leave only when what is noted there is written."""
+        """With `spool`, `answer_when_kept` gets answers that may leave only when what is noted there is written.
+
+        Lanes are of `engine`, that of the plane.
+        """
         self._zone, self._answer, self._answer_when_kept = zone, answer, answer_when_kept or answer
-        self._spool = spool
+        self._spool, self._engine = spool, engine
         self.is_shut = False  # while nothing more can be kept: as if every stream's part of the outbox were full
         self._partitions: dict[tuple[bytes, int], PartitionOutbox] = {}
-        self._stream_bytes: dict[bytes, int] = {}
+        self._rooms: dict[bytes, Room] = {}
         self._leaving: list[PartitionOutbox] = []  # gone, and something of theirs is in flight
         self._producer: tuple[int, int] | None = None  # while the link is up
         self._last_sequences: dict[tuple[bytes, int], int] = {}
         self._link_down_since_ms: int | None = None
         self.routes = StreamRoutes()
         self.frames: list[bytes] = []
-        self.counters = Counters()
+        self._counters = Counters()
+
+    @property
+    def counters(self) -> Counters:
+        for partition in self._partitions.values():
+            self._counters.captured += partition.lane.taken
+            partition.lane.taken = 0
+        return self._counters
 
     # -- from clients -------------------------------------------------------------------------------------------------
 
@@ -105,16 +127,19 @@ class Outbox:
         if plan is None:
             return False, True
         stream = plan[0]
-        headers = publish.read_publish_headers(header_block) if header_block else PublishHeaders()
+        headers = publish.read_publish_headers(header_block) if header_block else NO_HEADERS
         wanted = reply if headers.asks or stream.reply == "always" else ""
         partition, key = self._destination(plan, subject, header_block)
-        entry = Entry(Event(subjects.encode(subject), key, timestamp_ms, header_block, payload), headers, now_ms)
+        event = Event(subjects.encode(subject), key, timestamp_ms, header_block, payload)
+        if not wanted and not headers.asks and self._append(partition, event, now_ms, stream, gives_up=gives_up):
+            return False, self.has_room(stream)
+        entry = Entry(event, headers, now_ms)
         refusal = _unfit(stream, entry)
         if refusal is None and self._follows(partition, entry, wanted, stream):
             return bool(wanted), self.has_room(stream)
         refusal = refusal or self._not_now(stream, wanted, now_ms)
         if refusal is not None:
-            self.counters.refuse(refusal)
+            self._counters.refuse(refusal)
             self._tell(stream, wanted, publish.error_answer(stream.name, refusal))
             return bool(wanted), True
         if gives_up and not wanted and not self.has_room(stream):
@@ -123,17 +148,37 @@ class Outbox:
         self._take(partition, entry, wanted, stream)
         return bool(wanted), self.has_room(stream)
 
+    def _append(
+        self, partition: PartitionOutbox, event: Event, now_ms: int, stream: StreamState, *, gives_up: bool
+    ) -> bool:
+        """Takes an event that asks nothing and that nobody waits for, unless it needs a closer look."""
+        size_bytes = event_bytes_max(event)
+        if self._spool is not None or size_bytes > BATCH_BYTES_TARGET or (gives_up and not self.has_room(stream)):
+            return False
+        self._counters.captured += 1
+        partition.append(event, size_bytes, now_ms, opens=not self._leaving)
+        self._room(partition.stream).used_bytes += size_bytes
+        return True
+
+    def lane(self, account: str, subject: str) -> tuple[Lane, bytes] | None:
+        """The lane for events on `subject`, and their key; None: they have to come here. Valid until streams change."""
+        plan = self.routes.plan(account, subject, b"")
+        if plan is None or self._spool is not None:
+            return None
+        stream, key, number = plan
+        return self._partition(stream, number).lane, key
+
     def _give_up(self, partition: PartitionOutbox, now_ms: int, timestamp_ms: int) -> None:
         """Counts an event that is not taken, in the gap where it would have stood."""
-        self.counters.given_up += 1
+        self._counters.given_up += 1
         last = partition.pending[-1] if partition.pending else None
-        if last is not None and last.gap is not None:
+        if isinstance(last, Entry) and last.gap is not None:
             last.gap = msgspec.structs.replace(last.gap, events=last.gap.events + 1, to_ms=timestamp_ms)
             if self._spool is not None:
                 self._spool.add(partition, last)
             return
         gap = Gap("outbox_overflow", 1, timestamp_ms, timestamp_ms)
-        self._put(partition, Entry(Event(b"", b"", timestamp_ms, b"", b""), PublishHeaders(), now_ms, gap))
+        self._put(partition, Entry(Event(b"", b"", timestamp_ms, b"", b""), NO_HEADERS, now_ms, gap))
 
     def _destination(
         self, plan: tuple[StreamState, bytes, int], subject: str, header_block: bytes
@@ -167,11 +212,11 @@ class Outbox:
         if first is None:
             return False
         if wanted and self.has_room(stream):
-            self._stream_bytes[partition.stream.incarnation] += first.wait(wanted, duplicate=True)
+            self._room(partition.stream).used_bytes += first.wait(wanted, duplicate=True)
         return True
 
     def _take(self, partition: PartitionOutbox, entry: Entry, wanted: str, stream: StreamState) -> None:
-        self.counters.captured += 1
+        self._counters.captured += 1
         if wanted and stream.ack == "logged" and not entry.headers.asks:
             self._tell_when_kept(stream, wanted, publish.logged_ack(stream.name, self._zone, partition.number))
         elif wanted:
@@ -179,37 +224,45 @@ class Outbox:
         self._put(partition, entry)
 
     def _put(self, partition: PartitionOutbox, entry: Entry) -> None:
-        incarnation = partition.stream.incarnation
         partition.add(entry)
-        self._stream_bytes[incarnation] = self._stream_bytes.get(incarnation, 0) + entry.held_bytes
+        self._room(partition.stream).used_bytes += entry.held_bytes
         if self._spool is not None:
             self._spool.add(partition, entry)
 
     def _partition(self, stream: StreamState, number: int) -> PartitionOutbox:
         key = stream.incarnation, number
-        if key not in self._partitions:
-            self._partitions[key] = PartitionOutbox(stream, number, self._last_sequences.get(key, 0) + 1)
-        return self._partitions[key]
+        partition = self._partitions.get(key)
+        if partition is None:
+            lane = self._engine.lane(self._room(stream))
+            partition = PartitionOutbox(stream, number, self._last_sequences.get(key, 0) + 1, lane)
+            self._partitions[key] = partition
+            _configure(lane, stream)
+        return partition
+
+    def _room(self, stream: StreamState) -> Room:
+        room = self._rooms.get(stream.incarnation)
+        if room is None:
+            room = self._rooms[stream.incarnation] = self._engine.room()
+            room.bytes_max = stream.outbox_bytes
+        return room
 
     def has_room(self, stream: StreamState) -> bool:
         incarnations = {stream.incarnation, *(partition.stream.incarnation for partition in self._leaving)}
-        held_bytes = sum(self._stream_bytes.get(incarnation, 0) for incarnation in incarnations)
-        return held_bytes < stream.outbox_bytes and not self.is_shut
+        rooms = [self._rooms[incarnation] for incarnation in incarnations if incarnation in self._rooms]
+        return sum(room.used_bytes for room in rooms) < stream.outbox_bytes and not self.is_shut
 
     @property
     def size_bytes(self) -> int:
-        return sum(self._stream_bytes.values())
+        return sum(room.used_bytes for room in self._rooms.values())
 
     @property
     def is_empty(self) -> bool:
-        return not any(partition.pending or partition.in_flight for partition in self._partitions.values())
+        return not any(partition.waits or partition.in_flight for partition in self._partitions.values())
 
     def restore(self, partition: PartitionOutbox) -> None:
         """Goes on with what an earlier process of this gateway held, as if the link had just been lost."""
-        incarnation = partition.stream.incarnation
-        self._partitions[incarnation, partition.number] = partition
-        held_bytes = sum(entry.held_bytes for entry in partition.entries())
-        self._stream_bytes[incarnation] = self._stream_bytes.get(incarnation, 0) + held_bytes
+        self._partitions[partition.stream.incarnation, partition.number] = partition
+        self._room(partition.stream).used_bytes += sum(entry.held_bytes for entry in partition.entries())
 
     # -- towards the sink ---------------------------------------------------------------------------------------------
 
@@ -221,8 +274,8 @@ class Outbox:
         for partition in self._partitions.values():
             while partition.may_form(now_ms):
                 self._send(partition, partition.form())
-                self.counters.batches_sent += 1
-            lingers = lingers or (bool(partition.pending) and not partition.is_held(now_ms))
+                self._counters.batches_sent += 1
+            lingers = lingers or (partition.waits and not partition.is_held(now_ms))
         return lingers
 
     def _send(self, partition: PartitionOutbox, batch: Batch) -> None:
@@ -242,7 +295,7 @@ class Outbox:
             one = reached.get(key)
             if one is not None:
                 self._settle(partition, one)
-            self.counters.batches_sent_again += partition.take_back()
+            self._counters.batches_sent_again += partition.take_back()
             partition.next_sequence = one.last_sequence + 1 if one is not None else 1
         self._let_go()
 
@@ -254,8 +307,8 @@ class Outbox:
             answer = answers.get((batch.first_sequence, batch.crc))
             if answer is None:
                 # Another gateway has our name and went on under our sequences: nobody can say what became of ours.
-                for entry in partition.in_flight.popleft().entries:
-                    self._forget(partition, entry)
+                for held in partition.in_flight.popleft().entries:
+                    self._forget(partition, held)
             elif answer.reason:
                 self._refuse_for_good(partition, batch, answer.reason, answer.found)
             else:
@@ -276,7 +329,11 @@ class Outbox:
         if down is None or now_ms - down < NEVER_SENT_REFUSE_MS:
             return
         for partition in self._partitions.values():
-            hopeless = [e for e in partition.pending if e.replies and now_ms - e.taken_ms >= NEVER_SENT_REFUSE_MS]
+            hopeless = [
+                held
+                for held in partition.pending
+                if isinstance(held, Entry) and held.replies and now_ms - held.taken_ms >= NEVER_SENT_REFUSE_MS
+            ]
             self._refuse_pending(partition, hopeless, publish.NO_LEADER)
 
     def set_streams(self, streams: Iterable[StreamState]) -> None:
@@ -284,7 +341,10 @@ class Outbox:
         current = {stream.incarnation: stream for stream in streams}
         self.routes = StreamRoutes(current.values())
         for partition in self._partitions.values():
-            partition.stream = current.get(partition.stream.incarnation, partition.stream)
+            partition.stream = stream = current.get(partition.stream.incarnation, partition.stream)
+            partition.lane.builder = None  # an event may have to go another way from now on
+            partition.lane.room.bytes_max = stream.outbox_bytes
+            _configure(partition.lane, stream)
             present = self.routes.by_name.get(partition.stream.name)
             partition.is_gone = present is None or present.incarnation != partition.stream.incarnation
         self._let_go()
@@ -294,11 +354,13 @@ class Outbox:
         gone = [partition for partition in self._partitions.values() if partition.is_gone]
         self._leaving = [partition for partition in gone if partition.in_flight]
         for partition in gone:
-            if partition.pending and not partition.in_flight:
+            if partition.waits and not partition.in_flight:
                 self._route_again(partition)
 
     def _route_again(self, partition: PartitionOutbox) -> None:
-        entries, partition.pending, partition.pending_bytes = list(partition.pending), deque(), 0
+        partition.split_runs()
+        entries = [held for held in partition.pending if isinstance(held, Entry)]
+        partition.pending = deque()
         for entry in entries:
             if entry.gap is not None:
                 self._move_gap(partition, entry)
@@ -327,7 +389,7 @@ class Outbox:
             self._put(target, entry)
             return
         for reply, _ in entry.replies:
-            self._stream_bytes[target.stream.incarnation] += first.wait(reply, duplicate=True)
+            self._room(target.stream).used_bytes += first.wait(reply, duplicate=True)
 
     # -- from the sink ------------------------------------------------------------------------------------------------
 
@@ -370,7 +432,7 @@ class Outbox:
 
     def _rewind_if_settled(self, partition: PartitionOutbox) -> None:
         if partition.rewinding and partition.awaited == 0:
-            self.counters.batches_sent_again += partition.take_back()
+            self._counters.batches_sent_again += partition.take_back()
         if partition.is_gone and not partition.in_flight:
             self._let_go()
 
@@ -382,52 +444,52 @@ class Outbox:
 
     def _acknowledge_batch(self, partition: PartitionOutbox, batch: Batch, base_offset: int) -> None:
         partition.in_flight.remove(batch)
-        self.counters.appended += sum(entry.gap is None for entry in batch.entries)
-        for index, entry in enumerate(batch.entries):
-            self._acknowledge(partition, entry, base_offset + index)
+        for held in batch.entries:
+            self._counters.appended += held.events
+            self._acknowledge(partition, held, base_offset)
+            base_offset += held.records
 
-    def _acknowledge(self, partition: PartitionOutbox, entry: Entry, offset: int, *, known: bool = False) -> None:
+    def _acknowledge(self, partition: PartitionOutbox, held: Held, offset: int, *, known: bool = False) -> None:
         stream = partition.stream
-        for reply, follows in entry.replies:
+        for reply, follows in held.replies:
             place = stream.name, self._zone, partition.number, stream.partitions, offset
             self._tell(stream, reply, publish.pub_ack(*place, duplicate=known or follows))
-        self._forget(partition, entry)
+        self._forget(partition, held)
 
     def _take_out_known(self, partition: PartitionOutbox, batch: Batch, known: Iterable[tuple[int, int]]) -> None:
-        taken_out = []
+        taken_out, entries = [], batch.by_record()
         for index, offset in known:
-            entry = batch.entries[index]
-            self.counters.duplicates += 1
+            entry = entries[index]
+            self._counters.duplicates += 1
             self._acknowledge(partition, entry, offset, known=True)
             taken_out.append(entry)
         _remove(batch.entries, taken_out)
 
     def _take_out_waiting(self, partition: PartitionOutbox, batch: Batch) -> None:
         """Whoever waits for an answer is told that there is no space; the other events wait for it."""
-        entries = [entry for entry in batch.entries if entry.replies]
+        entries = [held for held in batch.entries if held.replies]
         self._refuse(partition, entries, publish.STORAGE_FULL)
         _remove(batch.entries, entries)
 
-    def _refuse_pending(self, partition: PartitionOutbox, entries: list[Entry], refusal: Refusal) -> None:
+    def _refuse_pending(self, partition: PartitionOutbox, entries: Sequence[Held], refusal: Refusal) -> None:
         if not entries:
             return
         self._refuse(partition, entries, refusal)
         gone = {id(entry) for entry in entries}
-        partition.pending = deque(entry for entry in partition.pending if id(entry) not in gone)
-        partition.pending_bytes = sum(entry.size_bytes for entry in partition.pending)
+        partition.pending = deque(held for held in partition.pending if id(held) not in gone)
 
-    def _refuse(self, partition: PartitionOutbox, entries: list[Entry], refusal: Refusal) -> None:
-        for entry in entries:
-            self.counters.refuse(refusal)
-            for reply, _ in entry.replies:
+    def _refuse(self, partition: PartitionOutbox, entries: Sequence[Held], refusal: Refusal) -> None:
+        for held in entries:
+            self._counters.refuse(refusal, held.events)
+            for reply, _ in held.replies:
                 self._tell_when_kept(partition.stream, reply, publish.error_answer(partition.stream.name, refusal))
-            self._forget(partition, entry)
+            self._forget(partition, held)
 
-    def _forget(self, partition: PartitionOutbox, entry: Entry) -> None:
-        partition.drop(entry)
-        self._stream_bytes[partition.stream.incarnation] -= entry.held_bytes
-        if self._spool is not None:
-            self._spool.gone(entry)
+    def _forget(self, partition: PartitionOutbox, held: Held) -> None:
+        partition.drop(held)
+        self._room(partition.stream).used_bytes -= held.held_bytes
+        if self._spool is not None and isinstance(held, Entry):
+            self._spool.gone(held)
 
     def _tell_when_kept(self, stream: StreamState, reply: str, answer: bytes) -> None:
         if reply:
@@ -459,6 +521,11 @@ def _unfit_elsewhere(gone: StreamState, stream: StreamState, entry: Entry) -> Re
     return _unfit(stream, entry)
 
 
-def _remove(entries: list[Entry], gone: list[Entry]) -> None:
-    ids = {id(entry) for entry in gone}
-    entries[:] = [entry for entry in entries if id(entry) not in ids]
+def _remove(entries: list[Held], gone: Sequence[Held]) -> None:
+    ids = {id(held) for held in gone}
+    entries[:] = [held for held in entries if id(held) not in ids]
+
+
+def _configure(lane: Lane, stream: StreamState) -> None:
+    lane.answers = stream.reply == "always"
+    lane.takes_headers = not stream.key.startswith("header:")

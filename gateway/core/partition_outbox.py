@@ -1,20 +1,28 @@
 """The outbox of one partition: events that wait, batches that are on their way, and the sequences that they spend.
 
 It holds and forms; what an answer means is decided by `gateway.core.outbox`.
+
+Events that nobody waits for, and that ask nothing, stand together in a *run*: encoded as they come, nothing is kept of
+each. Everything else is an *entry*. A batch is made of entries and runs in their order. What comes back from a batch
+that was refused comes back as entries: that is rare, and then each is looked at again.
 """
 
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from itertools import chain
+from typing import NamedTuple, TypeAlias
 
+from gateway.core.lanes import Lane, Room
 from protocol import envelope
+from protocol.engine import BEST
 from protocol.envelope import Envelope
 from protocol.gaps import Gap, encode_gap
 from protocol.limits import BATCH_BYTES_TARGET, BATCH_LINGER_MS, BATCHES_IN_FLIGHT_MAX
 from protocol.publish import PublishHeaders
-from protocol.records import Event, encode_batch, read_header, record_bytes_max
+from protocol.records import Event, read_header, record_bytes_max
 from protocol.streams import StreamState
 
+NO_HEADERS = PublishHeaders()
 REPLY_BYTES = 100  # of memory for one who waits, beside the reply subject itself
 
 
@@ -28,7 +36,7 @@ class Entry:
 
     def __init__(self, event: Event, headers: PublishHeaders, taken_ms: int, gap: Gap | None = None) -> None:
         self.event, self.headers, self.taken_ms, self.gap = event, headers, taken_ms, gap
-        self.size_bytes = record_bytes_max(event.subject, event.key, event.header_block, event.payload)
+        self.size_bytes = event_bytes_max(event)
         self.replies_bytes = 0
         self.replies: list[tuple[str, bool]] = []
 
@@ -53,21 +61,84 @@ class Entry:
         """How many sequences of its producer it spends."""
         return 1 if self.gap is None else self.gap.events
 
+    @property
+    def events(self) -> int:
+        """How many events it stands for in the log."""
+        return 1 if self.gap is None else 0
+
+    records = 1  # in its batch
+
+
+class Run:
+    """Events side by side that nobody waits for and that ask nothing. `taken_ms` is the first one's."""
+
+    __slots__ = ("builder", "first_record", "records", "size_bytes", "taken_ms")
+    headers = NO_HEADERS
+    replies: tuple[tuple[str, bool], ...] = ()
+    gap = None
+    stands_alone = False
+
+    def __init__(self, taken_ms: int) -> None:
+        self.builder = BEST.builder()
+        self.taken_ms = taken_ms
+        self.records = self.size_bytes = 0  # known when it is closed
+        self.first_record = 0  # where it stands in its batch
+
+    def close(self) -> None:
+        """Nothing more is added."""
+        self.records, self.size_bytes = self.builder.count, self.builder.size_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        return self.size_bytes
+
+    @property
+    def sequences(self) -> int:
+        return self.records
+
+    @property
+    def events(self) -> int:
+        return self.records
+
+    def split(self, batch: bytes | None = None) -> list[Entry]:
+        """Its events as entries: from the batch that it went into, or, while it waits, from itself."""
+        data = self.builder.seal() if batch is None else batch
+        records = list(BEST.read_records(data))[self.first_record : self.first_record + self.records]
+        return [
+            Entry(Event(subject, key, at_ms, block, payload), NO_HEADERS, self.taken_ms)
+            for _, at_ms, key, subject, block, payload in records
+        ]
+
+
+Held: TypeAlias = Entry | Run
+
 
 class Batch(NamedTuple):
     first_sequence: int
-    entries: list[Entry]
+    entries: list[Held]
     data: bytes
     crc: int
+
+    def by_record(self) -> dict[int, Entry]:
+        """The entries by the number of their record in the batch, as long as none was taken out."""
+        places, number = {}, 0
+        for held in self.entries:
+            if isinstance(held, Entry):
+                places[number] = held
+            number += held.records
+        return places
 
 
 class PartitionOutbox:
     """The outbox of one partition of one stream incarnation."""
 
-    def __init__(self, stream: StreamState, number: int, next_sequence: int) -> None:
+    def __init__(self, stream: StreamState, number: int, next_sequence: int, lane: Lane | None = None) -> None:
+        """`lane` leads to it, if there is one."""
         self.stream, self.number = stream, number
-        self.pending: deque[Entry] = deque()
-        self.pending_bytes = 0
+        self.lane = lane or Lane(Room())
+        self._pending: deque[Held] = deque()
+        self._pending_bytes = 0
+        self._run: Run | None = None  # behind those in `_pending`: events may still be added to it
         self.in_flight: deque[Batch] = deque()
         self.awaited = 0  # answers that the link still owes us
         self.rewinding = False
@@ -76,37 +147,89 @@ class PartitionOutbox:
         self.not_before_ms = 0
         self.ids: dict[bytes, Entry] = {}
 
-    def add(self, entry: Entry) -> None:
-        self.pending.append(entry)
-        self.pending_bytes += entry.size_bytes
-        self._know(entry)
+    # -- what waits ---------------------------------------------------------------------------------------------------
+
+    def add(self, held: Held) -> None:
+        """At the end."""
+        self.close_run()
+        self._pending.append(held)
+        self._pending_bytes += held.size_bytes
+        self._know(held)
 
     def hold(self, batch: Batch) -> None:
         """A batch that an earlier process of this gateway has sent, as the next one on its way."""
         self.in_flight.append(batch)
-        for entry in batch.entries:
-            self._know(entry)
+        for held in batch.entries:
+            self._know(held)
 
-    def _know(self, entry: Entry) -> None:
-        if entry.headers.msg_id is not None:
-            self.ids[entry.headers.msg_id] = entry
+    def _know(self, held: Held) -> None:
+        if held.headers.msg_id is not None and isinstance(held, Entry):
+            self.ids[held.headers.msg_id] = held
 
     def entries(self) -> Iterator[Entry]:
-        """All that it holds, in order: what is on its way, then what waits."""
-        for batch in self.in_flight:
-            yield from batch.entries
-        yield from self.pending
+        """All that it holds, in order: what is on its way, then what waits. With a spool it holds no runs."""
+        for held in chain(*(batch.entries for batch in self.in_flight), self.pending):
+            assert isinstance(held, Entry)
+            yield held
 
-    def drop(self, entry: Entry) -> None:
-        """The entry's outcome is known: its id may be used again."""
-        if entry.headers.msg_id is not None and self.ids.get(entry.headers.msg_id) is entry:
-            del self.ids[entry.headers.msg_id]
+    def append(self, event: Event, size_bytes: int, now_ms: int, *, opens: bool) -> None:
+        """An event that nobody waits for, at the end. `opens`: more of the kind may come by the lane."""
+        run = self._run
+        if run is None or run.builder.size_bytes + size_bytes > BATCH_BYTES_TARGET:
+            self.close_run()
+            run = self._run = Run(now_ms)
+        run.builder.add(*event)
+        self.lane.builder = run.builder if opens else None
+
+    def close_run(self) -> None:
+        """Nothing more is added to the last run: something else comes behind it, or it goes."""
+        self.lane.builder = None
+        run, self._run = self._run, None
+        if run is not None:
+            run.close()
+            self._pending.append(run)
+            self._pending_bytes += run.size_bytes
+
+    @property
+    def pending(self) -> deque[Held]:
+        """All that waits."""
+        self.close_run()
+        return self._pending
+
+    @pending.setter
+    def pending(self, pending: deque[Held]) -> None:
+        self.close_run()
+        self._pending = pending
+        self._pending_bytes = sum(held.size_bytes for held in pending)
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything waits."""
+        return bool(self._pending) or self._run is not None
+
+    def split_runs(self) -> None:
+        """Makes every event that waits an entry, to be looked at by itself."""
+        pending, self.pending = list(self.pending), deque()
+        for held in pending:
+            for entry in held.split() if isinstance(held, Run) else (held,):
+                self._pending.append(entry)
+                self._pending_bytes += entry.size_bytes
+
+    def drop(self, held: Held) -> None:
+        """The outcome is known: an id may be used again."""
+        if held.headers.msg_id is not None and self.ids.get(held.headers.msg_id) is held:
+            del self.ids[held.headers.msg_id]
+
+    # -- batches ------------------------------------------------------------------------------------------------------
 
     def may_form(self, now_ms: int) -> bool:
-        if not self.pending or self.is_held(now_ms):
+        first = self._pending[0] if self._pending else self._run
+        if first is None or self.is_held(now_ms):
             return False
-        old_enough = now_ms - self.pending[0].taken_ms >= BATCH_LINGER_MS
-        return not self.in_flight or self.pending_bytes >= BATCH_BYTES_TARGET or old_enough
+        if not self.in_flight or now_ms - first.taken_ms >= BATCH_LINGER_MS:
+            return True
+        open_bytes = self._run.builder.size_bytes if self._run is not None else 0
+        return self._pending_bytes + open_bytes >= BATCH_BYTES_TARGET
 
     def is_held(self, now_ms: int) -> bool:
         """Whether only an answer, or the end of a pause, lets the next batch go."""
@@ -115,24 +238,34 @@ class PartitionOutbox:
 
     def form(self) -> Batch:
         """The next batch: up to its target size, a conditional event alone."""
+        self._reach_run(0)
         entries = [self._pop()]
         size_bytes = entries[0].size_bytes
-        while self.pending and not entries[0].stands_alone and not self.pending[0].stands_alone:
-            if size_bytes + self.pending[0].size_bytes > BATCH_BYTES_TARGET:
+        while not entries[0].stands_alone:
+            self._reach_run(size_bytes)
+            if not self._pending or self._pending[0].stands_alone:
+                break
+            if size_bytes + self._pending[0].size_bytes > BATCH_BYTES_TARGET:
                 break
             entries.append(self._pop())
             size_bytes += entries[-1].size_bytes
         gap = entries[0].gap
-        data = encode_batch([entry.event for entry in entries]) if gap is None else encode_gap(gap)
+        data = _encode(entries) if gap is None else encode_gap(gap)
         batch = Batch(self.next_sequence, entries, data, read_header(data).crc)
         self.next_sequence += sum(entry.sequences for entry in entries)
         self.in_flight.append(batch)
         return batch
 
-    def _pop(self) -> Entry:
-        entry = self.pending.popleft()
-        self.pending_bytes -= entry.size_bytes
-        return entry
+    def _reach_run(self, size_bytes: int) -> None:
+        """Closes the run that is still open, if it is the next thing and fits behind so many bytes."""
+        run = self._run
+        if run is not None and not self._pending and size_bytes + run.builder.size_bytes <= BATCH_BYTES_TARGET:
+            self.close_run()
+
+    def _pop(self) -> Held:
+        held = self._pending.popleft()
+        self._pending_bytes -= held.size_bytes
+        return held
 
     def take_back(self) -> int:
         """Everything in flight is known not to be in the log: back to pending, in order. The number of batches."""
@@ -140,8 +273,10 @@ class PartitionOutbox:
         while self.in_flight:
             batch = self.in_flight.pop()
             self.next_sequence = batch.first_sequence
-            self.pending.extendleft(reversed(batch.entries))
-            self.pending_bytes += sum(entry.size_bytes for entry in batch.entries)
+            for held in reversed(batch.entries):
+                entries = held.split(batch.data) if isinstance(held, Run) else [held]
+                self._pending.extendleft(reversed(entries))
+                self._pending_bytes += held.size_bytes
         self.rewinding = False
         return count
 
@@ -156,8 +291,27 @@ class PartitionOutbox:
             first_sequence=batch.first_sequence,
             sequence_count=sum(entry.sequences for entry in batch.entries),
             revision=self.stream.revision,
-            ids=tuple((i, e.headers.msg_id) for i, e in enumerate(batch.entries) if e.headers.msg_id is not None),
+            ids=tuple((n, e.headers.msg_id) for n, e in batch.by_record().items() if e.headers.msg_id is not None),
             expect_last_sequence=first.expect_last_sequence,
             expect_last_id=first.expect_last_id,
         )
         return envelope.pack(head, batch.data)
+
+
+def event_bytes_max(event: Event) -> int:
+    """What `event` takes up in the outbox and in a batch, at most."""
+    return record_bytes_max(event.subject, event.key, event.header_block, event.payload)
+
+
+def _encode(entries: list[Held]) -> bytes:
+    """The batch of these. A run at its beginning is encoded already; those behind it are encoded anew."""
+    first = entries[0]
+    builder = first.builder if isinstance(first, Run) else BEST.builder()
+    for held in entries:
+        if isinstance(held, Entry):
+            builder.add(*held.event)
+        elif held is not first:
+            held.first_record = builder.count
+            for _, at_ms, key, subject, block, payload in BEST.read_records(held.builder.seal()):
+                builder.add(subject, key, at_ms, block, payload)
+    return builder.seal()

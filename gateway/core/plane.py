@@ -26,6 +26,7 @@ from gateway.core.encryption import Encryption
 from gateway.core.engine import BEST, Engine
 from gateway.core.forwarding import Kind
 from gateway.core.identity import AnswerableReplies, Credentials, Directory, UserEntry, Verification
+from gateway.core.lanes import Lane
 from gateway.core.liveness import Due, Liveness
 from gateway.core.peers import Peers
 from gateway.core.session import NEVER_MS, Account, Closed, Session, Subscription, Watch
@@ -92,6 +93,15 @@ class Hooks(Protocol):
 
     def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
         """An event of a client, after its live delivery. Returns whether the log will answer `reply`: then no 503."""
+
+    def lane(self, account: str, subject: str) -> tuple[Lane, bytes] | None:
+        """Where events that ask nothing go past `capture`, and their key; None: `capture` wants all of them."""
+
+    def wall_ms(self) -> int:
+        """The wall clock's time, for events that go by a lane."""
+
+    def kept(self) -> None:
+        """In the read that ends now, lanes have taken something."""
 
     def service(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> None:
         """A publish to one of `subjects.SYSTEM_TOKENS`, instead of routing it."""
@@ -354,6 +364,15 @@ class Plane:
         if subjects.is_captured(subject) and _is_routable(subject) and self._hooks.keeps(session.account.name, subject):
             kind |= Kind.KEPT
         return kind
+
+    def lane(self, session: Session, subject: str) -> tuple[Lane, bytes] | None:
+        return self._hooks.lane(session.account.name, subject)
+
+    def wall_ms(self) -> int:
+        return self._hooks.wall_ms()
+
+    def kept(self) -> None:
+        self._hooks.kept()
 
     def act(self, session: Session, event: nats.Event) -> None:
         self._actions[type(event)](session, event)

@@ -68,7 +68,8 @@ class Spool:
     def sent(self, partition: PartitionOutbox, batch: Batch) -> None:
         """The batch has its sequences and is to leave. Batches from them on that were sent before it are void."""
         self._note_gaps()
-        first, last = self._kept[batch.entries[0]].number, self._kept[batch.entries[-1]].number
+        ends = batch.entries[0], batch.entries[-1]
+        first, last = (self._kept[held].number for held in ends if isinstance(held, Entry))
         self.out += pack(
             Kind.SENT,
             self._reference(partition),

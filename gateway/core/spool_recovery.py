@@ -199,7 +199,7 @@ class Recovery:
             wanted = [number for number in range(sent.first, sent.last + 1) if number in place.entries]
             entries = self._joined(place, wanted, numbers)
             if entries:
-                partition.hold(Batch(sent.first_sequence, entries, b"", sent.crc))
+                partition.hold(Batch(sent.first_sequence, [*entries], b"", sent.crc))
         for entry in self._joined(place, sorted(place.entries), numbers):
             partition.add(entry)
         return Restored(partition, numbers, place.next_number)

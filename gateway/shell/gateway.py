@@ -19,6 +19,7 @@ import structlog
 
 from gateway.core.connections import ClosedConnections
 from gateway.core.identity import Responses, UserEntry
+from gateway.core.lanes import Lane
 from gateway.core.nats_values import Moment
 from gateway.core.outbox import Answer, Outbox
 from gateway.core.plane import Plane, PlaneOptions
@@ -212,6 +213,15 @@ class Gateway:
             self._pause(session, subject)
         self._flush_outbox_soon()
         return answers
+
+    def lane(self, account: str, subject: str) -> tuple[Lane, bytes] | None:
+        return self.outbox.lane(account, subject) if self.link is not None else None
+
+    def wall_ms(self) -> int:
+        return self._wall_ms()
+
+    def kept(self) -> None:
+        self._flush_outbox_soon()
 
     def service(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> None:
         """`$LOG` is served here; the other system subjects have nobody behind them yet."""

@@ -23,6 +23,7 @@ from gateway.core.spool_recovery import Recovery
 from protocol import link as frames
 from protocol.envelope import Envelope
 from protocol.limits import BATCHES_IN_FLIGHT_MAX
+from protocol.publish import may_ask
 from protocol.streams import StreamDefinition, StreamState
 from simulation.audit import PARTITIONS, Audit, Publish, Violation
 from sinkd.core import commands
@@ -313,6 +314,9 @@ class SimulatedGateway:
 
     def publish(self, publish: Publish, *, gives_up: bool) -> None:
         self.world.audit.published(publish)
+        if self._goes_by_lane(publish):
+            publish.will_be_answered, publish.had_room = False, True
+            return
         given_up = self.outbox.counters.given_up
         answers, has_room = self.outbox.publish(
             "$G", publish.subject, publish.reply, publish.header_block, publish.payload, self.world.now_ms,
@@ -322,6 +326,16 @@ class SimulatedGateway:
         publish.is_given_up = self.outbox.counters.given_up > given_up
         if not has_room:
             self.paused[publish.connection] = self.outbox.routes.plan("$G", publish.subject, b"")[0]
+
+    def _goes_by_lane(self, publish: Publish) -> bool:
+        """As the forwarder does it with what asks nothing."""
+        way = self.outbox.lane("$G", publish.subject)
+        if way is None or may_ask(publish.header_block) or (publish.reply and way[0].answers):
+            return False
+        if publish.header_block and not way[0].takes_headers:
+            return False
+        subject = publish.subject.encode()
+        return way[0].take(subject, way[1], publish.timestamp_ms, publish.header_block, publish.payload)
 
     def may_publish(self, connection: int) -> bool:
         stream = self.paused.get(connection)

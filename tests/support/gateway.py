@@ -36,6 +36,15 @@ class Hooks:
         self.captured.append((subject, reply, header_block, payload))
         return self.answers
 
+    def lane(self, account: str, subject: str) -> None:
+        return None
+
+    def wall_ms(self) -> int:
+        return 0
+
+    def kept(self) -> None:
+        pass
+
     def service(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> None:
         self.served.append((subject, reply, header_block, payload))
 

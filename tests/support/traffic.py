@@ -40,7 +40,7 @@ SUBJECTS = (
     b"a..b", b".a", b"a.", b".", b"*", b">", b"a.*", b"*a", b"a>", b"a.>.b", b"\xff.b", b"\xc3\xa9", b"a\x00b",
     b"a\x7fb",
     b"longer." + b"x" * 104, b"_INBOX.1", b"_INBOX.2", b"$SYS.x", b"$LOG.FETCH", b"$LOG", b"$other", b"kept",
-    b"kept.a", b"long." + b"x" * 60,
+    b"kept", b"kept.a", b"kept.a", b"kept.a", b"kept.a", b"kept.bb", b"long." + b"x" * 60,
     b"act.pause", b"act.close", b"act.publish", b"act.deliver", b"act.raise", b"act.watch", b"act.routes",
     b"act.answer",
 )  # fmt: skip
@@ -55,6 +55,7 @@ REPLIES = (b"", b"", b"", b"r", b"+", b"|", b"_INBOX.1", b"_INBOX.2", b"answer",
 QUEUES = (b"", b"", b"", b"q", b"q", b"other", b"workers", b"v1")
 SIDS = (b"1", b"2", b"3", b"4", b"5", b"x-y", b"123456789")
 BLOCKS = (b"NATS/1.0\r\n\r\n", b"NATS/1.0\r\nA: b\r\n\r\n", b"any", b"")
+BLOCKS += (b"NATS/1.0\r\nNats-Msg-Id: 1\r\n\r\n", b"NATS/1.0\r\nA: b\r\nMesh-Ack: quorum\r\n\r\n", b"\r\rNats-\r\nNats")
 PAYLOADS = (b"", b"", b"hi", b"hi", b"PUB a 0\r\n\r\n", b"\r\n", b"\r", b"x" * 39, b"x" * 41, b"y" * 300, b"z" * 1_100)
 SIZES = (b"-1", b"x", b"99999999", b"9999999999", b"1e3", b"", b"1048577")
 LINES = (b"PING\r\n", b"PING\r\n", b"ping\n", b"PINGxyz\r\n", b"PONG\r\n", b"+OK\r\n", b"INFO {}\r\n")

@@ -6,8 +6,10 @@ from typing import Any
 
 from gateway.core import engine
 from gateway.core.engine import Engine
+from gateway.core.lanes import Lane
 from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Closed, Session, Subscription
+from protocol import engine as record_engine
 from protocol import subjects
 from support.scripts import CONNECT
 from support.traffic import SETTINGS, Step
@@ -19,6 +21,9 @@ class Boom(Exception):
     """What a hook raises on `act.raise`."""
 
 
+LANE_BYTES_MAX = 1_500  # so little that lanes are often full
+
+
 class Side:
     """A plane with hooks that remember, and that do on `act.…` what hooks may do in the middle of a read."""
 
@@ -26,6 +31,8 @@ class Side:
         self.log: list[tuple[Any, ...]] = []
         self.sessions: list[Session] = []
         self.kept_prefix = "kept"
+        self.lanes: dict[str, Lane] = {}
+        self.kept_some = False
         self.now_ms = 0
         self.plane = Plane(PlaneOptions("SERVER", "test", **options), self, random.Random(1).randrange, engine)
 
@@ -36,6 +43,8 @@ class Side:
 
     def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
         self.log.append(("capture", session.id, subject, reply, header_block, payload))
+        if subject in self.lanes:
+            self._open(self.lanes[subject])
         plane = self.plane
         match subject:
             case "act.pause":
@@ -54,6 +63,31 @@ class Side:
             case "act.raise":
                 raise Boom
         return subject == "act.answer"
+
+    def lane(self, account: str, subject: str) -> tuple[Lane, bytes] | None:
+        """Some of what is kept has lanes, of every kind; a captured event opens its lane."""
+        if not subject.startswith("kept"):
+            return None
+        if subject not in self.lanes:
+            lane = self.lanes[subject] = self.plane.engine.lane(self.plane.engine.room())
+            lane.room.bytes_max = LANE_BYTES_MAX
+            lane.answers, lane.takes_headers = subject == "kept", subject != "kept.bb"
+            if subject == "kept.a":
+                self._open(lane)
+        return self.lanes[subject], subject.encode()
+
+    def _open(self, lane: Lane) -> None:
+        """What it has taken so far is looked at."""
+        if lane.builder is not None and lane.builder.count:
+            self.log.append(("batch", lane.builder.size_bytes, lane.builder.seal()))
+        lane.room.used_bytes = 0
+        lane.builder = record_engine.BEST.builder()
+
+    def wall_ms(self) -> int:
+        return 1_000 + self.now_ms
+
+    def kept(self) -> None:
+        self.kept_some = True
 
     def service(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> None:
         self.log.append(("service", session.id, subject, reply, header_block, payload))
@@ -175,10 +209,13 @@ class Side:
         for session in self.sessions:
             session.stall_ms = 0
         dirty = sorted(session.id for session in self.plane.take_dirty())
-        return [dirty, verifications, stalls, *(session.take() for session in self.sessions)]
+        kept, self.kept_some = self.kept_some, False
+        return [dirty, verifications, stalls, kept, *(session.take() for session in self.sessions)]
 
     def end(self) -> None:
         """All are gone: nothing of them may be left in memory."""
+        for lane in self.lanes.values():
+            lane.builder = None
         for session in self.sessions:
             self.plane.disconnect(session)
         while self.drop_some():
@@ -190,6 +227,7 @@ class Side:
             "sessions": [_state(session) for session in self.sessions],
             "stats": dict(vars(self.plane.stats)),
             "log": self.log,
+            "lanes": {subject: _lane(lane) for subject, lane in self.lanes.items()},
             "accounts": {name: _subscriptions(account.sublist) for name, account in accounts.items()},
             "watches": [list(account.watches) for account in accounts.values()],
         }
@@ -198,6 +236,11 @@ class Side:
 def _name(subscription: Subscription) -> tuple[Any, ...]:
     session = subscription.session
     return session.id, session.near, subscription.sid, subscription.pattern, subscription.queue, subscription.weight
+
+
+def _lane(lane: Lane) -> list[Any]:
+    builder = lane.builder
+    return [lane.taken, lane.room.used_bytes, builder is None or (builder.count, builder.size_bytes)]
 
 
 def _subscriptions(sublist: Any) -> list[Any]:
