@@ -9,6 +9,7 @@ import os
 import time
 import urllib.request
 from collections.abc import Callable
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -116,12 +117,18 @@ class Zone(Tier):
         return text + f'\n[streams.{STREAM}]\nsubjects = ["{STREAM}.>"]\nack = "quorum"\n'
 
     def start(self) -> None:
+        is_new = not self.nodes
         self.nodes = [
             self._node(name, ["sinkd", "--log-level", "warning"], self._ports[name][2]) for name in self.names
         ]
         self._gateway = self._node("gw", ["gateway", "--log-level", "warning"], self._client)
         self._gateway.wait_until_it_listens(self._client)
         wait_for(self.end_offset, "an answer of the log", self.complaints)
+        if is_new:
+            wait_for(self._is_whole, "all sinks in health", self.complaints)
+
+    def _is_whole(self) -> bool:
+        return all(is_healthy(node.port) for node in self.nodes)
 
     def _node(self, name: str, command: list[str], port: int) -> Node:
         folder = self.folder / name
@@ -153,6 +160,14 @@ class Zone(Tier):
     def kept_bytes(self) -> int:
         described = wait_for(self._described, "an answer of the log", self.complaints)
         return int(described["size_bytes"])
+
+    def journal_bytes(self) -> list[int]:
+        """By sink: what its journal has taken since the folder was made, zeros made ahead not counted."""
+        return [_end_of_journal(node.folder / "data" / "journal") for node in self.nodes]
+
+    def segments_bytes(self) -> list[int]:
+        """By sink: the size of all segments and indexes."""
+        return [files_bytes(node.folder / "data" / "log") for node in self.nodes]
 
     def unflushed_bytes(self) -> int:
         """Of the sink that is furthest behind: committed, not in segments yet."""
@@ -271,6 +286,15 @@ def ask(port: int, subject: str, body: bytes = b"") -> dict[str, Any] | None:
     return answer if isinstance(answer, dict) and "error" not in answer else None
 
 
+def is_healthy(monitor_port: int) -> bool:
+    """Whether a node's /healthz says so."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{monitor_port}/healthz", timeout=5) as answer:
+            return bool(answer.status == HTTPStatus.OK)
+    except OSError:  # a refusal (503) among them
+        return False
+
+
 def metric(port: int, name: str) -> float | None:
     """A value of /metrics, None if it is not there (yet)."""
     try:
@@ -288,9 +312,15 @@ def metric(port: int, name: str) -> float | None:
 # -- their files ------------------------------------------------------------------------------------------------------
 
 
-def files_bytes(folder: Path, pattern: str = "*") -> int:
+def files_bytes(folder: Path) -> int:
     """Sizes of all files below."""
-    return sum(file.stat().st_size for file in folder.rglob(pattern) if file.is_file())
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _end_of_journal(folder: Path) -> int:
+    """Files are equally large, numbered from 1 in hex, and full of zeros behind what was written."""
+    last = max(folder.glob("*.journal"))
+    return (int(last.stem, 16) - 1) * last.stat().st_size + len(last.read_bytes().rstrip(b"\0"))
 
 
 def forget_cached(folder: Path) -> None:
