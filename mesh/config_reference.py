@@ -53,8 +53,8 @@ Rules that concern several keys:
 - Subjects of streams never overlap, and never begin with `_` or `$`. What no stream takes goes to the catch-all stream
   `events` (`mesh.catch_all`); `[streams.events]` tunes it and has no `subjects`.
 - A zone without sinks needs `kept_by`, the name of a zone that has some, or `mode = "delivery-fabric"`.
-- A zone has an odd number of sinks, {limits.SINKS_MAX} at most; with several, each needs `raft`, and gateways find the
-  one that leads. To replace a sink, write the new one in the place of the old one (`mesh sinks replace`).
+- A zone has at most {limits.SINKS_MAX} sinks. With several, each needs `raft`, and gateways find the one that leads.
+  Have an odd number, except while one is being replaced: of four no more may fail than of three.
 - Links between nodes that other machines can reach need `[tls.nodes]`, or `mesh.insecure = true`.
 - Certificates of `[tls.nodes]` say who a node is by a URI among their alternative names:
   `mesh://MESH/ZONE/gateway/NODE` or `mesh://MESH/ZONE/sink/NODE`. Host names in them do not matter.

@@ -26,6 +26,7 @@ from gateway.core.nats_values import Page
 from gateway.shell.gateway import Gateway, new_server_id
 from gateway.shell.link import Dial, SinkDial
 from mesh import logs, node_tls
+from mesh.advice import advice
 from mesh.availability import not_available
 from mesh.metrics import GatewayMetrics, MonitorMetrics, SinkMetrics
 from mesh.monitor import Maker, Monitor
@@ -205,6 +206,8 @@ def load(file: str, content: bytes) -> config.Config:
     problems = [f"{file}: {problem}" for problem in not_available(configuration)]
     if problems:
         raise ConfigError(problems)
+    for line in advice(configuration):
+        log.warning("configuration_unwise", advice=line)
     return configuration
 
 

@@ -30,7 +30,6 @@ def catch_all_of(account: str) -> str:
 RECORD_OVERHEAD_BYTES_MAX: Final = 1024
 """What a record batch adds to subject and payload of its one record, generously."""
 
-_SINKS_ALLOWED: Final = f"must be an odd number of sinks, {limits.SINKS_MAX} at most"
 _AUDIT_STREAMS: Final = ("$AUDIT", "$COVERAGE")
 _PRUNE_ROUNDS_MAX: Final = 16  # each takes at least one table out, and tables are nested less deep than that
 
@@ -224,17 +223,13 @@ def spools_have_something_to_keep(view: View) -> Iterator[Problem]:
                 yield Problem(path, 'mode = "delivery-fabric" keeps no events; remove spool')
 
 
-def groups_have_a_clear_majority(view: View) -> Iterator[Problem]:
-    """A group may have an even number for a while, when a sink is replaced; a file does not ask for one."""
+def groups_are_not_too_large(view: View) -> Iterator[Problem]:
+    """Even numbers are unwise, but needed while a sink is replaced (`mesh.advice`)."""
     for name, table in _tables(view.data, "zones").items():
-        count, path = len(_tables(table, "sinks")), ("zones", name, "sinks")
-        if count > limits.SINKS_MAX:
-            yield Problem(path, f"{_SINKS_ALLOWED}, got {count}: all of them write every event")
-        elif count and count % 2 == 0:
+        if (count := len(_tables(table, "sinks"))) > limits.SINKS_MAX:
             yield Problem(
-                path,
-                f"{_SINKS_ALLOWED}, got {count}: no more of them may fail than of {count - 1}, and more have to agree; "
-                "to replace a sink, write the new one in the place of the old one",
+                ("zones", name, "sinks"),
+                f"must be at most {limits.SINKS_MAX} sinks, got {count}: each of them writes every event",
             )
 
 
@@ -552,7 +547,7 @@ RULES: Final = (
     there_are_zones_with_nodes,
     zones_without_sinks_are_kept_by_another,
     neighbours_can_reach_each_other,
-    groups_have_a_clear_majority,
+    groups_are_not_too_large,
     spools_have_something_to_keep,
     no_address_is_given_twice,
     links_beyond_loopback_are_protected,

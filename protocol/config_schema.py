@@ -335,7 +335,7 @@ class Zone(Table):
     gateways: dict[str, Gateway] = Field(default={}, description="The gateways of the zone, by name.")
     sinks: dict[str, Sink] = Field(
         default={},
-        description="The sinks of the zone, by name: an odd number, 7 at most. 3 survive the loss of 1, 5 of 2.",
+        description="The sinks of the zone, by name, 7 at most; 3 survive the loss of 1, 5 of 2.",
     )
 
 

@@ -386,7 +386,7 @@ def test_check(tmp_path: Path) -> None:
     assert run("check", str(file)) == (0, f"{file}: ok: 1 zone, 1 gateway, 1 sink, 2 streams, 0 users\n", "")
     assert json.loads(run("check", str(file), "--json")[1]) | {"not_available": []} == {
         "file": str(file), "ok": True, "zones": 1, "gateways": 1, "sinks": 1, "streams": 2, "users": 0,
-        "not_available": [],
+        "not_available": [], "advice": [],
     }  # fmt: skip
     file.write_text('[mesh]\nname = "a b"\nrevison = 1\n')
     status, out, err = run("check", str(file))
@@ -395,6 +395,16 @@ def test_check(tmp_path: Path) -> None:
     assert all(line.startswith(f"{file}:") for line in err.splitlines())
     assert json.loads(run("check", str(file), "--json")[1])["problems"] == err.splitlines()
     assert run("check", str(tmp_path / "none")) == (1, "", f"mesh: {tmp_path}/none: No such file or directory\n")
+
+
+def test_check_says_what_is_allowed_but_unwise(tmp_path: Path) -> None:
+    file = tmp_path / "mesh.toml"
+    sinks = (f'[zones.eu.sinks.s{n}]\nlink = "h{n}:1"\nraft = "h{n}:2"\ndata = "/d"\n' for n in range(4))
+    file.write_text('[mesh]\nname = "acme"\ninsecure = true\n[zones.eu.gateways.g]\nclient = "h:1"\n' + "".join(sinks))
+    status, out, err = run("check", str(file))
+    assert (status, out) == (0, f"{file}: ok: 1 zone, 1 gateway, 4 sinks, 1 stream, 0 users\n")
+    assert f"{file}: zones.eu.sinks: of 4 sinks no more may fail than of 3" in err
+    assert [line[:16] for line in json.loads(run("check", str(file), "--json")[1])["advice"]] == ["zones.eu.sinks: "]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from mesh.advice import advice
 from mesh.availability import not_available
 from mesh.commands.failure import Failure, notice
 from protocol import config
@@ -25,12 +26,12 @@ def run(file: str, as_json: bool) -> int:
         else:
             click.echo("\n".join(error.problems), err=True)
         return 1
-    later = not_available(configuration)
+    later, better = not_available(configuration), advice(configuration)
     counts = _counts(configuration)
     if as_json:
-        click.echo(json.dumps({"file": file, "ok": True, **counts, "not_available": later}))
+        click.echo(json.dumps({"file": file, "ok": True, **counts, "not_available": later, "advice": better}))
         return 0
-    for line in later:
+    for line in [*later, *better]:
         notice(f"{file}: {line}")
     click.echo(f"{file}: ok: " + ", ".join(_counted(number, noun) for noun, number in counts.items()))
     return 0
