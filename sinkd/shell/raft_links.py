@@ -72,9 +72,9 @@ class RaftLinks:
     def dial(self, addresses: Mapping[str, Address]) -> None:
         """Keeps connections to these sinks, and only to these; those with a smaller name dial us."""
         self._addresses = dict(addresses)
-        for name in self._dialling.keys() - addresses.keys():
+        for name in sorted(self._dialling.keys() - addresses.keys()):  # sorted, so that a simulation replays
             self._dialling.pop(name).cancel()
-        for name in addresses.keys() - self._dialling.keys():
+        for name in sorted(addresses.keys() - self._dialling.keys()):
             if name > self.node:
                 self._dialling[name] = asyncio.get_running_loop().create_task(self._keep(name))
 

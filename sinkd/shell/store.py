@@ -75,7 +75,7 @@ class Store:
         self._segment_bytes = segment_bytes
         self._partitions: dict[tuple[bytes, int], Partition] = {}
         self._reader = ThreadPoolExecutor(2, "log-read")
-        self._woken: set[tuple[bytes, int]] = set()
+        self._woken: dict[tuple[bytes, int], None] = {}  # in the order of the log, so that a simulation replays
         self.hot_bytes = 0
         self.wants_flush = asyncio.Event()
         for state, number, replicated in machine.state.partitions():
@@ -131,7 +131,7 @@ class Store:
             partition = self._partitions[state.incarnation, number]
             partition.stream, partition.replicated = state, replicated
             partition.hot.clear()
-            self._woken.add((state.incarnation, number))
+            self._woken[state.incarnation, number] = None
 
     # -- from apply ---------------------------------------------------------------------------------------------------
 
@@ -140,7 +140,7 @@ class Store:
         partition = self._known(placement.stream, placement.partition)
         header, base_offset = placement.header, placement.base_offset
         next_offset = base_offset + header.record_count
-        self._woken.add((placement.stream.incarnation, placement.partition))
+        self._woken[placement.stream.incarnation, placement.partition] = None
         if next_offset <= partition.log.end_offset:
             # What lies below the log's start was trimmed, or was let go when a sink that is being filled began anew.
             is_here = base_offset >= partition.log.start_offset
@@ -280,11 +280,13 @@ class Store:
             partition.log.sync()
 
     def forget_hot(self, work: list[tuple[Partition, list[HotBatch]]]) -> None:
-        """What `copy_to_segments` has made durable is read from there from now on."""
+        """What `copy_to_segments` has made durable is read from there from now on.
+
+        Two flushes may have copied the same (housekeeping's and one before a fill), or a fill has made it void.
+        """
         for partition, batches in work:
-            for batch in batches:
-                partition.hot.popleft()
-                self.hot_bytes -= batch.size_bytes
+            while partition.hot and partition.hot[0].next_offset <= batches[-1].next_offset:
+                self.hot_bytes -= partition.hot.popleft().size_bytes
 
     def trim(self) -> None:
         """On the writer's thread: removes segments that lie wholly below their partition's start."""
