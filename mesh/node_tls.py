@@ -10,6 +10,7 @@ certificate of it with such a URI is that node.
 """
 
 import asyncio
+import os
 import re
 import ssl
 from collections.abc import Callable
@@ -143,6 +144,34 @@ async def connect(
         transport.abort()
         raise
     return transport, protocol
+
+
+class Expected(NamedTuple):
+    """Who should be at the other end, and what to dial it with."""
+
+    name: NodeName
+    context: ssl.SSLContext
+
+
+def expected_sinks(configuration: config.Config, zone: str) -> dict[str, Expected]:
+    """How an operator dials the sinks of `zone`: as whichever node's certificate is here; empty where links are plain.
+
+    ConfigError: no node's is.
+    """
+    settings = configuration.tls_nodes
+    if settings is None:
+        return {}
+    nodes = [node for one in configuration.zones.values() for node in (*one.sinks, *one.gateways)]
+    here = next((node for node in nodes if _is_readable(settings.of(node))), None)
+    if here is None:
+        files = f"{settings.cert} and {settings.key}"
+        raise ConfigError([f"tls.nodes: {files} can be read here for no node; be where those of one are"])
+    context = contexts(settings, name_of(configuration, here)).client
+    return {sink: Expected(name_of(configuration, sink), context) for sink in configuration.zones[zone].sinks}
+
+
+def _is_readable(files: TlsNodes) -> bool:
+    return os.access(files.cert, os.R_OK) and os.access(files.key, os.R_OK)
 
 
 def verify(secured: ssl.SSLObject, expected: NodeName) -> None:

@@ -13,6 +13,7 @@ from support.processes import client, free_ports, until
 
 from gateway.shell.gateway import Gateway
 from mesh import node_tls
+from mesh.commands.sinks import Zone
 from mesh.daemon import dial_sinks
 from mesh.node_tls import NodeName, contexts, name_in
 from protocol import config
@@ -215,6 +216,42 @@ async def test_a_sink_takes_only_sinks_of_its_zone_for_peers(authority, peer):
     server.close()
     is_peer = peer[:3] == SINK[:3]
     assert identified == [peer.node if is_peer else f"the peer is {peer}, no sink of zone eu of mesh acme"]
+
+
+# -- operators ---------------------------------------------------------------------------------------------------------
+
+
+async def test_an_operator_asks_with_the_certificate_of_a_node_that_is_here(authority):
+    authority.node(SINK.node, str(SINK))
+    configuration = parsed(authority)
+    sink = Sink(configuration, "eu-sink1", tls=node_tls.for_sink(configuration, "eu-sink1"))
+    await sink.start()
+    try:
+        told = await Zone(configuration, None, 5).status()
+        assert told["eu-sink1"]["state"] == "leader"
+    finally:
+        await sink.stop()
+
+
+async def test_an_operator_hears_that_a_sink_is_another_or_has_another_authority(authority, tmp_path):
+    authority.node(GATEWAY.node, str(GATEWAY))
+    configuration = parsed(authority)
+    zone, port = Zone(configuration, "eu", 5), configuration.sink("eu-sink1").link.port
+    async with listening(issued(authority, OTHERS[0]).server, port):
+        told = await zone.status()
+    assert told["eu-sink1"]["error"] == f"the peer is {OTHERS[0]}, expected {SINK}"
+    (tmp_path / "others").mkdir()
+    async with listening(issued(Authority(tmp_path / "others"), SINK).server, port):
+        told = await zone.status()
+    assert told["eu-sink1"]["error"].startswith("TLS: ")
+
+
+def test_an_operator_without_a_certificate_hears_which_ones_would_do(authority):
+    folder = authority.cert.parent
+    with pytest.raises(ConfigError) as refused:
+        Zone(parsed(authority), "eu", 5)
+    files = f"{folder}/{{node}}-cert.pem and {folder}/{{node}}-key.pem"
+    assert refused.value.problems == [f"tls.nodes: {files} can be read here for no node; be where those of one are"]
 
 
 # -- a gateway and its sink -------------------------------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """`mesh status` and `mesh sinks`: how the sinks of a zone are, and who of them are members of its group.
 
 Both speak to the sinks themselves, on the `link` addresses of the configuration file, so that they work where no
-gateway does. Changes are made by the leader: a sink that does not lead names the one that does.
+gateway does. Changes are made by the leader: a sink that does not lead names the one that does. Where links between
+nodes are protected, an operator works on the machine of a node, with that node's certificate.
 """
 
 import asyncio
 import itertools
 import os
+import ssl
 import sys
 from collections.abc import Iterable
 from typing import Any
@@ -16,7 +18,9 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from gateway.shell.tls import explained
 from mesh.commands.failure import Failure
+from mesh.node_tls import Expected, expected_sinks, verify
 from mesh.render import size
 from protocol import config, link
 from protocol.config_units import Address
@@ -27,12 +31,22 @@ _numbers = itertools.count(1)
 
 
 async def ask(
-    address: Address, hello: link.Hello, question: link.Status | link.ChangeMembers | link.Transfer, timeout_s: float
+    address: Address,
+    hello: link.Hello,
+    question: link.Status | link.ChangeMembers | link.Transfer,
+    timeout_s: float,
+    expected: Expected | None = None,
 ) -> link.Frame:
-    """The answer of the sink at `address`. OSError, TimeoutError: it cannot be reached. Failure: it refuses."""
+    """The answer of the sink at `address`; over TLS where it is `expected` to be some node.
+
+    OSError, TimeoutError: it cannot be reached. Failure: it refuses.
+    """
     async with asyncio.timeout(timeout_s):
-        reader, writer = await asyncio.open_connection(address.host, address.port)
+        context = expected.context if expected is not None else None
+        reader, writer = await asyncio.open_connection(address.host, address.port, ssl=context)
         try:
+            if expected is not None:
+                verify(writer.get_extra_info("ssl_object"), expected.name)
             writer.write(link.pack(hello) + link.pack(question))
             frames = link.FrameReader()
             while data := await reader.read(65_536):
@@ -59,6 +73,7 @@ class Zone:
         self.sinks = configuration.zones[self.name].sinks
         self._hello = link.Hello(configuration.mesh.name, self.name, _OPERATOR)
         self._timeout_s = timeout_s
+        self._expected = expected_sinks(configuration, self.name)
 
     async def status(self) -> dict[str, dict[str, Any]]:
         """What each sink says of itself, or `{"error": why not}`."""
@@ -67,7 +82,7 @@ class Zone:
 
     async def _status(self, sink: config.Sink) -> dict[str, Any]:
         try:
-            frame = await ask(sink.link, self._hello, link.Status(next(_numbers)), self._timeout_s)
+            frame = await self._ask(sink, link.Status(next(_numbers)))
         except (OSError, TimeoutError, Failure) as error:
             return {"node": sink.name, "error": _why(error)}
         answer: dict[str, Any] = msgspec.json.decode(frame.tail)
@@ -83,14 +98,19 @@ class Zone:
             )
             raise Failure(f"no sink of zone {self.name} leads: {why}")
         try:
-            await ask(self.sinks[leaders[0]].link, self._hello, question, self._timeout_s)
+            await self._ask(self.sinks[leaders[0]], question)
         except (OSError, TimeoutError) as error:
             raise Failure(f"sink {leaders[0]}: {_why(error)}; `mesh status` shows what is so") from error
+
+    async def _ask(self, sink: config.Sink, question: link.Status | link.ChangeMembers | link.Transfer) -> link.Frame:
+        return await ask(sink.link, self._hello, question, self._timeout_s, self._expected.get(sink.name))
 
 
 def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, ssl.SSLError):
+        return explained(error)
     return os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
 
 
