@@ -5,8 +5,10 @@ from collections.abc import Callable
 
 import pytest
 from support.gateway import ENGINES, Hooks, PlaneClient, make_plane
+from support.scripts import login
 
 from gateway.core.engine import Engine
+from gateway.core.identity import UserEntry
 from gateway.core.plane import Plane
 from gateway.core.session import Session
 
@@ -319,3 +321,17 @@ def test_a_peer_of_another_version_is_refused(pair: Pair) -> None:
     pair.planes[0].receive(link, b'CONNECT {"version":0,"name":"old"}\r\n', 0)
     assert link.closing is not None
     assert "version 0" in link.closing_detail
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_messages_of_several_accounts_on_one_link_stay_apart(engine: Engine) -> None:
+    """Each has one subscriber to the same subject, so their route plans differ in nothing else."""
+    users = tuple(UserEntry(name, "b", account=name) for name in ("ONE", "TWO"))
+    plane = make_plane(Silent(), engine, id_step=2, users=users)
+    link = plane.connect_peer("worker 1", 0, near=True)
+    one, two = (Client(plane, login(name, CONNECT)) for name in ("ONE", "TWO"))
+    assert (one.send(b"SUB a 1\r\nSUB a q 2\r\n"), two.send(b"SUB a 1\r\nSUB a q 2\r\n")) == (b"", b"")
+    for number in range(3):
+        plane.receive(link, b"RMSG ONE a 1\r\n1\r\nRMSG TWO a | q 1\r\n2\r\nRMSG NEW a 1\r\n3\r\n" * 2, number)
+    assert one.take() == b"MSG a 1 1\r\n1\r\n" * 6
+    assert two.take() == b"MSG a 1 1\r\n2\r\nMSG a 2 1\r\n2\r\n" * 6

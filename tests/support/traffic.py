@@ -65,10 +65,14 @@ WRONG = (b"-ERR 'x'\r\n",
          b"PUB" + b" " * 70 + b"a 0\r\n\r\n", b"SUB " + b"a" * 120 + b" 1\r\n", b"RS+ $G a\r\n",
          b"CONNECT\r\n")  # fmt: skip
 FLAGS = (b"verbose", b"pedantic", b"echo", b"headers", b"no_responders")
-ACCOUNTS = (b"$G", b"ONE", b"ONE", b"TWO", b"NEW")
+ACCOUNTS = {
+    False: (b"$G",) * 7 + (b"NEW",),
+    True: (b"ONE", b"ONE", b"ONE", b"TWO", b"TWO", b"$G", b"NEW"),
+}  # with users?
+BUSY = ((b"a", b"a.b", b"b"), (b"a", b"a.*", b"*", b"b"))  # subjects and patterns that peers have to do with most
 NAMED = (
     b"", b"", b"", b"_INBOX.1", b"+ q r", b"| q", b"| q other", b"+ workers q _INBOX.1", b"+ v1 other q workers r",
-    b"r", b"|", b"+", b"| nobody", b"+ +", b"+ q |", b"| " + b"n " * 200 + b"q", b"r more",
+    b"| z", b"+ z r", b"r", b"|", b"+", b"| nobody", b"+ +", b"+ q |", b"| " + b"n " * 200 + b"q", b"r more",
 )  # fmt: skip
 WEIGHTS = (b"1", b"1", b"2", b"3", b"9", b"07", b"999999999")
 WRONG_FOR_PEERS = (
@@ -100,7 +104,9 @@ class Traffic:
         steps: list[Step] = []
         for number in range(CONNECTIONS):
             steps += [("connect",), ("send", number, self._connect_line() + self._subscribe() + self._subscribe())]
-        steps += [("connect_peer", f"peer{number}", number != FAR_PEER) for number in range(self._peers)]
+        for number in range(self._peers):
+            steps.append(("connect_peer", f"peer{number}", number != FAR_PEER))
+            steps.append(("send", CONNECTIONS + number, b"".join(self._interest(True) for _ in range(4))))
         return steps
 
     def step(self) -> Step:
@@ -149,19 +155,26 @@ class Traffic:
     def _peer_frame(self) -> bytes:
         kind = self._choose(30)
         if kind < 10:
-            wanted, queue = kind < 8, self._one(QUEUES)
-            words = [b"RS+" if wanted else b"RS-", self._one(ACCOUNTS), self._one(PATTERNS), queue]
-            return self._line([*words, self._one(WEIGHTS) if wanted and queue else b""])
+            return self._interest(kind < 8)
         if kind < 12:
             return self._peer_message() * (1 + self._choose(5))
         if kind < 20:
             return self._peer_message()
         return self._one(LINES) if kind < 29 else self._one(WRONG_FOR_PEERS)
 
+    def _interest(self, wanted: bool) -> bytes:
+        pattern, queue = self._one(BUSY[1] if self._choose(2) else PATTERNS), self._one(QUEUES)
+        words = [b"RS+" if wanted else b"RS-", self._account(), pattern, queue]
+        return self._line([*words, self._one(WEIGHTS) if wanted and queue else b""])
+
+    def _account(self) -> bytes:
+        return self._one(ACCOUNTS["users" in SETTINGS[self.setting]])
+
     def _peer_message(self) -> bytes:
         block = self._one(BLOCKS) if self._choose(3) == 0 else None
         body = (block or b"") + self._one(PAYLOADS)
-        words = [b"RMSG" if block is None else b"HRMSG", self._one(ACCOUNTS), self._one(SUBJECTS), self._one(NAMED)]
+        subject = self._one(BUSY[0] if self._choose(2) else SUBJECTS)
+        words = [b"RMSG" if block is None else b"HRMSG", self._account(), subject, self._one(NAMED)]
         words += [] if block is None else [b"%d" % len(block)]
         return self._line([*words, b"%d" % len(body)]) + body + b"\r\n"
 
