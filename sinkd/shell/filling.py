@@ -52,13 +52,13 @@ class Filling:
         offset = max(partition.append_end, wanted.start_offset)
         for name in self._sources():
             try:
-                _, data = await self._peers.pull(name, stream, number, offset)
+                start_offset, data = await self._peers.pull(name, stream, number, offset)
             except LogError as error:
                 log.info("pull_failed", sink=name, stream=stream.name, partition=number, error=str(error))
                 continue
-            loop = asyncio.get_running_loop()
+            loop, begins_at = asyncio.get_running_loop(), max(start_offset, wanted.start_offset)
             try:
-                await loop.run_in_executor(self._writer, _keep, partition, data, wanted)
+                await loop.run_in_executor(self._writer, _keep, partition, data, wanted.end_offset, begins_at)
             except DamagedFile:
                 raise
             except (FrameError, DataError) as error:
@@ -69,14 +69,19 @@ class Filling:
         await asyncio.sleep(PAUSE_S)
 
 
-def _keep(partition: PartitionLog, data: bytes, wanted: PartitionState) -> None:
-    """On the writer's thread: checked batches into the segments, durable. FrameError: not the batches that are due."""
+def _keep(partition: PartitionLog, data: bytes, end_offset: int, begins_at: int) -> None:
+    """On the writer's thread: checked batches into the segments, durable. FrameError: not the batches that are due.
+
+    History begins at `begins_at`: since the checkpoint was written, peers may have trimmed more, or all of it.
+    """
+    if begins_at >= end_offset > partition.append_end:
+        partition.begin_at(end_offset)
     for batch in split_batches(data):
         header = read_header(batch)
-        if header.base_offset >= wanted.end_offset or header.next_offset <= partition.append_end:
+        if header.base_offset >= end_offset or header.next_offset <= partition.append_end:
             continue
         if header.base_offset > partition.append_end:
-            if not partition.append_end < header.base_offset <= wanted.start_offset:
+            if header.base_offset > begins_at:
                 raise FrameError(f"a batch at offset {header.base_offset} where {partition.append_end} is due")
             partition.begin_at(header.base_offset)
         partition.append(bytes(batch), header.base_offset, header.leader_epoch)

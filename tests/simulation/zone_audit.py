@@ -1,0 +1,159 @@
+"""What a simulated zone has promised, and whether it is true: entries, leaders, batches, answers, and what is read.
+
+The audit knows every entry that any sink has ever applied. A later one of the same index has to be the same, a state
+after it too; so a committed entry that was lost shows as soon as another one takes its place.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from fastcrc import crc32
+
+from protocol.records import check_batch, place_batch, read_header, read_records
+from simulation.audit import Violation
+from sinkd.core.machine import Machine, Placement, Taken
+
+SNAPSHOT_EVERY = 8  # entries
+
+
+@dataclass(eq=False)
+class Event:
+    """One publish of one connection of one gateway."""
+
+    number: int
+    connection: tuple[str, int, int]  # gateway, which life of it, connection
+    reply: str
+    answer: dict[str, Any] | None = None
+    places: list[tuple[tuple[bytes, int], int]] = field(default_factory=list)
+
+
+class Placed(NamedTuple):
+    base_offset: int
+    next_offset: int
+    data: bytes
+
+
+class ZoneAudit:
+    """Hears of everything, believes nothing."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self._by_reply: dict[str, Event] = {}
+        self.entries: dict[int, tuple[int, int]] = {}  # index → term, CRC-32C
+        self._states: dict[int, tuple[str, int]] = {}
+        self.leaders: dict[int, str] = {}
+        self.logs: dict[tuple[bytes, int], list[Placed]] = defaultdict(list)
+        self._last_of_connection: dict[tuple[Any, ...], int] = {}
+        self.acknowledged = self.refused = self.reads = 0
+
+    @property
+    def last_index(self) -> int:
+        return max(self.entries, default=0)
+
+    def is_promised(self, promise: object, broken: str) -> None:
+        if not promise:
+            raise Violation(broken)
+
+    # -- Raft ---------------------------------------------------------------------------------------------------------
+
+    def leads(self, term: int, who: str) -> None:
+        there = self.leaders.setdefault(term, who)
+        self.is_promised(there == who, f"two leaders in term {term}: {there} and {who}")
+
+    def applied(self, who: str, index: int, term: int, data: bytes, result: Any) -> None:
+        """Sink `who` has applied entry `index`."""
+        entry = term, crc32.iscsi(data)
+        known = self.entries.get(index)
+        if known is not None:
+            self.is_promised(known == entry, f"{who} applies another entry {index} {entry}, others {known}")
+            return
+        self.entries[index] = entry
+        for taken in result if isinstance(result, list) else ():
+            assert isinstance(taken, Taken)
+            if taken.placement is not None:
+                self._committed(taken.placement, data, term)
+
+    def state(self, who: str, index: int, machine: Machine) -> None:
+        """The state of `who` right after it has applied entry `index`."""
+        if index % SNAPSHOT_EVERY:
+            return
+        state = crc32.iscsi(machine.snapshot())
+        first, known = self._states.setdefault(index, (who, state))
+        self.is_promised(state == known, f"after entry {index}, {who} has another state than {first}")
+
+    # -- the log ------------------------------------------------------------------------------------------------------
+
+    def _committed(self, placement: Placement, command: bytes, term: int) -> None:
+        key = placement.stream.incarnation, placement.partition
+        log = self.logs[key]
+        end = log[-1].next_offset if log else 0
+        self.is_promised(
+            placement.base_offset == end, f"a batch at offset {placement.base_offset}, the log ends at {end}"
+        )
+        batch = command[placement.position : placement.position + placement.header.size_bytes]
+        check_batch(batch)
+        placed = place_batch(batch, end, term)
+        for record in read_records(placed):
+            self._stored(key, record.offset, int(record.payload.split(b" ", 1)[0]))
+        log.append(Placed(end, end + placement.header.record_count, placed))
+
+    def _stored(self, key: tuple[bytes, int], offset: int, number: int) -> None:
+        event = self.events[number]
+        self.is_promised(not event.places, f"{event} is in the log a second time, at {key} {offset}")
+        refused = event.answer is not None and "error" in event.answer
+        self.is_promised(not refused, f"{event} was refused, and is in the log")
+        order = *key, event.connection
+        before = self._last_of_connection.get(order, -1)
+        self.is_promised(before < number, f"{event} stands behind {before}")
+        self._last_of_connection[order] = number
+        event.places.append((key, offset))
+
+    def check_batches(self, who: str, key: tuple[bytes, int], data: bytes) -> int:
+        """Batches that `who` hands out are the committed ones, byte for byte; the offset behind them."""
+        known = {placed.base_offset: placed for placed in self.logs[key]}
+        position, end = 0, 0
+        while position < len(data):
+            header = read_header(data, position)
+            batch = data[position : position + header.size_bytes]
+            placed = known.get(header.base_offset)
+            self.is_promised(
+                placed is not None and placed.data == batch, f"{who} hands out another batch at {header.base_offset}"
+            )
+            position += header.size_bytes
+            end = header.next_offset
+        self.reads += 1
+        return end
+
+    # -- answers ------------------------------------------------------------------------------------------------------
+
+    def published(self, connection: tuple[str, int, int], *, asks: bool) -> Event:
+        number = len(self.events)
+        event = Event(number, connection, f"_INBOX.{number}" if asks else "")
+        self.events.append(event)
+        if asks:
+            self._by_reply[event.reply] = event
+        return event
+
+    def answered(self, reply: str, body: bytes, incarnations: dict[str, bytes]) -> None:
+        event, answer = self._by_reply[reply], json.loads(body)
+        self.is_promised(event.answer is None, f"a second answer {answer} to {event}")
+        event.answer = answer
+        if "error" in answer:
+            self.refused += 1
+            self.is_promised(not event.places, f"{event} was refused, and is in the log")
+            return
+        self.acknowledged += 1
+        place = (incarnations[answer["stream"]], answer["partition"]), answer["offset"]
+        self.is_promised(event.places == [place], f"{event} was acknowledged at {place}, no sink has applied that")
+
+    # -- at the end ---------------------------------------------------------------------------------------------------
+
+    def settled(self, living: Iterable[tuple[str, int]]) -> None:
+        """Gateways of these names and lives have sent all that they had."""
+        for event in self.events:
+            if event.connection[:2] in set(living):
+                done = event.places or (event.answer is not None and "error" in event.answer)
+                self.is_promised(done, f"lost: {event}")
