@@ -1,6 +1,7 @@
 """Three sinks of a zone as one group: who leads, what a lost disk costs, how members come and go."""
 
 import asyncio
+import shutil
 from contextlib import asynccontextmanager
 
 import pytest
@@ -111,6 +112,30 @@ async def test_a_lost_or_damaged_disk_is_filled_and_does_not_vote_before(tmp_pat
         # It counts again: with another one gone, the group goes on.
         await zone.stop(next(name for name in zone.names if name not in (victim, zone.leader)))
         await publish(zone, PAYLOADS[120:125])
+
+
+async def test_a_folder_that_was_set_back_is_found_by_what_others_saw_in_it(tmp_path):
+    async with running(SinkZone(tmp_path)) as zone:
+        victim = next(name for name in zone.names if name != zone.leader)
+        await publish(zone, PAYLOADS[:5])
+        await zone.level()
+        await zone.stop(victim)
+        shutil.copytree(tmp_path / victim, tmp_path / "copy")
+        await zone.start(victim)
+        await publish(zone, PAYLOADS[5:10])
+        await zone.level()
+        await zone.stop(victim)
+        zone.wipe(victim)
+        (tmp_path / "copy").rename(tmp_path / victim)
+        await zone.start(victim)
+        rolled_back = zone.sinks.pop(victim)
+        error = await asyncio.wait_for(rolled_back.failed, 10)
+        assert "it was rolled back" in str(error)
+        assert f"sink {zone.leader} saw" in str(error)
+        await rolled_back.stop()
+        await zone.start(victim)
+        assert "rolled back" in zone.sinks[victim].identity.muted
+        await all_have(zone, PAYLOADS[:10])
 
 
 async def test_damage_that_is_met_while_reading_is_never_served(tmp_path):

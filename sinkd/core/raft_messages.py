@@ -4,7 +4,7 @@ Nothing that is received is ever unpickled. `term` is the sender's. An `Append` 
 follower's `Reply` gives back, so that the leader knows which of its beliefs an answer still concerns: a new epoch
 begins with every connection, every mismatch and every leadership (rule L2).
 
-    both           Hello (first, and when it changes) · Ping · Pull · Pulled + batches
+    both           Hello (first, and when it changes) · Seen · Ping · Pull · Pulled + batches
     leader         Append + commands · Snapshot + a piece of a checkpoint file · TimeoutNow
     follower       Reply · Stale · Propose
     candidates     PreVote · RequestVote            voters    PreVoted · Voted
@@ -145,6 +145,13 @@ class Propose(Message, frozen=True):
     streams: tuple[StreamDefinition, ...]
 
 
+class Seen(Message, frozen=True):
+    """What the sender saw the receiver hold of what is committed, up to entry `index` of its journal of that id."""
+
+    journal: str
+    index: int
+
+
 class Ping(Message, frozen=True):
     pass
 
@@ -167,5 +174,6 @@ CODEC: Final = Codec(
         12: Pulled,
         13: Propose,
         14: Ping,
+        15: Seen,
     },
 )

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import structlog
 
 from protocol.envelope import Envelope
-from protocol.errors import LogError
+from protocol.errors import FrameError, LogError
 from protocol.frames import Frame
 from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from protocol.link import Appended, Refused
@@ -265,11 +265,17 @@ class Group:
             taken_bytes += len(what.tail) if isinstance(what, Frame) else 0
             if isinstance(what, Frame):
                 self._inbound_bytes -= len(what.tail)
-                self.member.receive(name, *what)
+                self._receive(name, what)
             elif what is None:
                 self.member.disconnected(name)
             else:
                 self.member.connected(name, what)
+
+    def _receive(self, name: str, frame: Frame) -> None:
+        try:
+            self.member.receive(name, *frame)
+        except FrameError as error:
+            log.warning("raft_message_refused", node=self.member.name, sender=name, error=str(error))
 
     # -- the loop -----------------------------------------------------------------------------------------------------
 

@@ -447,6 +447,14 @@ class Journal:
     # -- numbers ------------------------------------------------------------------------------------------------------
 
     @property
+    def journal_id(self) -> bytes:
+        return self._files.journal_id
+
+    @property
+    def folder(self) -> Path:
+        return self._files.folder
+
+    @property
     def first_index(self) -> int:
         return self._entries.first_index
 

@@ -35,7 +35,7 @@ from pysyncobj import SyncObj, SyncObjConf
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
-from protocol.errors import FrameError
+from protocol.errors import DamagedFile, FrameError
 from protocol.frames import Message
 from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from sinkd.core import commands
@@ -52,12 +52,13 @@ from sinkd.core.raft_messages import (
     PreVoted,
     Reply,
     RequestVote,
+    Seen,
     Snapshot,
     Stale,
     TimeoutNow,
     Voted,
 )
-from sinkd.core.replication import Follower, Mismatch, Pieces, commands_of, fit
+from sinkd.core.replication import Diverged, Follower, Mismatch, Pieces, commands_of, fit
 from sinkd.shell.journal import Journal
 from sinkd.shell.raft_leader import HEARTBEAT_S, Leadership
 
@@ -149,9 +150,9 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         self.answers: list[tuple[str, bytes]] = []  # say that something is held: only after it
         self.offered: Checkpoint | None = None  # the leader's, which this member lacks the log for
         self.busy = ""  # why nothing can be taken
-        self.last_change = ""  # why it has the state that it has
         self._leadership: Leadership | None = None
         self._peers: dict[str, str] = {}  # connected: name → journal id
+        self._seen: dict[str, Seen] = {}  # what each peer was seen to hold of what is committed
         self._pending: dict[int, tuple[int, Callable[[Any, bool], None]]] = {}
         self._synced_index = journal.last_index
         self._is_credited = False  # a follower was found to hold more: there may be something to commit
@@ -250,6 +251,8 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         """A connection to sink `name`, which holds the journal of that id, was made: what was on its way is lost."""
         self._peers[name] = journal
         self._SyncObj__onNodeConnected(Peer(name))
+        if name in self._seen:
+            self._send(name, self._seen[name])
         if self._leadership is not None:
             self._leadership.connected(name, journal)
 
@@ -275,12 +278,21 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
             self._take_voted(name, message)
         elif isinstance(message, Stale):
             self._follow_term(message.term)
+        elif isinstance(message, Seen):
+            self._take_seen(name, message)
         elif isinstance(message, TimeoutNow):
             self._take_timeout_now(name, message)
         elif isinstance(message, Snapshot):
             self._take_snapshot(name, message, tail)
         else:
             raise FrameError(f"raft link: {type(message).__name__} is not for a member")
+
+    def _take_seen(self, name: str, message: Seen) -> None:
+        """A witness. DamagedFile: what it saw is no longer here, and so this journal was rolled back."""
+        last = self._journal.last_index
+        if message.journal == self._journal.journal_id.hex() and message.index > last:
+            what = f"the journal ends at entry {last}, sink {name} saw {message.index} in it: it was rolled back"
+            raise DamagedFile(str(self._journal.folder), 0, what)
 
     def _send(self, name: str, message: Message, tail: bytes = b"") -> None:
         if name in self._peers:
@@ -446,6 +458,9 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         if self._leadership is None or message.term != self.term:  # L1
             return
         self._leadership.replied(name, message, clock())
+        follower = self._leadership.followers.get(name)
+        if follower is not None and follower.match_index:
+            self._seen[name] = Seen(follower.journal, min(follower.match_index, int(self.raftCommitIndex)))
         self._credit()
 
     def _credit(self) -> None:
@@ -495,7 +510,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
             self._answer(name, Stale(self.term))
             return True
         if term == self.term and self.leads:
-            raise FrameError(f"raft link: {name} leads in term {term}, and so does {self.name}")
+            raise Diverged(f"sink {name} leads in term {term}, and so does {self.name}")
         return False
 
     def _heard(

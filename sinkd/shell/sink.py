@@ -175,6 +175,9 @@ class Sink:
         )
         try:
             is_new = saved is None and not len(self.journal) and not folder.identity.muted
+            if is_new and not self.is_alone and folder.identity.state == ACTIVE:
+                what = "it is empty, and its owner is a member of a group: it was taken away"
+                raise DamagedFile(str(folder.journal_folder), 0, what)
             if is_new and any(folder.log_folder.glob("*/*/*.segment")):
                 what = "there are segments, but neither journal nor checkpoint: they were taken away; bring them back"
                 raise DamagedFile(str(folder.log_folder), 0, what)
