@@ -39,11 +39,11 @@ class Codec:
             message_class.kind = kind
         self.decoders = {kind: msgspec.msgpack.Decoder(message_class) for kind, message_class in kinds.items()}
 
-    def pack(self, message: Message, tail: bytes | memoryview = b"") -> bytes:
-        """The frame of `message`."""
+    def pack(self, message: Message, *tail: bytes | memoryview) -> bytes:
+        """The frame of `message`; its tail may come in parts."""
         head = msgspec.msgpack.encode(message)
-        size = _PREFIX.size - _SIZE_BYTES + len(head) + len(tail)
-        return b"".join((_PREFIX.pack(size, self.version, message.kind, len(head)), head, tail))
+        size = _PREFIX.size - _SIZE_BYTES + len(head) + sum(map(len, tail))
+        return b"".join((_PREFIX.pack(size, self.version, message.kind, len(head)), head, *tail))
 
 
 class FrameReader:
@@ -81,8 +81,10 @@ class FrameReader:
         head = position + _PREFIX.size
         if decoder is None or head + head_bytes > end:
             raise FrameError(f"{self._codec.name}: kind {kind} with a head of {head_bytes} bytes")
+        with memoryview(self._buffer) as view:  # a slice of it would be copied twice
+            parts = bytes(view[head : head + head_bytes]), bytes(view[head + head_bytes : end])
         try:
-            message = decoder.decode(bytes(self._buffer[head : head + head_bytes]))
+            message = decoder.decode(parts[0])
         except UNREADABLE as error:
             raise FrameError(f"{self._codec.name}: {self._codec.kinds[kind].__name__}: {error}") from error
-        return Frame(message, bytes(self._buffer[head + head_bytes : end]))
+        return Frame(message, parts[1])

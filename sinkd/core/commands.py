@@ -62,12 +62,12 @@ def encode(kind: int, time_ms: int, body: msgspec.Struct) -> bytes:
     return _PREFIX.pack(COMMAND_VERSION, kind, time_ms) + msgspec.msgpack.encode(body)
 
 
-def encode_append(time_ms: int, parcels: Iterable[bytes]) -> bytes:
-    """The command that appends `parcels`, in order."""
-    return b"".join((_PREFIX.pack(COMMAND_VERSION, APPEND, time_ms), *parcels))
+def encode_append(time_ms: int, parcels: Iterable[bytes], before: bytes = b"") -> bytes:
+    """The command that appends `parcels`, in order, with the bytes `before` in front of it."""
+    return b"".join((before, _PREFIX.pack(COMMAND_VERSION, APPEND, time_ms), *parcels))
 
 
-def decode(data: bytes) -> Command:
+def decode(data: bytes | memoryview) -> Command:
     """FrameError: not a command of this version; a state machine that meets one must stop."""
     if len(data) < BODY_POSITION:
         raise FrameError(f"raft command of {len(data)} bytes")

@@ -75,7 +75,7 @@ class Machine:
     def snapshot(self) -> bytes:
         return msgspec.msgpack.encode(self.state)
 
-    def apply(self, data: bytes) -> Result:
+    def apply(self, data: bytes | memoryview) -> Result:
         """Carries out one committed command. FrameError: it cannot be understood, the process must stop."""
         command = commands.decode(data)
         self.state.now_ms = max(self.state.now_ms, command.time_ms)

@@ -404,7 +404,7 @@ class Group:
             command.done.set_exception(error)
         else:
             self._waiting.add(command.done)
-            self.member.append(command.data, partial(self._settle, command.done))
+            self.member.append(REGULAR + command.data, partial(self._settle, command.done))
 
     @property
     def _tick_bytes(self) -> int:
@@ -436,14 +436,14 @@ class Group:
             answer(Refused(head.producer_id, head.epoch, *names, head.first_sequence, "STORAGE_FULL"))
 
     def _append_command(self, taken: list[_Append]) -> None:
-        command = commands.encode_append(self._now_ms(), (append.parcel for append in taken))
+        entry = commands.encode_append(self._now_ms(), (append.parcel for append in taken), REGULAR)
 
         def decided(result: list[Taken], committed: bool) -> None:
             if committed:  # else silence: the gateway sends again to whoever leads then
                 answers = zip(taken, result, strict=True)
                 self._decided += [partial(append.answer, one.answer) for append, one in answers]
 
-        self.member.append(command, decided)
+        self.member.append(entry, decided)
 
     def _settle(self, future: asyncio.Future[Result], result: Result, committed: bool) -> None:
         def settle() -> None:
@@ -457,7 +457,7 @@ class Group:
 
         self._decided.append(settle)
 
-    def _apply(self, data: bytes, index: int, term: int) -> Result:
+    def _apply(self, data: memoryview, index: int, term: int) -> Result:
         result = self._machine.apply(data)
         self.commands_committed += 1
         if isinstance(result, list):

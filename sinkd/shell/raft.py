@@ -133,7 +133,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         node: str,
         journal: Journal,
         applied_index: int,
-        apply: Callable[[bytes, int, int], Any],
+        apply: Callable[[memoryview, int, int], Any],
         membership: Membership,
         *,
         muted: str = "",
@@ -294,9 +294,9 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
             what = f"the journal ends at entry {last}, sink {name} saw {message.index} in it: it was rolled back"
             raise DamagedFile(str(self._journal.folder), 0, what)
 
-    def _send(self, name: str, message: Message, tail: bytes = b"") -> None:
+    def _send(self, name: str, message: Message, *tail: bytes) -> None:
         if name in self._peers:
-            self.urgent.append((name, CODEC.pack(message, tail)))
+            self.urgent.append((name, CODEC.pack(message, *tail)))
 
     def _answer(self, name: str, message: Message) -> None:
         if name in self._peers:
@@ -437,12 +437,15 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
 
     # -- leading ------------------------------------------------------------------------------------------------------
 
-    def append(self, command: bytes, decided: Callable[[Any, bool], None]) -> None:
-        """Adds a command; a later tick calls `decided(result, committed)`, which must only queue. Leaders only."""
+    def append(self, entry: bytes, decided: Callable[[Any, bool], None]) -> None:
+        """Adds `REGULAR` and a command; a later tick calls `decided(result, committed)`, which must only queue.
+
+        Leaders only.
+        """
         index, term = self._journal.last_index + 1, self.term
-        self._journal.add(REGULAR + command, index, term)
+        self._journal.add(entry, index, term)
         self._pending[index] = term, decided
-        self._note_members(index, command)
+        self._note_members(index, entry)
 
     def replicate(self) -> None:
         """Sends followers what is new to them; see `Leadership`."""
@@ -499,7 +502,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         entries = [(command, first + number, terms[found.start + number]) for number, command in enumerate(new)]
         self._heard(name, message.term, entries, found.prev_index, min(message.commit_index, found.matched))  # F2
         for command, index, _ in entries:
-            self._note_members(index, command[1:] if command[:1] == REGULAR else b"")
+            self._note_members(index, command)
         if new:
             self._set_members()
         self._reply(name, message, MATCHED, found.matched + 1)
@@ -603,12 +606,12 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
             self._membership.truncated(first)
         command = commands.encode(commands.MEMBERS, 0, MembersAre(tuple(sorted(members.items()))))
         self._journal.add(REGULAR + command, first, 0)
-        self._note_members(first, command)
+        self._note_members(first, REGULAR + command)
         self._journal.sync()
 
-    def _note_members(self, index: int, command: bytes) -> None:
-        if commands.members_in(command):
-            changed = commands.read_body(commands.decode(command), MembersAre)
+    def _note_members(self, index: int, entry: bytes) -> None:
+        if entry[:1] == REGULAR and commands.members_in(entry[1:3]):
+            changed = commands.read_body(commands.decode(memoryview(entry)[1:]), MembersAre)
             self._membership.appended(index, dict(changed.members))
             self._set_members()
 
@@ -632,7 +635,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         result = None
         if command[:1] == REGULAR:
             term = self._journal.term(index)
-            result = self._apply(command[1:], index, term)
+            result = self._apply(memoryview(command)[1:], index, term)
             pending = self._pending.pop(index, None)
             if pending is not None:
                 pending[1](result, pending[0] == term)

@@ -5,7 +5,7 @@ but what it holds does not count. The rules for each follower stand in `sinkd.co
 """
 
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 
@@ -23,13 +23,17 @@ SNAPSHOT_PIECE_BYTES: Final = MIB
 log = structlog.get_logger()
 
 
+class Send(Protocol):
+    def __call__(self, name: str, message: Message, *tail: bytes) -> None: ...
+
+
 class _Transfer(NamedTuple):
     name: str
     until: float
 
 
 class Leadership:
-    """Of `term`, by the sink that has `journal`. `send(name, message, tail)` reaches a connected peer."""
+    """Of `term`, by the sink that has `journal`. `send(name, message, *tail)` reaches a connected peer."""
 
     def __init__(
         self,
@@ -38,7 +42,7 @@ class Leadership:
         journal: Journal,
         commit_index: Callable[[], int],
         checkpoint: Callable[[], tuple[Checkpoint, bytes] | None],
-        send: Callable[[str, Message, bytes], None],
+        send: Send,
     ) -> None:
         self.node, self.term, self._journal = node, term, journal
         self._commit_index, self._checkpoint, self._send = commit_index, checkpoint, send
@@ -102,7 +106,7 @@ class Leadership:
             size_bytes += entry.length
         sequence = follower.sent(first + len(entries) - 1, size_bytes, now)
         head = self._append(follower, sequence, first - 1, self._journal.term(first - 1), tuple(entries))
-        self._send(follower.name, head, b"".join(commands))
+        self._send(follower.name, head, *commands)
         return True
 
     def _append(
@@ -114,12 +118,12 @@ class Leadership:
     def _send_heartbeat(self, follower: Follower, now: float) -> None:
         prev = follower.next_index - 1
         if follower.phase is Phase.SNAPSHOT:
-            self._send(follower.name, self._append(follower, follower.beat(now), *follower.snapshot), b"")
+            self._send(follower.name, self._append(follower, follower.beat(now), *follower.snapshot))
         elif prev < self._journal.first_index:
             self._send_checkpoint(follower, now)
         else:
             head = self._append(follower, follower.beat(now), prev, self._journal.term(prev))
-            self._send(follower.name, head, b"")
+            self._send(follower.name, head)
 
     def _send_checkpoint(self, follower: Follower, now: float) -> None:
         """The follower lacks entries that the journal no longer has."""
@@ -154,4 +158,4 @@ class Leadership:
         if now > self._transfer.until:
             self._transfer = None
         elif follower.match_index == self._journal.last_index:
-            self._send(follower.name, TimeoutNow(self.term), b"")
+            self._send(follower.name, TimeoutNow(self.term))

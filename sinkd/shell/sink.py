@@ -9,7 +9,7 @@ Alone in its zone, a sink serves when it has applied its journal. In a group it 
 elect a leader, and gateways ask it who leads. Damage to journal or checkpoint ends a sink that is alone; in a group
 what is damaged is set aside, and the sink is filled by its peers, without a vote until it is whole.
 
-Housekeeping, once a second or when four megabytes wait: hot batches go into segments, the disk is looked at, a spare
+Housekeeping, once a second or when sixteen megabytes wait: hot batches go into segments, the disk is looked at, a spare
 journal file is prepared, retention is proposed; and when a journal file's worth has been written since the last
 checkpoint, the next one is written and the journal is cut. Where there is no space for that, it waits for space: the
 journal holds everything meanwhile, and nothing new is taken.

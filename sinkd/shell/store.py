@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from protocol.errors import DamagedFile, FrameError, LogError
+from protocol.errors import DamagedFile, DataError, FrameError, LogError
 from protocol.limits import FLUSH_BYTES
 from protocol.records import CONTROL, check_batch, place_batch, read_header, read_records, split_batches
 from protocol.streams import StreamState
@@ -276,8 +276,17 @@ class Store:
         for partition, batches in work:
             for batch in batches:
                 if batch.base_offset >= partition.log.append_end:
-                    partition.log.append(self.read_hot(batch), batch.base_offset, batch.leader_epoch)
+                    self._copy(partition.log, batch)
             partition.log.sync()
+
+    def _copy(self, log: PartitionLog, batch: HotBatch) -> None:
+        data = self._journal.read(batch.position, batch.start, batch.size_bytes)
+        try:
+            log.append(data, batch.base_offset, batch.leader_epoch)  # which checks it
+        except DamagedFile:
+            raise
+        except DataError as error:
+            raise DamagedFile(str(self._journal.folder), batch.position.position, str(error)) from error
 
     def forget_hot(self, work: list[tuple[Partition, list[HotBatch]]]) -> None:
         """What `copy_to_segments` has made durable is read from there from now on.
