@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from random import Random
 
-from support.events import Lost, Publisher, everything, fetch, published
+from support.events import Lost, Publisher, everything, published
 from support.processes import Daemon, Folder, client, until
 
 LOGGED = '[streams.text]\nsubjects = ["text.>"]\nack = "logged"\noutbox = { bytes = "32MiB" }'
@@ -17,18 +17,22 @@ def spool_files(folder: Folder, worker: int = 0) -> list[Path]:
     return sorted((folder.path / "spool" / str(worker)).glob("*.spool*"))
 
 
-async def load(folder: Folder, publishers: list[Publisher], gateway: Daemon, kill_s: float, sizes: int) -> None:
-    """Publishes with a `logged` acknowledgement each, as fast as it goes, until the gateway is killed."""
+async def load(folder: Folder, publishers: list[Publisher], gateway: Daemon, answers: int, sizes: int) -> None:
+    """Publishes with a `logged` acknowledgement each, as fast as it goes; kills the gateway after so many answers."""
     first = sum(len(each.sent) for each in publishers)
     async with client(folder.url) as connection:
         publisher = await Publisher(connection, "text.a", window=2_000).open()
         publishers.append(publisher)
-        asyncio.get_running_loop().call_later(kill_s, gateway.kill)
-        with contextlib.suppress(Lost, TimeoutError):
-            async with asyncio.timeout(kill_s + 5):
-                for number in range(first, first + 1_000_000):
-                    await publisher.send(number, b"%d" % number + bytes(sizes))
-        assert gateway.has_ended
+        killing = asyncio.create_task(kill(gateway, publisher, answers))
+        with contextlib.suppress(Lost):
+            for number in range(first, first + 1_000_000):
+                await publisher.send(number, b"%d" % number + bytes(sizes))
+        await killing
+
+
+async def kill(gateway: Daemon, publisher: Publisher, answers: int) -> None:
+    await until(lambda: len(publisher.answers) >= answers, "it acknowledges", 60)
+    gateway.kill()
 
 
 async def check(folder: Folder, publishers: list[Publisher]) -> None:
@@ -43,7 +47,7 @@ async def check(folder: Folder, publishers: list[Publisher]) -> None:
     assert sorted(acknowledged - set(numbers)) == []
     assert set(numbers) <= sent
     assert numbers == sorted(numbers)
-    assert len(acknowledged) > 1_000
+    assert len(acknowledged) >= 500
 
 
 async def until_empty(folder: Folder) -> None:
@@ -61,7 +65,7 @@ async def test_what_was_acknowledged_without_a_sink_outlives_the_gateway(folder:
     sink.kill()
     publishers: list[Publisher] = []
     for _ in range(2):
-        await load(folder, publishers, gateway, 1.0, sizes=100)
+        await load(folder, publishers, gateway, 2_000, sizes=100)
         gateway = await folder.gateway()
         assert (await folder.varz())["spool"]["events_restored"] >= sum(len(each.acknowledged) for each in publishers)
     await folder.sinkd()
@@ -78,7 +82,7 @@ async def test_killed_at_any_moment_it_sends_again_what_has_not_arrived_and_noth
     publishers: list[Publisher] = []
     random = Random()
     for _ in range(3):
-        await load(folder, publishers, gateway, 0.3 + random.random() * 0.7, sizes=random.choice([0, 1_000, 20_000]))
+        await load(folder, publishers, gateway, random.randint(200, 3_000), sizes=random.choice([0, 1_000, 20_000]))
         gateway = await folder.gateway()
     await check(folder, publishers)
     assert await gateway.stop() == 0
@@ -131,7 +135,7 @@ async def test_each_worker_has_a_spool_of_its_own(folder: Folder) -> None:
     folder.write_config(LOGGED, gateway=f"{SPOOL}\nworkers = 2")
     await folder.gateway()
     await folder.sinkd()
-    async with client(folder.url) as connection, asyncio.timeout(30):
-        while (await fetch(connection, "text", offset=0, max_records=1)).high_watermark < 40:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+    assert (await folder.varz())["spool"]["events_restored"] == 40
+    await until_empty(folder)
+    async with client(folder.url) as connection:
         assert {event.payload for event in await everything(connection, "text")} == wanted
