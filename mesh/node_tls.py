@@ -118,7 +118,18 @@ def for_sink(configuration: config.Config, node: str) -> NodeTls | None:
     if configuration.tls_nodes is None:
         return None
     own = name_of(configuration, node)
-    return NodeTls(*contexts(configuration.tls_nodes, own), _identifies(own))
+    return NodeTls(*contexts(configuration.tls_nodes, own), _identifies(own), _identifies_node(own))
+
+
+def _identifies_node(own: NodeName) -> Callable[[ssl.SSLObject], str]:
+    def identify(secured: ssl.SSLObject) -> str:
+        """The name of a node of our mesh. FrameError: the peer is none."""
+        peer = peer_name(secured)
+        if peer.mesh != own.mesh:
+            raise FrameError(f"the peer is {peer}, no node of mesh {own.mesh}")
+        return peer.node
+
+    return identify
 
 
 def _identifies(own: NodeName) -> Callable[[ssl.SSLObject], str]:

@@ -20,6 +20,7 @@ from protocol.streams import StreamState
 __all__ = ["KINDS", "Frame", "FrameReader", "Message", "pack"]
 
 LINK_VERSION = 1
+OPERATOR = "(operator)"  # who says Hello under this name is no node; none may be called so
 
 
 class Hello(Message, frozen=True):

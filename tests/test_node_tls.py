@@ -16,7 +16,7 @@ from mesh import node_tls
 from mesh.commands.sinks import Zone
 from mesh.daemon import dial_sinks
 from mesh.node_tls import NodeName, contexts, name_in
-from protocol import config
+from protocol import config, link
 from protocol.config import TlsNodes
 from protocol.errors import ConfigError, FrameError
 from sinkd.shell.sink import Sink
@@ -303,6 +303,26 @@ async def test_a_gateway_keeps_events_on_a_sink_over_tls(authority):
             await asyncio.wait_for(gateway.linked(), 5)
             answers = [json.loads((await connection.request("orders.1", b"x" * 500_000)).data) for _ in range(3)]
             assert [answer["offset"] for answer in answers] == [0, 1, 2]
+    finally:
+        await sink.stop()
+
+
+async def test_a_sink_refuses_a_gateway_that_shows_the_certificate_of_another_node(authority):
+    for name in (SINK, GATEWAY):
+        authority.node(name.node, str(name))
+    configuration = parsed(authority)
+    sink = Sink(configuration, "eu-sink1", tls=node_tls.for_sink(configuration, "eu-sink1"))
+    await sink.start()
+    try:
+        own = node_tls.contexts(configuration.tls_nodes, GATEWAY)
+        address = configuration.sink("eu-sink1").link
+        for node, answer in (("eu-gw1", link.Welcome), ("eu-gw2", link.Failed)):
+            reader, writer = await asyncio.open_connection(address.host, address.port, ssl=own.client)
+            writer.write(link.pack(link.Hello("acme", "eu", node)))
+            frame = next(link.FrameReader().feed(await asyncio.wait_for(reader.read(65_536), 5)))
+            assert isinstance(frame.message, answer)
+            writer.close()
+        assert frame.message.message == "eu-gw2 has shown the certificate of eu-gw1"
     finally:
         await sink.stop()
 

@@ -26,7 +26,6 @@ from protocol import config, link
 from protocol.config_units import Address
 
 _WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe
-_OPERATOR = "(operator)"  # no node may be called so
 _numbers = itertools.count(1)
 
 
@@ -71,7 +70,7 @@ class Zone:
             raise Failure(f"which zone? --zone one of {', '.join(with_sinks) or 'none: no zone has sinks'}")
         self.name = zone or with_sinks[0]
         self.sinks = configuration.zones[self.name].sinks
-        self._hello = link.Hello(configuration.mesh.name, self.name, _OPERATOR)
+        self._hello = link.Hello(configuration.mesh.name, self.name, link.OPERATOR)
         self._timeout_s = timeout_s
         self._expected = expected_sinks(configuration, self.name)
 

@@ -6,6 +6,7 @@ take what it asked for, reads wait for it (`pause_writing`); what it may have ou
 """
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import cast
@@ -17,7 +18,7 @@ from protocol import envelope, link
 from protocol.errors import DamagedFile, FrameError, LogError
 from protocol.gaps import read_gap
 from protocol.limits import FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, LINK_REQUESTS_MAX
-from protocol.link import Message
+from protocol.link import OPERATOR, Message
 from protocol.records import CONTROL, check_batch
 from protocol.streams import StreamState
 from sinkd.core import commands
@@ -43,11 +44,16 @@ class LinkServer:
         operator: Operator,
         storage_full: Callable[[], bool],
         failed: Callable[[BaseException], None],
+        identify: Callable[[ssl.SSLObject], str] | None = None,
     ) -> None:
-        """`names`: mesh, zone, node of this sink. `failed` is told of damage, which ends the sink."""
+        """`names`: mesh, zone, node of this sink. `failed` is told of damage, which ends the sink.
+
+        `identify` says whose certificate a peer has shown, where links are secured.
+        """
         self.mesh, self.zone, self.node = names
         self.disk_id, self.group, self.machine, self.store = disk_id, group, machine, store
         self.operator, self.storage_full, self.failed = operator, storage_full, failed
+        self.identify = identify
         self.connections: set[LinkConnection] = set()
         self.appends = self.fetches = self.refused_full = 0
 
@@ -153,6 +159,10 @@ class LinkConnection(asyncio.Protocol):
         if (message.mesh, message.zone) != (server.mesh, server.zone):
             asked = f"{message.mesh}/{message.zone}"
             raise FrameError(f"this is sink {server.node} of {server.mesh}/{server.zone}, not of {asked}")
+        if server.identify is not None and self._transport is not None and message.node != OPERATOR:
+            certified = server.identify(self._transport.get_extra_info("ssl_object"))
+            if certified != message.node:
+                raise FrameError(f"{message.node} has shown the certificate of {certified}")
         self._gateway = message.node
         names, group = (server.mesh, server.zone, server.node), server.group
         self._send(link.Welcome(*names, group.leads, server.disk_id, group.leader))

@@ -8,7 +8,7 @@ it knows. Mutual TLS where nodes have certificates.
 import asyncio
 import ssl
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 import structlog
 
@@ -28,13 +28,13 @@ from sinkd.core.raft_messages import CODEC, Hello, Ping
 log = structlog.get_logger()
 
 
-class NodeTls:
-    """Both sides' contexts, and what a peer's certificate says: its name, or ValueError."""
+class NodeTls(NamedTuple):
+    """Both sides' contexts, and who a certificate is for: a sink of the zone, or any node of the mesh (FrameError)."""
 
-    def __init__(
-        self, server: ssl.SSLContext, client: ssl.SSLContext, identify: Callable[[ssl.SSLObject], str]
-    ) -> None:
-        self.server, self.client, self.identify = server, client, identify
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+    identify: Callable[[ssl.SSLObject], str]
+    identify_node: Callable[[ssl.SSLObject], str]
 
 
 class RaftLinks:

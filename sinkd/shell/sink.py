@@ -161,6 +161,7 @@ class Sink:
         self.links = LinkServer(
             (mesh, zone, node), folder.disk_id.hex(), self.group, self.machine, self.store, Operator(self),
             self.is_storage_full, self._fail,
+            self._tls.identify_node if self._tls is not None else None,
         )  # fmt: skip
 
     def _open_log(self, folder: DataFolder) -> None:
