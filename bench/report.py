@@ -173,8 +173,8 @@ HOW = """
   since nats-server keeps nothing; `nats-server -c FILE`), on 127.0.0.1, with equivalent files and default limits.
   Nothing is pinned to a CPU: servers and load generators share the machine. nats-server uses as many threads as it
   likes; the gateway is one process (`workers = 1`).
-- Rows of two workers: a gateway with `workers = 2` beside a cluster of two nats-servers. The publisher is a client of the
-  one, the subscriber of the other; CPU time is that of all processes.
+- Rows of two workers: a gateway with `workers = 2` beside a cluster of two nats-servers. The publisher is a client of
+  the one, the subscriber of the other; CPU time is that of all processes.
 - One-way traffic: publishers send ready-made chunks of up to 1 MiB with blocking sockets, one process receives for all
   subscribers and counts bytes. What is published and not yet received by the slowest subscriber stays below 16 MiB
   (128 MiB for all together), for every server alike: nobody is cut as a slow consumer.
