@@ -228,6 +228,21 @@ async def test_a_newer_file_on_any_sink_comes_into_force_everywhere(tmp_path):
         assert "taxes" in zone.status(older)["configuration_problems"][0]
 
 
+async def test_a_follower_below_its_reserve_acknowledges_no_more_until_there_is_space(tmp_path):
+    async with running(SinkZone(tmp_path)) as zone:
+        await publish(zone, PAYLOADS[:5])
+        await zone.level()
+        full = next(name for name in zone.names if name != zone.leader)
+        zone.sinks[full].group.is_below_reserve = True
+        zone.sinks[full]._look_at_disk = lambda: None
+        await publish(zone, [b"a" * 200_000])
+        peer = lambda: next(one for one in zone.status(zone.leader)["peers"] if one["node"] == full)  # noqa: E731
+        await zone.until(lambda: peer()["why"] == "its disk is below its reserve", "the leader knows")
+        assert peer()["lag_entries"] >= 1
+        zone.sinks[full].group.is_below_reserve = False
+        await all_have(zone, [*PAYLOADS[:5], b"a" * 200_000])
+
+
 async def test_fsync_at_intervals_syncs_less_and_keeps_what_a_killed_process_had(tmp_path):
     async with running(SinkZone(tmp_path, more='fsync = "interval"')) as zone:
         syncs = zone.sinks[zone.leader].group.syncs

@@ -101,7 +101,7 @@ class Group:
         self._fsync_interval_s, self._synced_at = fsync_interval_ms / 1000, 0.0
         self._pending_bytes = self._inbound_bytes = 0
         self._is_filling = False
-        self.no_space = False
+        self.no_space = self.is_below_reserve = False
         self.commands_committed = 0
         self.syncs = 0
 
@@ -213,7 +213,8 @@ class Group:
 
     def begin_filling(self, what: str) -> None:
         """Takes no entries until `install`: its log is being filled from its peers."""
-        self._is_filling, self.member.busy = True, what
+        self._is_filling = True
+        self.member.busy, self.member.busy_takes_bytes = what, 0
 
     async def install(self, saved: Checkpoint, write: Callable[[], None]) -> bool:
         """Goes on from a checkpoint whose segments are all here; `write` makes it durable and resets the journal.
@@ -297,9 +298,7 @@ class Group:
         if not self._journal.room(self._tick_bytes):
             await loop.run_in_executor(self._syncer, self._make_room)
         if not self._is_filling:
-            member.busy = (
-                "no space for its journal" if self.no_space and not self._journal.room(self._tick_bytes) else ""
-            )
+            member.busy, member.busy_takes_bytes = self._lacks()
         self._take_in()
         if member.offered is not self._seen_offer:
             self._seen_offer = member.offered
@@ -328,6 +327,12 @@ class Group:
             if not done.done():
                 done.set_result(None)
         self._look_whether_leading()
+
+    def _lacks(self) -> tuple[str, int]:
+        """Why this member takes no more from a leader, and what it takes all the same: trims, which make space."""
+        if self.no_space and not self._journal.room(self._tick_bytes):
+            return "no space for its journal", 0
+        return ("its disk is below its reserve", COMMAND_OVERHEAD_BYTES) if self.is_below_reserve else ("", 0)
 
     def _is_sync_due(self, now: float) -> bool:
         return self._journal.has_unsynced_vote or now - self._synced_at >= self._fsync_interval_s

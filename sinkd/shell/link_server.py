@@ -85,6 +85,7 @@ class LinkConnection(asyncio.Protocol):
         self._may_write.set()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._gateway = ""
+        self._is_open = False  # it has a producer: looking for the leader alone is not worth a line in the log
 
     # -- asyncio.Protocol ---------------------------------------------------------------------------------------------
 
@@ -99,7 +100,7 @@ class LinkConnection(asyncio.Protocol):
         self._may_write.set()
         for task in self._tasks.values():
             task.cancel()
-        if self._gateway:
+        if self._is_open:
             log.info("link_closed", gateway=self._gateway, error=str(exc) if exc else None)
 
     def pause_writing(self) -> None:
@@ -167,7 +168,6 @@ class LinkConnection(asyncio.Protocol):
         names, group = (server.mesh, server.zone, server.node), server.group
         self._send(link.Welcome(*names, group.leads, server.disk_id, group.leader))
         self.send_streams()
-        log.info("link_opened", gateway=message.node)
 
     def send_streams(self) -> None:
         if self._gateway:
@@ -191,6 +191,8 @@ class LinkConnection(asyncio.Protocol):
         request = OpenProducer(message.node, message.worker, message.nonce)
         opened = await self._server.group.submit(commands.OPEN, request)
         assert isinstance(opened, link.Opened)
+        self._is_open = True
+        log.info("link_opened", gateway=self._gateway)
         self._send(opened)
 
     async def _fetch(self, message: link.Fetch) -> None:

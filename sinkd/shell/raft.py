@@ -149,7 +149,8 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         self.urgent: list[tuple[str, bytes]] = []  # may leave before the sync
         self.answers: list[tuple[str, bytes]] = []  # say that something is held: only after it
         self.offered: Checkpoint | None = None  # the leader's, which this member lacks the log for
-        self.busy = ""  # why nothing can be taken
+        self.busy = ""  # why no more commands than `busy_takes_bytes` can be taken in an append
+        self.busy_takes_bytes = 0
         self._leadership: Leadership | None = None
         self._peers: dict[str, str] = {}  # connected: name → journal id
         self._seen: dict[str, Seen] = {}  # what each peer was seen to hold of what is committed
@@ -487,7 +488,8 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         terms = [term for term, _ in message.entries]
         commit = int(self.raftCommitIndex)
         found = fit(self._journal, commit, message.prev_index, message.prev_term, terms)
-        if isinstance(found, Mismatch) or (self.busy and message.entries):
+        is_too_busy = self.busy and message.entries and len(tail) > self.busy_takes_bytes
+        if isinstance(found, Mismatch) or is_too_busy:
             self._heard(name, message.term)
             next_index = found.next_index if isinstance(found, Mismatch) else self._journal.last_index + 1
             self._refuse_append(name, message, next_index)

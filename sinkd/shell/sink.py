@@ -391,6 +391,7 @@ class Sink:
         """On the writer's thread."""
         assert self._folder is not None
         self.free_bytes = self._folder.free_bytes()
+        self.group.is_below_reserve = self.free_bytes < self.node.disk_reserve_bytes
         if self.free_bytes >= self._journal_file_bytes:
             self.group.no_space = not self._make_spare()
 
