@@ -100,7 +100,7 @@ async def test_what_a_pong_confirms_is_never_missed(pair: list[Running]) -> None
             await publisher.send(b"PUB once.%d 1\r\nx\r\n" % number)
         got += await subscriber.until_quiet()
     wanted = b"".join(b"MSG once.%d %d 1\r\nx\r\n" % (number, number) for number in range(PING_ROUNDS))
-    assert got.replace(b"PONG\r\n", b"") == wanted
+    assert got.replace(b"PONG\r\n", b"").replace(b"PING\r\n", b"") == wanted  # its first PING comes late
 
 
 async def test_a_link_that_is_lost_is_made_again_and_everything_is_told_anew(pair: list[Running]) -> None:
