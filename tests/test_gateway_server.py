@@ -1,6 +1,7 @@
 """The client port over real sockets: nats-py as it is, and raw clients for what nats-py would never do."""
 
 import asyncio
+import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
@@ -14,8 +15,9 @@ import uvloop
 from blockbuster import blockbuster_ctx
 from nats.aio.client import Client as NatsClient
 from nats.aio.msg import Msg
-from support.gateway import Served, serve
+from support.gateway import Served, make_plane, serve
 from support.natsraw import RawClient
+from support.natsserver import nats_server
 
 from gateway.core.identity import UserEntry, Verification
 from gateway.core.session import Closed, Session
@@ -393,3 +395,32 @@ def test_check_password() -> None:
     for refused in ("s" * 73, "sec\0ret", "\ud800" * 20):
         assert check_password(Verification(refused, candidates)) is None
     assert check_password(Verification("secret", (("$2b$99$unusable", other), (hashed, entry)))) is entry
+
+
+# -- addresses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
+async def test_every_address_of_the_machine_is_listened_on_as_in_nats_server(host: str) -> None:
+    """Go, and so nats-server, listens on both families for either; here beside the real one."""
+    server = ClientServer(make_plane(), host=host, port=0, now_ms=lambda: time.monotonic_ns() // 1_000_000)
+    _, port = await server.start()
+    try:
+        async with nats_server("-a", host) as oracle:
+            for where in ("127.0.0.1", "::1"):
+                greetings = [await _greeting(where, each) for each in (oracle.port, port)]
+                assert [json.loads(greeting[5:])["client_ip"] for greeting in greetings] == [where, where]
+    finally:
+        await server.stop()
+
+    for where in ("127.0.0.1", "::1"):
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(where, port)
+
+
+async def _greeting(host: str, port: int) -> bytes:
+    reader, writer = await asyncio.open_connection(host, port)
+    line = await asyncio.wait_for(reader.readline(), 5)
+    writer.close()
+    await writer.wait_closed()
+    return line

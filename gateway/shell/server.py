@@ -5,8 +5,10 @@ write per receiver however many messages of a batch were for it.
 """
 
 import asyncio
+import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 import bcrypt
 import structlog
@@ -28,11 +30,15 @@ from protocol.limits import (
     WRITE_DEADLINE_MS,
 )
 
+_EVERYWHERE: Final = {"0.0.0.0": "::", "::": "0.0.0.0"}  # either means both, as in nats-server
+_NO_SUCH_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)  # a machine without IPv6, or without IPv4
 log = structlog.get_logger()
 
 
 class ClientServer:
     """Listens on `host`:`port` (0: any free one) for `plane`; `now_ms` is the clock of all its timers.
+
+    The hosts `0.0.0.0` and `::` both stand for all addresses of the machine, those of the other family too.
 
     With `tls` the plane must have been made with the options of INFO that fit (`tls_required`, ...). With `shares_port`
     other processes of this user may listen there too: each new connection is one's of them.
@@ -59,7 +65,7 @@ class ClientServer:
         self._tls = tls
         self._host, self._port, self._shares_port = host, port, shares_port
         self._write_deadline_ms = write_deadline_ms
-        self._server: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         self._connections: dict[int, Connection] = {}
         self._blocked: set[Connection] = set()
         self._handshakes: dict[TlsConnection, int] = {}  # until when
@@ -71,12 +77,25 @@ class ClientServer:
 
     async def start(self) -> tuple[str, int]:
         """Accept clients; the address that is listened on. OSError when it cannot be had."""
-        loop = asyncio.get_running_loop()
-        address, shared = (self._host, self._port), self._shares_port or None
-        self._server = await loop.create_server(self._connection, *address, backlog=CLIENT_BACKLOG, reuse_port=shared)
-        host, port = self._server.sockets[0].getsockname()[:2]
+        host, port = await self._listen(self._host, self._port)
+        if other := _EVERYWHERE.get(self._host):
+            try:
+                await self._listen(other, port)
+            except OSError as error:
+                if error.errno not in _NO_SUCH_FAMILY:
+                    self.stop_accepting()
+                    raise
         self.plane.listening(port)
-        self._ticking = loop.create_task(self._tick())
+        self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        return host, port
+
+    async def _listen(self, host: str, port: int) -> tuple[str, int]:
+        shared = self._shares_port or None
+        listener = await asyncio.get_running_loop().create_server(
+            self._connection, host, port, backlog=CLIENT_BACKLOG, reuse_port=shared
+        )
+        self._listeners.append(listener)
+        host, port = listener.sockets[0].getsockname()[:2]
         return host, port
 
     def _connection(self) -> Connection:
@@ -84,8 +103,8 @@ class ClientServer:
 
     def stop_accepting(self) -> None:
         """Take no more connections; those that there are go on."""
-        if self._server is not None:
-            self._server.close()
+        for listener in self._listeners:
+            listener.close()
 
     def clients(self) -> list[Session]:
         """All that are connected, peers aside."""
@@ -118,8 +137,8 @@ class ClientServer:
             self.plane.close(connection.session, Closed.SHUTDOWN)
         self.flush()
         await self._wait_until_gone(grace_ms)
-        if self._server is not None:
-            await self._server.wait_closed()
+        for listener in self._listeners:
+            await listener.wait_closed()
 
     async def _wait_until_gone(self, grace_ms: int) -> None:
         self._all_gone = asyncio.Event()
