@@ -288,6 +288,7 @@ cdef class BatchBuilder:
         cdef Py_ssize_t length
         cdef int64_t delta_ms
         cdef char* out
+        lines.plain = False
         lines.count = lines.size = 0
         if block_size:
             _read_lines(block, block_size, &lines)
