@@ -28,6 +28,7 @@ from gateway.shell.link import Dial, SinkDial
 from mesh import logs, node_tls
 from mesh.advice import advice
 from mesh.availability import not_available
+from mesh.memory import keep_freed_blocks
 from mesh.metrics import GatewayMetrics, MonitorMetrics, SinkMetrics
 from mesh.monitor import Maker, Monitor
 from mesh.pages import GatewayPages, ProcessUsage
@@ -254,6 +255,7 @@ def _plain(address: config.Address) -> Dial:
 
 
 def _run(make: Callable[[], Node], started: Callable[[Node], None]) -> int:
+    keep_freed_blocks()
     return uvloop.run(_serve(make, started))
 
 

@@ -47,44 +47,55 @@ class Codec:
 
 
 class FrameReader:
-    """Bytes in any chunks in, frames out. FrameError ends the connection."""
+    """Bytes in any chunks in, frames out. FrameError ends the connection.
+
+    Chunks are put together once, when the frame that they are part of is complete: frames may have a megabyte.
+    """
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
-        self._buffer = bytearray()
+        self._chunks: list[bytes] = []
+        self._held_bytes = 0
+        self._due_bytes = _PREFIX.size  # nothing can be made of fewer
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Every frame that `data` completes."""
-        self._buffer += data
+        self._chunks.append(data)
+        self._held_bytes += len(data)
+        if self._held_bytes < self._due_bytes:
+            return
+        held = data if len(self._chunks) == 1 else b"".join(self._chunks)
         position = 0
         try:
-            while (end := self._frame_end(position)) is not None:
-                yield self._read(position, end)
+            while (end := self._frame_end(held, position)) is not None:
+                yield self._read(held, position, end)
                 position = end
         finally:
-            del self._buffer[:position]
+            rest = held[position:]
+            self._chunks, self._held_bytes = [rest] if rest else [], len(rest)
 
-    def _frame_end(self, position: int) -> int | None:
-        if len(self._buffer) - position < _PREFIX.size:
+    def _frame_end(self, held: bytes, position: int) -> int | None:
+        if len(held) - position < _PREFIX.size:
+            self._due_bytes = _PREFIX.size
             return None
-        size, version, _, _ = _PREFIX.unpack_from(self._buffer, position)
+        size, version, _, _ = _PREFIX.unpack_from(held, position)
         if version != self._codec.version:
             raise FrameError(f"{self._codec.name}: version {version}, ours is {self._codec.version}")
         if size > LINK_FRAME_BYTES_MAX:
             raise FrameError(f"{self._codec.name}: a frame of {size} bytes, at most {LINK_FRAME_BYTES_MAX} are allowed")
-        end = position + _SIZE_BYTES + int(size)
-        return end if end <= len(self._buffer) else None
+        self._due_bytes = _SIZE_BYTES + int(size)
+        end = position + self._due_bytes
+        return end if end <= len(held) else None
 
-    def _read(self, position: int, end: int) -> Frame:
-        _, _, kind, head_bytes = _PREFIX.unpack_from(self._buffer, position)
+    def _read(self, held: bytes, position: int, end: int) -> Frame:
+        _, _, kind, head_bytes = _PREFIX.unpack_from(held, position)
         decoder = self._codec.decoders.get(kind)
         head = position + _PREFIX.size
-        if decoder is None or head + head_bytes > end:
+        tail = head + head_bytes
+        if decoder is None or tail > end:
             raise FrameError(f"{self._codec.name}: kind {kind} with a head of {head_bytes} bytes")
-        with memoryview(self._buffer) as view:  # a slice of it would be copied twice
-            parts = bytes(view[head : head + head_bytes]), bytes(view[head + head_bytes : end])
         try:
-            message = decoder.decode(parts[0])
+            message = decoder.decode(memoryview(held)[head:tail])
         except UNREADABLE as error:
             raise FrameError(f"{self._codec.name}: {self._codec.kinds[kind].__name__}: {error}") from error
-        return Frame(message, parts[1])
+        return Frame(message, held[tail:end])

@@ -213,6 +213,8 @@ class Pieces:
 
 def commands_of(append: Append, tail: bytes, start: int) -> list[bytes]:
     """The commands from position `start` of an append on. ValueError: the tail is not what its head says."""
+    if len(append.entries) == 1 and append.entries[0][1] == len(tail):  # the usual one, and a large one
+        return [tail] if start == 0 else []
     view, position, commands = memoryview(tail), 0, []
     for number, (_, length) in enumerate(append.entries):
         if number >= start:
