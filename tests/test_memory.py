@@ -11,12 +11,15 @@ from mesh.memory import keep_freed_blocks
 
 if sys.argv[1] == "kept" and not keep_freed_blocks():
     sys.exit("no glibc")
-for _ in range(10):
-    bytes(1 << 20)
+def work():
+    block = bytearray(1 << 20)
+    block += b"more"
+    bytes(block)
+
+work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(100):
-    bytearray(1 << 20)
-    bytes(1 << 18)
+    work()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
