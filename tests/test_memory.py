@@ -14,7 +14,8 @@ if sys.argv[1] == "kept" and not keep_freed_blocks():
 def work():
     block = bytearray(1 << 20)
     block += b"more"
-    bytes(block)
+    copy = bytes(block)
+    del block, copy
 
 work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
