@@ -167,7 +167,8 @@ class Disk:
         files = [path for path in self._files() if path.stat().st_size and path.name != "lock"]
         if not files:
             return "nothing"
-        path = self._rng.choice(files)
+        suffix = self._rng.choice(sorted({path.suffix for path in files}))
+        path = self._rng.choice([path for path in files if path.suffix == suffix])
         data = bytearray(path.read_bytes())
         kind = self._rng.choice(("flip", "flip", "flip", "truncate", "zero"))
         start = self._rng.randrange(len(data.rstrip(b"\0")) or len(data))
@@ -190,22 +191,27 @@ class Disk:
 
     def copy(self) -> None:
         """An administrator's backup."""
-        self._remove_copy()
         if self.folder.exists():
             shutil.copytree(self.folder, self.backup)
 
-    def roll_back(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-        shutil.copytree(self.backup, self.folder)
+    def roll_back(self, part: str = "") -> None:
+        """All of it, or the part of that name, is what it was when the copy was made, which is used up."""
+        self._remove(self.folder / part)
+        if (self.backup / part).exists():
+            os.replace(self.backup / part, self.folder / part)
+        self._remove(self.backup)
         self._begin_anew()
 
     @property
     def backup(self) -> Path:
         return self.folder.with_name(self.folder.name + ".backup")
 
-    def _remove_copy(self) -> None:
-        if self.backup.exists():
-            shutil.rmtree(self.backup)
+    @staticmethod
+    def _remove(path: Path) -> None:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
     def _begin_anew(self) -> None:
         self._damaged = None

@@ -21,6 +21,7 @@ from typing import Any
 from support.disk import Crash
 
 CURRENT: ContextVar["Process | None"] = ContextVar("process", default=None)
+JOB_MS_MAX = 0.5  # of a disk that is not slow
 TASKS_SEEN_MAX = 200  # before those that are done are forgotten
 
 
@@ -33,7 +34,7 @@ class Process:
         self.is_paused = False
         self.held: list[events.Handle] = []
         self.tasks: list[asyncio.Task[Any]] = []
-        self.job_ms_max = 0.5  # how long what runs on a thread may take
+        self.job_ms_max = JOB_MS_MAX  # how long what runs on a thread may take
         self.rng = random.Random(loop.rng.random())
         self.context = copy_context()
         self.context.run(CURRENT.set, self)

@@ -23,204 +23,31 @@ import pysyncobj.syncobj
 import structlog
 from support.disk import Crash
 
-from gateway.core.outbox import Outbox
-from gateway.shell.link import SinkDial, SinkLink
-from protocol import config, limits, link
+from protocol import limits
 from protocol.errors import DamagedFile, DataError
 from simulation.audit import Violation
 from simulation.disks import Disk, Disks
 from simulation.network import Network
-from simulation.virtual import CURRENT, Process, VirtualExecutor, VirtualLoop
+from simulation.virtual import CURRENT, JOB_MS_MAX, Process, VirtualExecutor, VirtualLoop
 from simulation.zone_audit import ZoneAudit
+from simulation.zone_clients import Publisher, Reader
+from simulation.zone_faults import Faults
+from simulation.zone_nodes import Node, configuration
 from sinkd.core import replication
 from sinkd.core.birth import ACTIVE
 from sinkd.shell import group, journal, peers, raft, raft_leader, sink, store
 from sinkd.shell.group import Group
 from sinkd.shell.raft import LEADER, Member
-from sinkd.shell.sink import Sink
 
-WALL_MS = 1_700_000_000_000
-JOURNAL_FILE_BYTES = 16 * 1024
-SEGMENT_BYTES = 8 * 1024
 BIRTH_S_MAX = 20.0
 SETTLE_S_MAX = 40.0
 RESTARTS_MAX = 3  # of a sink that refuses to start, before its operator empties the disk
-STREAMS = """
-[streams.orders]
-subjects = ["orders.>"]
-outbox = { bytes = "64KiB" }
-[streams.metrics]
-subjects = ["metrics.*"]
-partitions = 2
-key = "token:2"
-[streams.brief]
-subjects = ["brief"]
-retention = { bytes = "16KiB" }
-"""
-SUBJECTS = ("orders.new", "orders.paid", "metrics.cpu", "metrics.disk", "metrics.net", "brief")
-
-
-def configuration(folder: Path, count: int) -> config.Config:
-    lines = ['[mesh]\nname = "m"\nmode = "event-sinks"\ncatch_all = false\n[limits]\nmax_payload = "16KiB"']
-    for number in range(2):
-        ports = f'client = "127.0.0.1:{4000 + number}"\nmesh = "127.0.0.1:{5000 + number}"'
-        lines.append(f"[zones.z.gateways.gw{number}]\n{ports}")
-    for number in range(1, count + 1):
-        ports = f'link = "127.0.0.1:{6000 + number}"\nraft = "127.0.0.1:{7000 + number}"'
-        lines.append(f'[zones.z.sinks.s{number}]\n{ports}\ndata = "{folder / f"s{number}"}"')
-    return config.parse("\n".join(lines) + STREAMS, "mesh.toml")
-
-
-class Node:
-    """One machine with its sink, which is started again when it has ended."""
-
-    def __init__(self, zone: "Zone", name: str, disk: Disk) -> None:
-        self.zone, self.name, self.disk = zone, name, disk
-        self.life = 0
-        self.process: Process | None = None
-        self.sink: Sink | None = None
-        self.refusals = 0
-        self.damaged_at: int | None = None  # what had been committed when its disk was damaged, until it is whole
-        self.skew_ms = zone.rng.choice((0, 0, -300, 300))
-
-    @property
-    def who(self) -> str:
-        return f"{self.name}/{self.life}"
-
-    @property
-    def is_up(self) -> bool:
-        return self.process is not None and self.process.is_alive
-
-    def start(self) -> None:
-        if self.is_up:
-            return
-        self.life += 1
-        self.process = Process(self.name, self.zone.loop)
-        self.process.spawn(self._live(self.process))
-
-    async def _live(self, process: Process) -> None:
-        self.sink = Sink(
-            self.zone.configuration,
-            self.name,
-            now_ms=lambda: WALL_MS + self.skew_ms + int(self.zone.loop.now * 1000),
-            journal_file_bytes=JOURNAL_FILE_BYTES,
-            segment_bytes=SEGMENT_BYTES,
-        )
-        why: Exception | None = None
-        try:
-            await self.sink.start()
-            self.refusals = 0
-            error = await self.sink.failed
-            why = error if isinstance(error, Exception) else Violation(repr(error))
-        except (DataError, OSError) as error:
-            self.refusals += isinstance(error, DataError)
-            why = error
-        try:
-            await self.sink.stop()
-        except (DataError, OSError) as error:
-            why = error
-        self.zone.ended(self, why)
-
-    async def stop(self) -> None:
-        assert self.sink is not None
-        await self.sink.stop()
-        self.zone.ended(self, None)
-
-    def kill(self) -> None:
-        """Nothing of the process is left; what it wrote is in the system's hands."""
-        if self.process is not None:
-            process, self.process, self.sink = self.process, None, None
-            process.is_alive = False
-            process.kill()
-            self.zone.disks.close_all(process)
-            self.zone.network.died(process)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it holds what it promised to hold."""
-        if self.damaged_at is not None and self.is_up and self.is_running:
-            assert self.sink is not None
-            identity = self.sink.identity
-            whole = identity.state == ACTIVE and not identity.muted
-            if whole and self.sink.group.applied_index >= self.damaged_at and not self.disk.has_damage:
-                self.damaged_at = None
-        return self.damaged_at is None
-
-    @property
-    def is_running(self) -> bool:
-        return self.is_up and self.sink is not None and hasattr(self.sink, "links")
-
-
-class Publisher:
-    """A gateway with some connections of clients that publish."""
-
-    def __init__(self, zone: "Zone", name: str) -> None:
-        self.zone, self.name = zone, name
-        self.life = 0
-        self.start()
-
-    def start(self) -> None:
-        self.life += 1
-        self.process = Process(self.name, self.zone.loop)
-        self.process.run(self._start)
-
-    def _start(self) -> None:
-        zone = self.zone
-        self.outbox = Outbox("z", self._answered)
-        self.incarnations: dict[str, bytes] = {}
-        dials = [
-            SinkDial(name, lambda factory, at=at.link: zone.loop.create_connection(factory, at.host, at.port))
-            for name, at in zone.configuration.zones["z"].sinks.items()
-        ]
-        opening = lambda: link.Open(self.name, 0, zone.rng.randbytes(16))  # noqa: E731
-        hello = link.Hello("m", "z", self.name)
-        self.link = SinkLink(dials, hello, opening, self.outbox, self.now_ms, self._flush)
-        self.process.spawn(self.link.run())
-        self._tick()
-
-    def kill(self) -> None:
-        self.process.is_alive = False
-        self.process.kill()
-        self.zone.network.died(self.process)
-
-    def now_ms(self) -> int:
-        return int(self.zone.loop.now * 1000)
-
-    def _tick(self) -> None:
-        self.outbox.tick(self.now_ms())
-        self._flush()
-        self.zone.loop.call_later(0.02, self._tick)
-
-    def _flush(self) -> None:
-        self.outbox.flush(self.now_ms())
-        self.link.send_outbox()
-
-    def publish(self, count: int) -> None:
-        self.process.run(self._publish, count)
-
-    def _publish(self, count: int) -> None:
-        rng = self.zone.rng
-        for _ in range(count):
-            subject = rng.choice(SUBJECTS)
-            plan = self.outbox.routes.plan("$G", subject, b"")
-            if plan is None or not self.outbox.has_room(plan[0]):
-                continue  # the connection waits
-            event = self.zone.audit.published((self.name, self.life, rng.randrange(2)), asks=rng.random() < 0.8)
-            payload = b"%d " % event.number + b"." * rng.choice((0, 10, 100, 1_000))
-            self.outbox.publish("$G", subject, event.reply, b"", payload, self.now_ms(), WALL_MS + self.now_ms())
-        self._flush()
-
-    def _answered(self, account: str, reply: str, body: bytes) -> None:
-        incarnations = {stream.name: stream.incarnation for stream in self.outbox.routes.by_name.values()}
-        self.zone.audit.answered(reply, body, incarnations)
 
 
 class Zone:
     """`with Zone(seed) as zone: zone.run()`: a birth, a time of faults, and the peace after it."""
 
-    def __init__(
-        self, seed: int, *, sinks: int = 3, faults: dict[str, float] | None = None, trace: bool = False
-    ) -> None:
+    def __init__(self, seed: int, *, sinks: int = 3, kinds: tuple[str, ...] | None = None, trace: bool = False) -> None:
         self.seed, self.trace = seed, trace
         self.rng = random.Random(seed)
         self.audit = ZoneAudit()
@@ -229,7 +56,6 @@ class Zone:
         self.disks = Disks(self.rng, self._died)
         self.folder = Path(tempfile.mkdtemp(prefix="zone-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
         self.configuration = configuration(self.folder, sinks)
-        self.faults = FAULTS if faults is None else faults
         self.seen: Counter[str] = Counter()
         self.is_healed = False
         self.violation: BaseException | None = None
@@ -239,6 +65,9 @@ class Zone:
             self.nodes[name] = Node(self, name, disk)
             self.network.hosts[at.link.host, at.link.port] = name
             self.network.hosts[at.raft.host, at.raft.port] = name
+        self.faults = Faults(self, self.rng, kinds)
+        self.pace = self.rng.choice((0.5, 1, 1, 4))
+        self.publishers: list[Publisher] = []
         self._stack = ExitStack()
 
     def __enter__(self) -> "Zone":
@@ -305,11 +134,13 @@ class Zone:
 
     def run(self, seconds: float = 6.0) -> None:
         for node in self.nodes.values():
-            self.loop.call_later(self.rng.random(), node.start, context=self.network.nowhere)
+            self.call_later(self.rng.random(), node.start)
         self.publishers = [Publisher(self, f"gw{number}") for number in range(2)]
-        self._until(BIRTH_S_MAX, lambda: any(self._leads(node) for node in self.nodes.values()), "no group is born")
-        self._call_later(0, self._publish)
-        self._call_later(0, self._fault)
+        self.reader = Reader(self)
+        if self.rng.random() < 0.8:  # else there are faults while the group is being born, too
+            self._until(BIRTH_S_MAX, self.leader, "no group is born")
+        self.call_later(0, self._publish)
+        self.faults.begin()
         self._go_on(self.loop.now + seconds)
         self.heal()
         self._settle()
@@ -320,7 +151,7 @@ class Zone:
     def _settle(self) -> None:
         self._until(self.loop.now + SETTLE_S_MAX, self._is_settled, "it does not settle", self._why_unsettled)
 
-    def _call_later(self, delay: float, work: Any) -> None:
+    def call_later(self, delay: float, work: Any) -> None:
         self.loop.call_later(delay, work, context=self.network.nowhere)
 
     def _go_on(self, moment: float, is_over: Any = lambda: False) -> None:
@@ -344,8 +175,11 @@ class Zone:
                 raise Violation(f"{what} by {moment:.1f} s: {why()}")
             self._go_on(self.loop.now + 0.1)
 
+    def leader(self) -> Node | None:
+        return next((node for node in self.nodes.values() if self.leads(node)), None)
+
     @staticmethod
-    def _leads(node: Node) -> bool:
+    def leads(node: Node) -> bool:
         return node.is_running and node.sink.group.leads
 
     # -- traffic ------------------------------------------------------------------------------------------------------
@@ -354,112 +188,7 @@ class Zone:
         if self.is_healed:
             return
         self.rng.choice(self.publishers).publish(self.rng.choice((1, 1, 2, 5, 20)))
-        self._call_later(self.rng.choice((0.001, 0.01, 0.05, 0.1)), self._publish)
-
-    # -- faults -------------------------------------------------------------------------------------------------------
-
-    def _fault(self) -> None:
-        if self.is_healed or not self.faults:
-            return
-        (name,) = self.rng.choices(list(self.faults), list(self.faults.values()))
-        node = self.rng.choice(list(self.nodes.values()))
-        self.log(f"{name} {node.name}")
-        self.seen[name] += 1
-        getattr(self, name)(node)
-        self._call_later(self.rng.choice((0.02, 0.1, 0.3, 0.6)), self._fault)
-
-    def crash(self, node: Node) -> None:
-        if node.is_up:
-            node.kill()
-            self.restart_later(node)
-
-    def crash_in_call(self, node: Node) -> None:
-        node.disk.dies_in_calls = self.rng.randint(1, 40)
-
-    def power(self, node: Node) -> None:
-        node.kill()
-        node.disk.power_cut()
-        self.restart_later(node)
-
-    def power_of_all(self, node: Node) -> None:
-        for each in self.nodes.values():
-            self.power(each)
-
-    def stop(self, node: Node) -> None:
-        if node.is_running:
-            node.process.spawn(node.stop())
-
-    def pause(self, node: Node) -> None:
-        process = node.process
-        if process is not None and not process.is_paused:
-            process.pause()
-            self._call_later(self.rng.choice((0.05, 0.5, 1.5, 3.0)), process.go_on)
-
-    def partition(self, node: Node) -> None:
-        """From and to all others, or one way only, or one other only."""
-        others = [name for name in (*self.nodes, *(p.name for p in self.publishers)) if name != node.name]
-        if self.rng.random() < 0.4:
-            others = [self.rng.choice(others)]
-        way = self.rng.choice(("to", "from", "both", "both"))
-        ways = [(node.name, name) for name in others] * (way != "from")
-        ways += [(name, node.name) for name in others] * (way != "to")
-        for each in ways:
-            self.network.block(*each)
-        self._call_later(self.rng.choice((0.2, 1.0, 3.0)), lambda: self._unblock(ways))
-
-    def _unblock(self, ways: list[tuple[str, str]]) -> None:
-        for each in ways:
-            self.network.unblock(*each)
-
-    def cut(self, node: Node) -> None:
-        self.network.cut(node.name, self.rng.choice([*self.nodes, *(p.name for p in self.publishers)]))
-
-    def slow_way(self, node: Node) -> None:
-        other = self.rng.choice(list(self.nodes))
-        self.network.slow_s[node.name, other] = self.rng.choice((0.02, 0.2, 0.6))
-        self._call_later(self.rng.choice((0.5, 2.0)), lambda: self.network.slow_s.pop((node.name, other), None))
-
-    def slow_disk(self, node: Node) -> None:
-        if node.process is not None:
-            node.process.job_ms_max = self.rng.choice((10, 100, 500))
-            self._call_later(self.rng.choice((0.3, 1.0)), lambda process=node.process: _quick(process))
-
-    def full_disk(self, node: Node) -> None:
-        node.disk.is_full = True
-        self._call_later(self.rng.choice((0.2, 1.0, 2.0)), lambda: setattr(node.disk, "is_full", False))
-
-    def failing_fsync(self, node: Node) -> None:
-        node.disk.fails_fsyncs = 1
-
-    def damage(self, node: Node) -> None:
-        if self._may_lose(node):
-            node.kill()
-            self.log(f"{node.name}: {node.disk.damage()}")
-            self.restart_later(node)
-
-    def wipe(self, node: Node) -> None:
-        if self._may_lose(node):
-            node.kill()
-            node.disk.wipe()
-            self.restart_later(node)
-
-    def _may_lose(self, node: Node) -> bool:
-        """Whether a majority keeps what it has if this one's disk is damaged; then it counts as damaged."""
-        others = [other for other in self.nodes.values() if other is not node and not other.is_whole]
-        if len(others) >= (len(self.nodes) - 1) // 2:
-            return False
-        node.damaged_at = self.audit.last_index
-        return True
-
-    def replace_gateway(self, node: Node) -> None:
-        publisher = self.rng.choice(self.publishers)
-        publisher.kill()
-        publisher.start()
-
-    def transfer(self, node: Node) -> None:
-        for leader in self.nodes.values():
-            if self._leads(leader) and not leader.process.is_paused:
-                leader.process.run(leader.sink.group.member.transfer)
+        self.call_later(self.rng.choice((0.001, 0.01, 0.05, 0.1)) * self.pace, self._publish)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 
@@ -470,8 +199,9 @@ class Zone:
         for node in self.nodes.values():
             node.disk.is_full, node.disk.fails_fsyncs, node.disk.dies_in_calls = False, 0, 0
             if node.process is not None:
-                node.process.job_ms_max = 0.5
+                node.process.job_ms_max = JOB_MS_MAX
                 node.process.go_on()
+        self.faults.bring_members_back()
 
     def _why_unsettled(self) -> str:
         parts = []
@@ -506,7 +236,8 @@ class Zone:
         sinks = [node.sink for node in self.nodes.values()]
         whole = all(one.identity.state == ACTIVE and not one.identity.muted for one in sinks)
         applied = {one.group.applied_index for one in sinks} | {one.journal.last_index for one in sinks}
-        return whole and len(applied) == 1 and any(one.group.leads for one in sinks)
+        members = all(len(one.group.member.members) == len(sinks) for one in sinks)
+        return whole and members and len(applied) == 1 and any(one.group.leads for one in sinks)
 
     def _compare_logs(self) -> bool:
         """Reads all that every sink has. One that finds its disk damaged has to be filled: False."""
@@ -535,10 +266,6 @@ class Zone:
             while offset < end:
                 data = await node.sink.store.read(partition, offset, 1 << 20)
                 offset = self.audit.check_batches(node.who, key, data)
-
-
-def _quick(process: Process) -> None:
-    process.job_ms_max = 0.5
 
 
 def _is_serious(context: dict[str, Any]) -> bool:
@@ -593,13 +320,6 @@ def _watches(zone: Zone) -> list[Any]:
                 zone.violation = zone.violation or violation
 
     return [mock.patch.object(Group, "_apply", applied), mock.patch.object(Member, "_state_changed", changed)]
-
-
-FAULTS = {
-    "crash": 3, "crash_in_call": 3, "power": 3, "power_of_all": 0.5, "stop": 1, "pause": 3, "partition": 4, "cut": 2,
-    "slow_way": 2, "slow_disk": 2, "full_disk": 1, "failing_fsync": 1, "damage": 1.5, "wipe": 1, "replace_gateway": 0.5,
-    "transfer": 1,
-}  # fmt: skip
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ class ZoneAudit:
 
     def check_batches(self, who: str, key: tuple[bytes, int], data: bytes) -> int:
         """Batches that `who` hands out are the committed ones, byte for byte; the offset behind them."""
-        known = {placed.base_offset: placed for placed in self.logs[key]}
+        known = {placed.base_offset: placed for placed in self.logs.get(key, ())}
         position, end = 0, 0
         while position < len(data):
             header = read_header(data, position)

@@ -1,0 +1,195 @@
+"""What chance does to a simulated zone: to its machines, their disks, the ways between them, and who its members are.
+
+Each seed has a mixture of its own: a few kinds of faults, more or less often. So there are seeds in which everything
+happens at once, and seeds in which one thing happens a hundred times while the zone works hard.
+"""
+
+import random
+from typing import TYPE_CHECKING
+
+from protocol.errors import LogError
+from simulation.virtual import JOB_MS_MAX, Process
+from simulation.zone_nodes import Node
+from sinkd.shell.group import UnknownOutcome
+
+if TYPE_CHECKING:
+    from simulation.zone import Zone
+
+KINDS = (
+    "crash", "crash_in_call", "power", "power_of_all", "stop", "pause", "partition", "cut", "slow_way", "slow_disk",
+    "full_disk", "failing_fsync", "damage", "wipe", "roll_back", "replace_gateway", "transfer", "change_members",
+)  # fmt: skip
+INTERVALS_S = (0.05, 0.15, 0.4, 1.0)
+
+
+class Faults:
+    """`kinds` are those that may happen, by default some that the seed chooses."""
+
+    def __init__(self, zone: "Zone", rng: random.Random, kinds: tuple[str, ...] | None = None) -> None:
+        self.zone, self.rng = zone, rng
+        chosen = tuple(rng.sample(KINDS, rng.choice((2, 4, 8, len(KINDS)))))
+        self.kinds = chosen if kinds is None else kinds
+        self.interval_s = rng.choice(INTERVALS_S)
+        self.copied_index: dict[str, int] = {}  # where the journals ended of which there are copies
+        self.removed: str | None = None  # the sink that is, or may be, no member
+
+    def begin(self) -> None:
+        if self.kinds:
+            self.zone.call_later(self.rng.expovariate(1 / self.interval_s), self._happen)
+
+    def _happen(self) -> None:
+        if self.zone.is_healed:
+            return
+        name = self.rng.choice(self.kinds)
+        node = self.rng.choice(list(self.zone.nodes.values()))
+        self.zone.log(f"{name} {node.name}")
+        self.zone.seen[name] += 1
+        getattr(self, name)(node)
+        self.begin()
+
+    def crash(self, node: Node) -> None:
+        if node.is_up:
+            node.kill()
+            self.zone.restart_later(node)
+
+    def crash_in_call(self, node: Node) -> None:
+        node.disk.dies_in_calls = self.rng.randint(1, 40)
+
+    def power(self, node: Node) -> None:
+        node.kill()
+        node.disk.power_cut()
+        self.zone.restart_later(node)
+
+    def power_of_all(self, node: Node) -> None:
+        for each in self.zone.nodes.values():
+            self.power(each)
+
+    def stop(self, node: Node) -> None:
+        if node.is_running:
+            node.process.spawn(node.stop())
+
+    def pause(self, node: Node) -> None:
+        process = node.process
+        if process is not None and not process.is_paused:
+            process.pause()
+            self.zone.call_later(self.rng.choice((0.05, 0.5, 1.5, 3.0)), process.go_on)
+
+    def partition(self, node: Node) -> None:
+        """From and to all others, or one way only, or one other only."""
+        others = [name for name in (*self.zone.nodes, *(p.name for p in self.zone.publishers)) if name != node.name]
+        if self.rng.random() < 0.4:
+            others = [self.rng.choice(others)]
+        way = self.rng.choice(("to", "from", "both", "both"))
+        ways = [(node.name, name) for name in others] * (way != "from")
+        ways += [(name, node.name) for name in others] * (way != "to")
+        for each in ways:
+            self.zone.network.block(*each)
+        self.zone.call_later(self.rng.choice((0.2, 1.0, 3.0)), lambda: self._unblock(ways))
+
+    def _unblock(self, ways: list[tuple[str, str]]) -> None:
+        for each in ways:
+            self.zone.network.unblock(*each)
+
+    def cut(self, node: Node) -> None:
+        self.zone.network.cut(node.name, self.rng.choice([*self.zone.nodes, *(p.name for p in self.zone.publishers)]))
+
+    def slow_way(self, node: Node) -> None:
+        other = self.rng.choice(list(self.zone.nodes))
+        self.zone.network.slow_s[node.name, other] = self.rng.choice((0.02, 0.2, 0.6))
+        slow_s = self.zone.network.slow_s
+        self.zone.call_later(self.rng.choice((0.5, 2.0)), lambda: slow_s.pop((node.name, other), None))
+
+    def slow_disk(self, node: Node) -> None:
+        process = node.process
+        if process is not None:
+            process.job_ms_max = self.rng.choice((10, 100, 500))
+            self.zone.call_later(self.rng.choice((0.3, 1.0)), lambda: _quick(process))
+
+    def full_disk(self, node: Node) -> None:
+        node.disk.is_full = True
+        self.zone.call_later(self.rng.choice((0.2, 1.0, 2.0)), lambda: setattr(node.disk, "is_full", False))
+
+    def failing_fsync(self, node: Node) -> None:
+        node.disk.fails_fsyncs = 1
+
+    def damage(self, node: Node) -> None:
+        if self._may_lose(node):
+            node.kill()
+            self.zone.log(f"{node.name}: {node.disk.damage()}")
+            self.zone.restart_later(node)
+
+    def wipe(self, node: Node) -> None:
+        if self._may_lose(node):
+            node.kill()
+            node.disk.wipe()
+            self.zone.restart_later(node)
+
+    def _may_lose(self, node: Node) -> bool:
+        """Whether a majority keeps what it has if this one's disk is damaged; then it counts as damaged."""
+        others = [other for other in self.zone.nodes.values() if other is not node and not other.is_whole]
+        if self.removed is not None or len(others) >= (len(self.zone.nodes) - 1) // 2:
+            return False
+        ends = [each.sink.journal.last_index for each in self.zone.nodes.values() if each.is_running]
+        node.damaged_at = max(self.zone.audit.last_index, *ends, 0)
+        return True
+
+    def roll_back(self, node: Node) -> None:
+        """The journal is what it was some time ago, all else is as it is now: its checkpoint knows better.
+
+        Without such a witness nobody can tell (`docs/promises.md`).
+        """
+        if node.is_running and node.disk.backup.exists():
+            assert node.sink is not None
+            if self.copied_index[node.name] < node.sink.checkpoint_index and self._may_lose(node):
+                node.kill()
+                node.disk.roll_back("journal")
+                self.zone.seen["rolled back"] += 1
+                self.zone.restart_later(node)
+        elif node.is_running:
+            assert node.sink is not None
+            self.copied_index[node.name] = node.sink.journal.last_index
+            node.disk.copy()
+
+    def replace_gateway(self, node: Node) -> None:
+        publisher = self.rng.choice(self.zone.publishers)
+        publisher.kill()
+        publisher.start()
+
+    def transfer(self, node: Node) -> None:
+        for leader in self.zone.nodes.values():
+            if self.zone.leads(leader) and not leader.process.is_paused:
+                leader.process.run(leader.sink.group.member.transfer)
+
+    # -- members ------------------------------------------------------------------------------------------------------
+
+    def change_members(self, node: Node) -> None:
+        """One is taken out, if all are whole; or comes in again."""
+        leader = self.zone.leader()
+        if leader is None or leader.process.is_paused:
+            return
+        if self.removed is None and all(each.is_whole for each in self.zone.nodes.values()):
+            self.removed = node.name
+            leader.process.spawn(self._change(leader, "", node.name))
+        elif self.removed is not None:
+            leader.process.spawn(self._change(leader, self.removed, ""))
+
+    async def _change(self, leader: Node, add: str, remove: str) -> None:
+        try:
+            await leader.sink.links.operator.change_members(add, remove)
+        except (LogError, UnknownOutcome) as error:
+            self.zone.log(f"members not changed: {error}")
+            return
+        self.zone.log(f"members: +{add} -{remove}")
+
+    def bring_members_back(self) -> None:
+        """After the faults, until all are members."""
+        leader = self.zone.leader()
+        if leader is not None:
+            missing = sorted(self.zone.nodes.keys() - leader.sink.group.member.members.keys())
+            if missing:
+                leader.process.spawn(self._change(leader, missing[0], ""))
+        self.zone.call_later(0.5, self.bring_members_back)
+
+
+def _quick(process: Process) -> None:
+    process.job_ms_max = JOB_MS_MAX

@@ -1,0 +1,137 @@
+"""The machines of a simulated zone: each with a disk and a sink, which is started again when it has ended."""
+
+from pathlib import Path
+from random import Random
+from typing import Protocol
+
+from protocol import config
+from protocol.errors import DataError
+from simulation.audit import Violation
+from simulation.disks import Disk, Disks
+from simulation.network import Network
+from simulation.virtual import Process, VirtualLoop
+from simulation.zone_audit import ZoneAudit
+from sinkd.core.birth import ACTIVE
+from sinkd.shell.sink import Sink
+
+WALL_MS = 1_700_000_000_000
+JOURNAL_FILE_BYTES = 16 * 1024
+SEGMENT_BYTES = 8 * 1024
+STREAMS = """
+[streams.orders]
+subjects = ["orders.>"]
+outbox = { bytes = "64KiB" }
+[streams.metrics]
+subjects = ["metrics.*"]
+partitions = 2
+key = "token:2"
+[streams.brief]
+subjects = ["brief"]
+retention = { bytes = "16KiB" }
+"""
+SUBJECTS = ("orders.new", "orders.paid", "metrics.cpu", "metrics.disk", "metrics.net", "brief")
+
+
+def configuration(folder: Path, count: int) -> config.Config:
+    lines = ['[mesh]\nname = "m"\nmode = "event-sinks"\ncatch_all = false\n[limits]\nmax_payload = "16KiB"']
+    for number in range(2):
+        ports = f'client = "127.0.0.1:{4000 + number}"\nmesh = "127.0.0.1:{5000 + number}"'
+        lines.append(f"[zones.z.gateways.gw{number}]\n{ports}")
+    for number in range(1, count + 1):
+        ports = f'link = "127.0.0.1:{6000 + number}"\nraft = "127.0.0.1:{7000 + number}"'
+        lines.append(f'[zones.z.sinks.s{number}]\n{ports}\ndata = "{folder / f"s{number}"}"')
+    return config.parse("\n".join(lines) + STREAMS, "mesh.toml")
+
+
+class World(Protocol):
+    """What the parts of a zone know of it."""
+
+    loop: VirtualLoop
+    network: Network
+    disks: Disks
+    audit: ZoneAudit
+    configuration: config.Config
+    rng: Random
+    nodes: dict[str, "Node"]
+
+    def ended(self, node: "Node", why: Exception | None) -> None: ...
+
+
+class Node:
+    """One machine with its sink, which is started again when it has ended."""
+
+    def __init__(self, zone: World, name: str, disk: Disk) -> None:
+        self.zone, self.name, self.disk = zone, name, disk
+        self.life = 0
+        self.process: Process | None = None
+        self.sink: Sink | None = None
+        self.refusals = 0
+        self.damaged_at: int | None = None  # what had been committed when its disk was damaged, until it is whole
+        self.skew_ms = zone.rng.choice((0, 0, -300, 300))
+
+    @property
+    def who(self) -> str:
+        return f"{self.name}/{self.life}"
+
+    @property
+    def is_up(self) -> bool:
+        return self.process is not None and self.process.is_alive
+
+    def start(self) -> None:
+        if self.is_up:
+            return
+        self.life += 1
+        self.process = Process(self.name, self.zone.loop)
+        self.process.spawn(self._live(self.process))
+
+    async def _live(self, process: Process) -> None:
+        self.sink = Sink(
+            self.zone.configuration,
+            self.name,
+            now_ms=lambda: WALL_MS + self.skew_ms + int(self.zone.loop.now * 1000),
+            journal_file_bytes=JOURNAL_FILE_BYTES,
+            segment_bytes=SEGMENT_BYTES,
+        )
+        why: Exception | None = None
+        try:
+            await self.sink.start()
+            self.refusals = 0
+            error = await self.sink.failed
+            why = error if isinstance(error, Exception) else Violation(repr(error))
+        except (DataError, OSError) as error:
+            self.refusals += isinstance(error, DataError)
+            why = error
+        try:
+            await self.sink.stop()
+        except (DataError, OSError) as error:
+            why = error
+        self.zone.ended(self, why)
+
+    async def stop(self) -> None:
+        assert self.sink is not None
+        await self.sink.stop()
+        self.zone.ended(self, None)
+
+    def kill(self) -> None:
+        """Nothing of the process is left; what it wrote is in the system's hands."""
+        if self.process is not None:
+            process, self.process, self.sink = self.process, None, None
+            process.is_alive = False
+            process.kill()
+            self.zone.disks.close_all(process)
+            self.zone.network.died(process)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds what it promised to hold."""
+        if self.damaged_at is not None and self.is_up and self.is_running:
+            assert self.sink is not None
+            identity = self.sink.identity
+            whole = identity.state == ACTIVE and not identity.muted
+            if whole and self.sink.group.applied_index >= self.damaged_at and not self.disk.has_damage:
+                self.damaged_at = None
+        return self.damaged_at is None
+
+    @property
+    def is_running(self) -> bool:
+        return self.is_up and self.sink is not None and hasattr(self.sink, "links")
