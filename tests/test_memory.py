@@ -12,10 +12,7 @@ from mesh.memory import keep_freed_blocks
 if sys.argv[1] == "kept" and not keep_freed_blocks():
     sys.exit("no glibc")
 def work():
-    block = bytearray(1 << 20)
-    block += b"more"
-    copy = bytes(block)
-    del block, copy
+    blocks = [bytes(bytearray(1 << 20)) for _ in range(5)]
 
 work()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
