@@ -36,10 +36,11 @@ from mesh.query import Query
 from mesh.settings import UpOptions, program_version
 from mesh.worker_folder import Orders
 from protocol import config
-from protocol.errors import ConfigError, DataError
+from protocol.errors import ConfigError, DamagedFile, DataError
 from sinkd.shell.sink import Sink
 
 VERSION = program_version()
+REFILLS_MAX = 3  # in the life of one process
 log = structlog.get_logger()
 
 
@@ -260,12 +261,27 @@ def _run(make: Callable[[], Node], started: Callable[[Node], None]) -> int:
 
 
 async def _serve(make: Callable[[], Node], started: Callable[[Node], None]) -> int:
-    """Exit status: 0 after a signal, 1 when the sink has failed."""
+    """Exit status: 0 after a signal, 1 when the sink has failed.
+
+    A sink that finds its log damaged starts again, with what is damaged set aside, to be filled by the others of its
+    group; not for ever, for a disk that goes on damaging what it is given is of no use.
+    """
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, _on_signal, loop, number, stopping)
-    node = make()
+    for _ in range(REFILLS_MAX):
+        try:
+            return await _serve_once(make(), stopping, started)
+        except DamagedFile as error:
+            if stopping.is_set() or not error.is_set_aside:
+                raise
+            log.warning("starting_again", damage=str(error))
+    return await _serve_once(make(), stopping, started)
+
+
+async def _serve_once(node: Node, stopping: asyncio.Event, started: Callable[[Node], None]) -> int:
+    loop = asyncio.get_running_loop()
     try:
         await node.start()
         gc.freeze()  # what is there now stays: no full collection need look at it again

@@ -41,6 +41,7 @@ class DamagedFile(DataError):
         super().__init__(f"{file}: damaged at byte {position}: {what}")
         self.file = file
         self.position = position
+        self.is_set_aside = False  # it was, and the sink's peers will fill what is missing
 
 
 class FolderInUse(DataError):

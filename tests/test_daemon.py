@@ -3,10 +3,13 @@
 import asyncio
 
 import aiohttp
+import pytest
 
 from gateway.shell.gateway import Gateway
+from mesh import daemon
 from mesh.daemon import VERSION, Node
 from protocol import config
+from protocol.errors import DamagedFile
 from sinkd.shell.sink import Sink
 
 # Names that nobody can resolve: whoever listens on them, not on `listen`, does not start.
@@ -81,3 +84,25 @@ async def test_who_probes_a_node_hears_why_it_does_not_serve(tmp_path, monkeypat
         assert await get("/healthz") == (503, {"status": "unavailable", "error": "stopping"})
     may_go_on.set()
     await asyncio.wait_for(stopping, 10)
+
+
+class Damaged:
+    """A node whose sink finds its log damaged; `aside`: it can be filled by others."""
+
+    def __init__(self, *, aside):
+        self.gateway, self.sink, self.retiring, self._aside = None, self, None, aside
+        self.failed = asyncio.get_running_loop().create_future()
+
+    async def start(self):
+        self.failed.set_result(DamagedFile("0.segment", 7, "a flipped bit"))
+
+    async def stop(self):
+        self.failed.result().is_set_aside = self._aside
+
+
+@pytest.mark.parametrize(("aside", "starts"), [(True, 4), (False, 1)])
+async def test_a_sink_with_a_damaged_log_starts_again_where_others_can_fill_it(aside, starts):
+    started = []
+    with pytest.raises(DamagedFile, match="a flipped bit"):
+        await daemon._serve(lambda: Damaged(aside=aside), started.append)
+    assert len(started) == starts

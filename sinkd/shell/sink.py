@@ -233,7 +233,8 @@ class Sink:
         if self.is_alone or self._folder is None or not isinstance(error, DamagedFile):
             return
         aside = self._folder.set_aside(str(error), Path(error.file))
-        log.error("log_damaged", error=str(error), set_aside=str(aside), consequence="start it: peers will fill it")
+        error.is_set_aside = True
+        log.error("log_damaged", error=str(error), set_aside=str(aside), consequence="peers will fill it")
 
     def _close(self) -> None:
         self.store.close()
