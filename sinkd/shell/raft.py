@@ -88,8 +88,12 @@ def clock() -> float:
 class Peer(Node):  # type: ignore[misc]  # the library has no types
     """A member's name as the library's node. Its hash is the same in every process: a simulation has to replay."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._hash = crc32.iscsi(name.encode())
+
     def __hash__(self) -> int:
-        return crc32.iscsi(self.id.encode())
+        return self._hash
 
 
 class _Wire(Transport):  # type: ignore[misc]  # the library has no types
@@ -326,8 +330,9 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def synced(self) -> None:
         """The journal is on the disk as far as it goes: followers' answers count so far."""
-        self._synced_index = self._journal.last_index
-        self._credit()
+        if self._synced_index != self._journal.last_index:
+            self._synced_index = self._journal.last_index
+            self._credit()
 
     def _SyncObj__generateRaftTimeout(self) -> float:
         """Never: whether it is time to stand is decided in `tick` alone, where pre-votes come first."""
