@@ -81,7 +81,7 @@ class Sink:
         self._zone, self._tls = configuration.zone_of(node), tls
         self.is_alone = len(self._zone.sinks) == 1
         self.peers: Peers | None = None
-        self._filling: asyncio.Task[None] | None = None
+        self._being_filled: asyncio.Task[None] | None = None
         self._proposing: asyncio.Task[None] | None = None
         self.filling: Filling | None = None
         self._now_ms, self._embedded = now_ms, embedded
@@ -211,7 +211,7 @@ class Sink:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.group.hand_over(), HAND_OVER_S_MAX)
         await self.links.close()
-        for task in (self._keeping_house, self._filling, self._proposing):
+        for task in (self._keeping_house, self._being_filled, self._proposing):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
@@ -274,8 +274,8 @@ class Sink:
 
     def _checkpoint_offered(self) -> None:
         """The leader says that this sink lacks what its journal no longer has."""
-        if self._filling is None or self._filling.done():
-            self._filling = self._watch(self._fill())
+        if self._being_filled is None or self._being_filled.done():
+            self._being_filled = self._watch(self._fill())
 
     async def _fill(self) -> None:
         assert self.filling is not None
@@ -408,7 +408,7 @@ class Sink:
 
     async def _save(self, *, checkpoint: bool = True) -> None:
         """Hot batches into segments, then a checkpoint. Lack of space is no failure: the journal has it all."""
-        if self._filling is not None and not self._filling.done():
+        if self._being_filled is not None and not self._being_filled.done():
             return  # it writes into the same segments
         try:
             await self._flush()
