@@ -64,7 +64,9 @@ async def test_two_of_three_go_on_and_one_alone_does_not(tmp_path):
         await publish(zone, PAYLOADS[5:10])
         await zone.stop(second)
         await zone.until(lambda: not zone.leader, "the last one gives up leading")
-        assert zone.sinks[next(iter(zone.sinks))].health() is not None
+        health = zone.sinks[next(iter(zone.sinks))].health()
+        assert "1 of 3 members are up and whole, 2 are needed to go on" in health
+        assert f"down: {', '.join(sorted((first, second)))}: start them with the disks that they had" in health
         await zone.start(first, second)
         await zone.led()
         await publish(zone, PAYLOADS[10:15])

@@ -35,7 +35,7 @@ class Operator:
             "last_index": sink.journal.last_index,
             "checkpoint_index": sink.checkpoint_index,
             "muted": member.muted,
-            "waits": sink.peers.waits if sink.peers is not None else "",
+            "waits": self.why_nobody_leads(),
             "busy": member.busy,
             "filling": sink.filling.now if sink.filling is not None else "",
             "members": dict(member.members),
@@ -51,6 +51,27 @@ class Operator:
             "last_error": sink.last_error,
             "logs": self._logs(),
         }
+
+    def why_nobody_leads(self) -> str:
+        """What the group lacks, and what to do about it; "" while somebody leads, or soon will."""
+        sink, member = self._sink, self._sink.group.member
+        if sink.peers is None or sink.group.leader:
+            return ""
+        if sink.peers.waits or not member.members:
+            return sink.peers.waits
+        hellos = {**sink.peers.hellos, sink.node.name: sink.peers.hello()}
+        down = sorted(member.members.keys() - hellos.keys())
+        muted = {
+            name: hellos[name].muted for name in sorted(member.members.keys() & hellos.keys()) if hellos[name].muted
+        }
+        count, needed = len(member.members) - len(down) - len(muted), len(member.members) // 2 + 1
+        if count >= needed:
+            return ""
+        parts = [f"{count} of {len(member.members)} members are up and whole, {needed} are needed to go on"]
+        if down:
+            parts.append(f"down: {', '.join(down)}: start them with the disks that they had")
+        parts += [f"{name} may not vote: {why}" for name, why in muted.items()]
+        return "; ".join(parts)
 
     def _peers(self) -> list[dict[str, Any]]:
         sink = self._sink

@@ -509,10 +509,9 @@ class Sink:
         """What is wrong, or None."""
         if self.failed.done():
             return f"sink {self.node.name}: {self.last_error}"
-        if self.peers is not None and self.peers.waits:
-            return f"sink {self.node.name}: {self.peers.waits}"
         if not self.is_alone and not self.group.leader:
-            return f"sink {self.node.name}: its group has no leader"
+            why = self.links.operator.why_nobody_leads()
+            return f"sink {self.node.name}: its group has no leader" + (f": {why}" if why else "")
         if self.is_storage_full():
             reserve = self.node.disk_reserve_bytes
             return f"sink {self.node.name}: storage full: {self.free_bytes} bytes free, {reserve} are kept in reserve"
