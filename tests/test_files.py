@@ -61,3 +61,12 @@ def test_folders_are_made_with_their_parents_and_left_overs_go(tmp_path):
     (folder / "x").touch()
     remove_temporary_files(folder)
     assert [path.name for path in folder.iterdir()] == ["x"]
+
+
+def test_a_folder_that_is_there_is_made_durable_too(tmp_path):
+    (tmp_path / "a").mkdir()
+    synced = []
+    with mock.patch("sinkd.shell.files.sync_folder", synced.append):
+        make_folder(tmp_path / "a")
+        make_folder(tmp_path / "b" / "c")
+    assert synced == [tmp_path, tmp_path.parent, tmp_path, tmp_path / "b"]

@@ -8,7 +8,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -126,8 +126,13 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and its missing parents, each durable in its own parent."""
+    """Make `folder` and its missing parents, each durable in its own parent.
+
+    One that is there already may be from a start that was killed before it could see to that.
+    """
     if folder.is_dir():
+        with suppress(PermissionError):  # of a parent that is not ours: who may not read it has not made the folder
+            sync_folder(folder.parent)
         return
     make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)

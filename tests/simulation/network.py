@@ -46,7 +46,7 @@ class Direction:
 
     def _delay(self) -> float:
         slow_s = self.network.slow_s.get((self.sender.machine, self.to.machine), 0.0) * self.rng.random()
-        return slow_s + 0.0001 + 0.001 * self.rng.random() ** 4
+        return slow_s + 0.0001 + self.network.far_s * self.rng.random() ** 4
 
     def _arrive(self) -> None:
         self.is_scheduled = False
@@ -175,6 +175,7 @@ class Network:
         self.transports: dict[SimulatedTransport, None] = {}
         self.blocked: set[tuple[str, str]] = set()
         self.slow_s: dict[tuple[str, str], float] = {}
+        self.far_s = rng.choice((0.001, 0.005, 0.03))
         self.hosts: dict[tuple[str, int], str] = {}
 
     def is_blocked(self, sender: str, to: str) -> bool:

@@ -21,20 +21,19 @@ from typing import Any
 from support.disk import Crash
 
 CURRENT: ContextVar["Process | None"] = ContextVar("process", default=None)
-JOB_MS_MAX = 0.5  # of a disk that is not slow
 TASKS_SEEN_MAX = 200  # before those that are done are forgotten
 
 
 class Process:
     """What can be stopped and killed: its tasks, and callbacks that wait for it to go on."""
 
-    def __init__(self, name: str, loop: "VirtualLoop") -> None:
-        self.name, self._loop = name, loop
+    def __init__(self, name: str, loop: "VirtualLoop", job_ms_max: float = 0.5) -> None:
+        """`job_ms_max` is how long what runs on a thread may take."""
+        self.name, self._loop, self.job_ms_max = name, loop, job_ms_max
         self.is_alive = True
         self.is_paused = False
         self.held: list[events.Handle] = []
         self.tasks: list[asyncio.Task[Any]] = []
-        self.job_ms_max = JOB_MS_MAX  # how long what runs on a thread may take
         self.rng = random.Random(loop.rng.random())
         self.context = copy_context()
         self.context.run(CURRENT.set, self)

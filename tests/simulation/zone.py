@@ -23,19 +23,20 @@ import pysyncobj.syncobj
 import structlog
 from support.disk import Crash
 
+from gateway.shell import link as gateway_link
 from protocol import limits
 from protocol.errors import DamagedFile, DataError
 from simulation.audit import Violation
 from simulation.disks import Disk, Disks
 from simulation.network import Network
-from simulation.virtual import CURRENT, JOB_MS_MAX, Process, VirtualExecutor, VirtualLoop
+from simulation.virtual import CURRENT, Process, VirtualExecutor, VirtualLoop
 from simulation.zone_audit import ZoneAudit
-from simulation.zone_clients import Publisher, Reader
+from simulation.zone_clients import Prober, Publisher, Reader
 from simulation.zone_faults import Faults
 from simulation.zone_nodes import Node, configuration
 from sinkd.core import replication
 from sinkd.core.birth import ACTIVE
-from sinkd.shell import group, journal, peers, raft, raft_leader, sink, store
+from sinkd.shell import group, journal, peers, raft, raft_leader, raft_links, sink, store
 from sinkd.shell.group import Group
 from sinkd.shell.raft import LEADER, Member
 
@@ -66,7 +67,7 @@ class Zone:
             self.network.hosts[at.link.host, at.link.port] = name
             self.network.hosts[at.raft.host, at.raft.port] = name
         self.faults = Faults(self, self.rng, kinds)
-        self.pace = self.rng.choice((0.5, 1, 1, 4))
+        self.pace = self.rng.choice((1, 2, 4))
         self.publishers: list[Publisher] = []
         self._stack = ExitStack()
 
@@ -87,6 +88,8 @@ class Zone:
     def _note(self, logger: Any, method: str, event: dict[str, Any]) -> Any:
         process = CURRENT.get()
         self.seen[event["event"]] += 1
+        if not event["event"].startswith("link_"):
+            self.faults.something_happened()
         if self.trace:
             print(f"{self.loop.now:9.4f} {process.name if process else '-':4} {event}")
         raise structlog.DropEvent
@@ -128,7 +131,7 @@ class Zone:
         self.restart_later(node)
 
     def restart_later(self, node: Node) -> None:
-        self.loop.call_later(self.rng.uniform(0.05, 1.0), node.start, context=self.network.nowhere)
+        self.call_later(self.rng.choice((0.05, 0.3, 1.0, 2.5)) * self.rng.random(), node.start)
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -140,6 +143,7 @@ class Zone:
         if self.rng.random() < 0.8:  # else there are faults while the group is being born, too
             self._until(BIRTH_S_MAX, self.leader, "no group is born")
         self.call_later(0, self._publish)
+        self.call_later(0, Prober(self).begin)
         self.faults.begin()
         self._go_on(self.loop.now + seconds)
         self.heal()
@@ -160,6 +164,9 @@ class Zone:
             raise self.violation or self._loop_error()
 
     def _has_failed(self) -> bool:
+        reading = self.reader.process.tasks[0]
+        if reading.done():
+            self.violation = self.violation or reading.exception()
         if self.loop.errors:
             self.loop.errors = [one for one in self.loop.errors if _is_serious(one)]
         return self.violation is not None or bool(self.loop.errors)
@@ -199,7 +206,7 @@ class Zone:
         for node in self.nodes.values():
             node.disk.is_full, node.disk.fails_fsyncs, node.disk.dies_in_calls = False, 0, 0
             if node.process is not None:
-                node.process.job_ms_max = JOB_MS_MAX
+                node.process.job_ms_max = node.job_ms_max
                 node.process.go_on()
         self.faults.bring_members_back()
 
@@ -237,7 +244,7 @@ class Zone:
         whole = all(one.identity.state == ACTIVE and not one.identity.muted for one in sinks)
         applied = {one.group.applied_index for one in sinks} | {one.journal.last_index for one in sinks}
         members = all(len(one.group.member.members) == len(sinks) for one in sinks)
-        return whole and members and len(applied) == 1 and any(one.group.leads for one in sinks)
+        return whole and members and applied == {self.audit.last_index} and any(one.group.leads for one in sinks)
 
     def _compare_logs(self) -> bool:
         """Reads all that every sink has. One that finds its disk damaged has to be filled: False."""
@@ -287,6 +294,15 @@ def _patches(zone: Zone) -> list[Any]:
         patch(raft_leader, "APPEND_ENTRIES_MAX", 8),
         patch(replication, "WINDOW_APPENDS", 4),
     ]
+    soon = [
+        patch(module, name, value)
+        for module, names in (
+            (gateway_link, {"PING_INTERVAL": 50, "SILENCE": 500, "DIAL": 200, "RETRY": 100}),
+            (raft_links, {"PING_INTERVAL": 100, "SILENCE": 600, "DIAL": 300, "RETRY": 200}),
+        )
+        for key, value in names.items()
+        for name in [name for name in vars(module) if f"_{key}_MS" in name and not name.endswith("_MIN")]
+    ]
     chance = [
         patch(raft, "random", rng),
         patch(pysyncobj.syncobj, "monotonicTime", loop.time),
@@ -294,7 +310,7 @@ def _patches(zone: Zone) -> list[Any]:
         patch(sink.secrets, "token_bytes", rng.randbytes),
     ]
     threads = [patch(module, "ThreadPoolExecutor", VirtualExecutor) for module in (group, store, sink)]
-    return [*small, *chance, *threads, *_watches(zone)]
+    return [*small, *soon, *chance, *threads, *_watches(zone)]
 
 
 def _watches(zone: Zone) -> list[Any]:

@@ -47,7 +47,7 @@ class ZoneAudit:
         self.leaders: dict[int, str] = {}
         self.logs: dict[tuple[bytes, int], list[Placed]] = defaultdict(list)
         self._last_of_connection: dict[tuple[Any, ...], int] = {}
-        self.acknowledged = self.refused = self.reads = 0
+        self.acknowledged = self.refused = self.reads = self.probes = 0
 
     @property
     def last_index(self) -> int:

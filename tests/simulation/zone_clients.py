@@ -1,12 +1,17 @@
 """Who speaks to the sinks of a simulated zone: gateways that publish, and readers that look at what they are given."""
 
 import asyncio
+import contextlib
 
 from gateway.core.outbox import Outbox
 from gateway.shell.link import SinkDial, SinkLink
 from protocol import link
+from protocol.errors import LogError
 from simulation.virtual import Process
 from simulation.zone_nodes import SUBJECTS, WALL_MS, World
+from sinkd.core import commands
+from sinkd.core.commands import OpenProducer
+from sinkd.shell.group import Group, UnknownOutcome
 
 READ_BYTES = 4 * 1024
 
@@ -73,6 +78,31 @@ class Publisher:
     def _answered(self, account: str, reply: str, body: bytes) -> None:
         incarnations = {stream.name: stream.incarnation for stream in self.outbox.routes.by_name.values()}
         self.zone.audit.answered(reply, body, incarnations)
+        self.zone.faults.something_happened()
+
+
+class Prober:
+    """Has whoever believes to lead, however many there are, take a small command, again and again."""
+
+    def __init__(self, zone: World) -> None:
+        self.zone, self.rng = zone, zone.rng
+        self.every_s = self.rng.choice((0.01, 0.03, 0.2))
+
+    def begin(self) -> None:
+        """Until the world is healed."""
+        if self.zone.is_healed:
+            return
+        for node in self.zone.nodes.values():
+            if node.is_running and node.sink.group.leads and not node.process.is_paused:
+                node.process.spawn(self._probe(node.sink.group))
+        self.zone.loop.call_later(self.every_s, self.begin, context=self.zone.network.nowhere)
+
+    async def _probe(self, group: Group) -> None:
+        with contextlib.suppress(LogError, UnknownOutcome):
+            body = OpenProducer("prober", self.rng.randrange(4), self.rng.randbytes(16))
+            await group.submit(commands.OPEN, body)
+            self.zone.audit.probes += 1
+            self.zone.faults.something_happened()
 
 
 class Reader:

@@ -8,7 +8,6 @@ import random
 from typing import TYPE_CHECKING
 
 from protocol.errors import LogError
-from simulation.virtual import JOB_MS_MAX, Process
 from simulation.zone_nodes import Node
 from sinkd.shell.group import UnknownOutcome
 
@@ -30,6 +29,7 @@ class Faults:
         chosen = tuple(rng.sample(KINDS, rng.choice((2, 4, 8, len(KINDS)))))
         self.kinds = chosen if kinds is None else kinds
         self.interval_s = rng.choice(INTERVALS_S)
+        self._is_armed = False
         self.copied_index: dict[str, int] = {}  # where the journals ended of which there are copies
         self.removed: str | None = None  # the sink that is, or may be, no member
 
@@ -40,12 +40,26 @@ class Faults:
     def _happen(self) -> None:
         if self.zone.is_healed:
             return
+        if self.rng.random() < 0.5:
+            self._strike()
+        else:
+            self._is_armed = True
+        self.begin()
+
+    def _strike(self) -> None:
+        if self.zone.is_healed:
+            return
         name = self.rng.choice(self.kinds)
         node = self.rng.choice(list(self.zone.nodes.values()))
         self.zone.log(f"{name} {node.name}")
         self.zone.seen[name] += 1
         getattr(self, name)(node)
-        self.begin()
+
+    def something_happened(self) -> None:
+        """An answer was given, a leader elected, a checkpoint written: a good moment for what is to come."""
+        if self._is_armed:
+            self._is_armed = False
+            self.zone.call_later(self.rng.choice((0.0, 0.001, 0.01)) * self.rng.random(), self._strike)
 
     def crash(self, node: Node) -> None:
         if node.is_up:
@@ -66,7 +80,7 @@ class Faults:
 
     def stop(self, node: Node) -> None:
         if node.is_running:
-            node.process.spawn(node.stop())
+            node.process.run(node.stop)
 
     def pause(self, node: Node) -> None:
         process = node.process
@@ -103,7 +117,7 @@ class Faults:
         process = node.process
         if process is not None:
             process.job_ms_max = self.rng.choice((10, 100, 500))
-            self.zone.call_later(self.rng.choice((0.3, 1.0)), lambda: _quick(process))
+            self.zone.call_later(self.rng.choice((0.3, 1.0)), lambda: setattr(process, "job_ms_max", node.job_ms_max))
 
     def full_disk(self, node: Node) -> None:
         node.disk.is_full = True
@@ -189,7 +203,3 @@ class Faults:
             if missing:
                 leader.process.spawn(self._change(leader, missing[0], ""))
         self.zone.call_later(0.5, self.bring_members_back)
-
-
-def _quick(process: Process) -> None:
-    process.job_ms_max = JOB_MS_MAX

@@ -1,8 +1,9 @@
 """The machines of a simulated zone: each with a disk and a sink, which is started again when it has ended."""
 
+import asyncio
 from pathlib import Path
 from random import Random
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from protocol import config
 from protocol.errors import DataError
@@ -13,6 +14,9 @@ from simulation.virtual import Process, VirtualLoop
 from simulation.zone_audit import ZoneAudit
 from sinkd.core.birth import ACTIVE
 from sinkd.shell.sink import Sink
+
+if TYPE_CHECKING:
+    from simulation.zone_faults import Faults
 
 WALL_MS = 1_700_000_000_000
 JOURNAL_FILE_BYTES = 16 * 1024
@@ -53,6 +57,8 @@ class World(Protocol):
     configuration: config.Config
     rng: Random
     nodes: dict[str, "Node"]
+    is_healed: bool
+    faults: "Faults"
 
     def ended(self, node: "Node", why: Exception | None) -> None: ...
 
@@ -67,6 +73,7 @@ class Node:
         self.sink: Sink | None = None
         self.refusals = 0
         self.damaged_at: int | None = None  # what had been committed when its disk was damaged, until it is whole
+        self.job_ms_max = zone.rng.choice((0.5, 0.5, 5, 30))
         self.skew_ms = zone.rng.choice((0, 0, -300, 300))
 
     @property
@@ -81,7 +88,8 @@ class Node:
         if self.is_up:
             return
         self.life += 1
-        self.process = Process(self.name, self.zone.loop)
+        self.stopping = self.zone.loop.create_future()
+        self.process = Process(self.name, self.zone.loop, self.job_ms_max)
         self.process.spawn(self._live(self.process))
 
     async def _live(self, process: Process) -> None:
@@ -96,8 +104,10 @@ class Node:
         try:
             await self.sink.start()
             self.refusals = 0
-            error = await self.sink.failed
-            why = error if isinstance(error, Exception) else Violation(repr(error))
+            await asyncio.wait({self.sink.failed, self.stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if self.sink.failed.done():
+                error = self.sink.failed.result()
+                why = error if isinstance(error, Exception) else Violation(repr(error))
         except (DataError, OSError) as error:
             self.refusals += isinstance(error, DataError)
             why = error
@@ -107,10 +117,10 @@ class Node:
             why = error
         self.zone.ended(self, why)
 
-    async def stop(self) -> None:
-        assert self.sink is not None
-        await self.sink.stop()
-        self.zone.ended(self, None)
+    def stop(self) -> None:
+        """As its administrator does: it may take its time."""
+        if not self.stopping.done():
+            self.stopping.set_result(None)
 
     def kill(self) -> None:
         """Nothing of the process is left; what it wrote is in the system's hands."""
