@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run install install-test test check format lint types rooms pytest simulate fuzz bench lock clean
+.PHONY: run install install-test test check format lint types rooms pytest simulate chaos fuzz bench lock clean
 .DEFAULT_GOAL := run
 
 run: install
@@ -57,6 +57,13 @@ lock:
 SEEDS ?= 3000
 simulate: install-test
 	SEEDS=$(SEEDS) $(BIN)/pytest tests/simulation
+
+# Three sinks and a gateway as processes, under load and faults at random; SEED= replays the choices of a run.
+chaos: export CHAOS_SECONDS ?= 120
+chaos: export SEED ?=
+chaos: export PYTHONPATH := tests:.
+chaos: install-test
+	$(BIN)/python -m support.chaos
 
 # The gateway beside nats-server, in ratios: prints the table, writes the page. BENCH="--rows '1to1*'": only some rows.
 BENCH ?= --write docs/performance.md

@@ -1,4 +1,4 @@
-"""A wire that a test can hold in its hands: passes bytes on between two ports, or swallows one direction, or breaks."""
+"""A wire in a test's hands: passes bytes on between two ports, holds them, swallows one direction, or breaks."""
 
 import asyncio
 import contextlib
@@ -10,6 +10,8 @@ class Wire:
     def __init__(self, port: int, to_port: int) -> None:
         self._port, self._to_port = port, to_port
         self.swallows_answers = False
+        self._passes = asyncio.Event()
+        self._passes.set()
         self.swallowed_bytes = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
@@ -20,6 +22,7 @@ class Wire:
 
     async def __aexit__(self, *error: object) -> None:
         self._server.close()
+        self.let_go()
         self.cut()
         await asyncio.gather(*self._connections, return_exceptions=True)
         await self._server.wait_closed()
@@ -28,6 +31,14 @@ class Wire:
         """Ends every connection that there is; new ones are passed on again."""
         for writer in self._writers:
             writer.transport.abort()
+
+    def hold(self) -> None:
+        """Nothing arrives any more, and nobody is told: a network that is parted. `let_go` ends it."""
+        self._passes.clear()
+
+    def let_go(self) -> None:
+        """What was held goes on, as what TCP sends again."""
+        self._passes.set()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -54,6 +65,7 @@ class Wire:
                 if answers and self.swallows_answers:
                     self.swallowed_bytes += len(data)
                     continue
+                await self._passes.wait()
                 writer.write(data)
                 await writer.drain()
         writer.transport.abort()
