@@ -12,6 +12,7 @@ from gateway.shell.gateway import Gateway
 from gateway.shell.link import SinkLink
 from gateway.shell.spool import SpoolFolder
 from mesh.monitor import Monitor
+from sinkd.shell.raft import STATES
 from sinkd.shell.sink import Sink
 
 
@@ -93,7 +94,10 @@ class SinkMetrics(Collector):
         sink, group, journal = self._sink, self._sink.group, self._sink.journal
         yield _gauge("mesh_sink_raft_leads", "1 while this sink leads its group", group.leads)
         yield _gauge("mesh_sink_raft_term", "Raft term", group.term)
+        yield _gauge("mesh_sink_raft_commit_index", "Index of the last committed entry", group.commit_index)
         yield _gauge("mesh_sink_raft_applied_index", "Index of the last applied entry", group.applied_index)
+        yield _gauge("mesh_sink_raft_last_index", "Index of the last entry in the journal", journal.last_index)
+        yield from _member(sink)
         yield _gauge("mesh_sink_checkpoint_index", "Index that the last checkpoint stands for", sink.checkpoint_index)
         yield _counter(
             "mesh_sink_commands_committed", "Raft commands applied since the start", group.commands_committed
@@ -120,6 +124,34 @@ class SinkMetrics(Collector):
             end.add_metric(names, partition.high_watermark)
             size.add_metric(names, partition.size_bytes)
         yield from (start, end, size)
+
+
+def _member(sink: Sink) -> Iterator[Metric]:
+    """How a sink stands in its group, and what it knows of the others."""
+    member = sink.group.member
+    state = GaugeMetricFamily("mesh_sink_raft_state", "1 for the state that this sink is in", labels=["state"])
+    for number, name in STATES.items():
+        state.add_metric([name], float(member.state == number))
+    yield state
+    yield _gauge("mesh_sink_raft_leader_known", "1 while this sink leads or knows who does", bool(sink.group.leader))
+    yield _gauge("mesh_sink_raft_muted", "1 while this sink may not vote: it is not whole", bool(member.muted))
+    filled = "Bytes pulled from other sinks to fill this one"
+    yield _counter("mesh_sink_raft_filled_bytes", filled, sink.filling.pulled_bytes if sink.filling is not None else 0)
+    sent = "Checkpoints sent to sinks that lacked what the journal no longer has"
+    yield _counter("mesh_sink_raft_checkpoints_sent", sent, member.checkpoints_sent)
+    connected = GaugeMetricFamily("mesh_sink_raft_peer_connected", "1 while the sink is connected", labels=["sink"])
+    muted = GaugeMetricFamily(
+        "mesh_sink_raft_peer_muted", "1 while the sink says that it may not vote", labels=["sink"]
+    )
+    lacks = "Entries that the sink lacks, as the leader knows it"
+    lag = GaugeMetricFamily("mesh_sink_raft_peer_lag_entries", lacks, labels=["sink"])
+    for peer in sink.links.operator.peers():
+        connected.add_metric([peer["node"]], float(peer["connected"]))
+        if "muted" in peer:
+            muted.add_metric([peer["node"]], float(bool(peer["muted"])))
+        if "lag_entries" in peer:
+            lag.add_metric([peer["node"]], float(peer["lag_entries"]))
+    yield from (connected, muted, lag)
 
 
 class MonitorMetrics(Collector):

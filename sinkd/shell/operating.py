@@ -39,7 +39,7 @@ class Operator:
             "busy": member.busy,
             "filling": sink.filling.now if sink.filling is not None else "",
             "members": dict(member.members),
-            "peers": self._peers(),
+            "peers": self.peers(),
             "fsync": sink.node.fsync,
             "journal_bytes": sink.journal.size_bytes,
             "journal_files": sink.journal.file_count,
@@ -73,7 +73,8 @@ class Operator:
         parts += [f"{name} may not vote: {why}" for name, why in muted.items()]
         return "; ".join(parts)
 
-    def _peers(self) -> list[dict[str, Any]]:
+    def peers(self) -> list[dict[str, Any]]:
+        """The other sinks of the zone: what they said, and what this one knows of them if it leads."""
         sink = self._sink
         if sink.peers is None:
             return []

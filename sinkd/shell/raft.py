@@ -149,6 +149,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         """
         self._apply, self._journal, self._membership = apply, journal, membership
         self._checkpoint, self.muted = checkpoint, muted
+        self.checkpoints_sent = 0
         self.name = node
         self.urgent: list[tuple[str, bytes]] = []  # may leave before the sync
         self.answers: list[tuple[str, bytes]] = []  # say that something is held: only after it
@@ -245,6 +246,10 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         """Whether the next tick has something to commit or to apply, or a follower is to be sent more."""
         alone = self.leads and len(self.members) == 1 and self._journal.last_index > self.raftLastApplied
         return bool(self.raftCommitIndex > self.raftLastApplied) or alone or self._is_credited
+
+    def _to_send(self) -> tuple[Checkpoint, bytes] | None:
+        self.checkpoints_sent += 1
+        return self._checkpoint()
 
     def held_index(self) -> int | None:
         """The first entry that a follower which is being given a checkpoint will need."""
@@ -346,7 +351,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         if new == LEADER:
             self._deadline = float("inf")
             self._leadership = Leadership(
-                self.name, self.term, self._journal, lambda: int(self.raftCommitIndex), self._checkpoint, self._send
+                self.name, self.term, self._journal, lambda: int(self.raftCommitIndex), self._to_send, self._send
             )
             for name, journal in self._peers.items():
                 self._leadership.connected(name, journal)
