@@ -166,7 +166,7 @@ class Chaos:
         self._zone.kill(victim)
         if only_journal:
             shutil.rmtree(data / "journal")
-            (copy / "journal").rename(data / "journal")
+            shutil.copytree(copy / "journal", data / "journal")
         else:
             self._zone.wipe(victim)
             shutil.copytree(copy, data, dirs_exist_ok=True)

@@ -25,6 +25,7 @@ from support.sinks import LinkedGateway
 
 GATEWAY = "gw1"
 STATUS_S_MAX = 2.0
+ANSWER_S_MAX = 2.0  # then a publisher asks again
 LAG_ENTRIES_MAX = 20  # of a follower that keeps up with a load
 PADDING_BYTES = 1_000
 
@@ -124,6 +125,10 @@ class ProcessZone:
     async def leader(self) -> str:
         return leader_of(await self.until(lambda status: leader_of(status) != "", "a leader"))
 
+    async def follower(self) -> str:
+        leader = await self.leader()
+        return next(name for name in self.names if name != leader)
+
     async def contents(self, name: str) -> list[bytes]:
         """The payloads of `orders`, as sink `name` serves them; their offsets are checked."""
         reader = await LinkedGateway.of(self.link[name])
@@ -170,7 +175,7 @@ class Load:
     """
 
     def __init__(self, connection: Client, writers: int, pause_s: float) -> None:
-        self._stream, self._pause_s = connection.jetstream(timeout=10), pause_s
+        self._stream, self._pause_s = connection.jetstream(timeout=ANSWER_S_MAX), pause_s
         self._is_over = False
         self.acknowledged: dict[bytes, int] = {}  # payload → offset
         self.acknowledged_at: list[float] = [time.monotonic()]

@@ -1,0 +1,170 @@
+"""`mesh status` and `mesh sinks` on real sinks: what they show, what they change, and how they refuse."""
+
+import json
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from support.cli import Ran, invoked, mesh
+from support.group import ProcessZone, nothing_is_lost, publishing, running
+
+
+async def asked(zone: ProcessZone, *words: str, run: Callable[..., Awaitable[Ran]] = invoked) -> Ran:
+    return await run(*words, "--config", str(zone.folder.path / "mesh.toml"), "--timeout", "2s")
+
+
+async def shown(zone: ProcessZone) -> dict[str, dict[str, Any]]:
+    sinks: dict[str, dict[str, Any]] = json.loads((await asked(zone, "status", "--json")).out)["sinks"]
+    return sinks
+
+
+def rows(ran: Ran) -> dict[str, list[str]]:
+    """The rows of the table of sinks, by sink."""
+    return {line.split()[0]: line.split() for line in ran.lines if line[:1] == "s" and line[1:2].isdigit()}
+
+
+async def test_status_of_a_whole_group_and_of_one_that_lacks_a_sink(tmp_path: Path) -> None:
+    async with running(tmp_path) as zone:
+        async with publishing(zone):
+            leader = await zone.leader()
+        await zone.whole()
+        well = await asked(zone, "status", run=mesh)  # as a process of its own, once
+        assert (well.status, well.err) == (0, "")
+        assert well.lines[0].startswith(f"zone eu: sink {leader} leads in term ")
+        assert well.lines[0].endswith("members s1, s2, s3")
+        assert {name: row[1] for name, row in rows(well).items()} == {
+            name: "leader" if name == leader else "follower" for name in zone.names
+        }
+        (log,) = [line.split() for line in well.lines if line.startswith("orders/0")]
+        assert log[1] == "0"
+        assert log[2] == log[3] == log[4] != "0"
+
+        gone = next(name for name in zone.names if name != leader)
+        zone.kill(gone)
+        unwell = await asked(zone, "status")
+        assert unwell.status == 1
+        assert unwell.err == f"mesh: {gone}: Connection refused\n"
+        assert rows(unwell)[gone][:2] == [gone, "down"]
+        as_json = await asked(zone, "status", "--json")
+        assert as_json.status == 1
+        told = json.loads(as_json.out)
+        assert told["zone"] == "eu"
+        assert told["sinks"][gone] == {"node": gone, "error": "Connection refused"}
+        (peer,) = [peer for peer in told["sinks"][leader]["peers"] if peer["node"] == gone]
+        assert (peer["connected"], peer["member"]) == (False, True)
+        assert peer["error"]
+
+        other = next(name for name in zone.names if name not in (leader, gone))
+        zone.kill(other)
+        await zone.until(lambda status: status[leader].get("state") != "leader", "the last one leads no more")
+        alone = await asked(zone, "status")
+        assert (alone.status, alone.lines[0]) == (1, "zone eu: no leader")
+        refused = await asked(zone, "sinks", "lead", leader)
+        assert refused.status == 1
+        assert "no sink of zone eu leads: " in refused.err
+        assert f"{gone}: Connection refused" in refused.err
+
+
+async def test_a_data_folder_that_is_deleted_under_load_is_filled_again(tmp_path: Path) -> None:
+    async with running(tmp_path) as zone:
+        async with publishing(zone) as load:
+            await load.goes_on(500)
+            leader, victim = await zone.leader(), await zone.follower()
+            shutil.rmtree(zone.data[victim])
+            assert await zone.daemons[victim].ended() == 1  # it notices by itself, and says what is missing
+            assert str(zone.data[victim]) in zone.daemons[victim].complaints.splitlines()[-1]
+            down = await asked(zone, "status")
+            assert down.err == f"mesh: {victim}: Connection refused\n"
+            wire = zone.wires[min(leader, victim), max(leader, victim)]
+            wire.hold()  # the other follower tells it of the group; only the leader can make it whole
+            await zone.start(victim)
+            why = "its disk was empty when the group was there already: it is being filled"
+            await zone.until(lambda status: status[victim].get("muted") == why, "it knows that there is a group")
+            muted = await asked(zone, "status")
+            assert (muted.status, muted.err) == (1, f"mesh: {victim}: {why}\n")
+            (line,) = [line for line in muted.lines if line.startswith(victim)]
+            assert f"muted: {why}" in line
+            wire.let_go()
+            await zone.whole()
+            whole = await asked(zone, "status")
+            assert (whole.status, whole.err) == (0, "")
+            for ran in (down, muted, whole):
+                print(ran.out.decode(), ran.err, "exit status", ran.status)
+        await nothing_is_lost(zone, load)
+
+
+async def test_a_sink_whose_disk_is_full_is_named(tmp_path: Path) -> None:
+    async with running(tmp_path) as zone:
+        victim = await zone.follower()
+        await zone.stop(victim)
+        file = tmp_path / f"{victim}.toml"
+        reserve_mib = shutil.disk_usage(tmp_path).free // 2**20 * 2
+        file.write_text(file.read_text().replace('disk_reserve = "1MiB"', f'disk_reserve = "{reserve_mib}MiB"'))
+        await zone.start(victim)
+        await zone.until(lambda status: bool(status[victim].get("busy")), "it lacks space")
+        full = await asked(zone, "status")
+        assert full.status == 1
+        assert full.err == f"mesh: {victim}: its disk is below its reserve\n"
+        assert (await shown(zone))[victim]["storage_full"]
+
+
+async def test_members_come_and_go_and_leadership_moves(tmp_path: Path) -> None:
+    async with running(tmp_path) as zone:
+        async with publishing(zone) as load:
+            await _refused(zone, "sink s9 is not connected to the leader: it has never been seen", "add", "s9")
+            await _refused(zone, "sink s9 is no member; members are s1, s2, s3", "remove", "s9")
+            await _refused(zone, "sink s1 is a member already", "add", "s1")
+            await _refused(zone, "member s9 is not connected", "lead", "s9")
+            await _refused(zone, "no zone 'us' with sinks; there are: eu", "lead", "s1", "--zone", "us")
+
+            to = await zone.follower()
+            assert (await asked(zone, "sinks", "lead", to)).lines == [f"sink {to} leads zone eu"]
+            assert await zone.leader() == to
+
+            zone.names.append("s4")  # every node is to know of it
+            zone.write_files()
+            for name in ("s1", "s2", "s3"):
+                await zone.stop(name)
+                await zone.start(name)
+                await zone.until(lambda status: bool(status[name].get("leader")), "it is back")  # noqa: B023
+            await zone.start("s4")
+            await zone.until(lambda status: _lag(status, "s4") == 0, "s4 is filled")
+            joining = await asked(zone, "status")
+            assert rows(joining)["s4"][1] == "joining"
+            leader = await zone.leader()
+            replaced = await asked(zone, "sinks", "replace", leader, "s4")  # the leader itself: it hands over first
+            assert replaced.lines == [
+                "sink s4 is a member of zone eu",
+                f"sink {leader} is no member of zone eu any more",
+            ]
+            assert sorted((await shown(zone))["s4"]["members"]) == sorted({"s1", "s2", "s3", "s4"} - {leader})
+            await zone.stop(leader)
+            zone.names.remove(leader)
+            zone.write_files()
+            for name in zone.names:
+                await zone.stop(name)
+                await zone.start(name)
+                await zone.until(lambda status: bool(status[name].get("leader")), "it is back")  # noqa: B023
+            await load.goes_on()
+            # Four were members for a moment, three are: two of them go on without the third.
+            zone.kill(zone.names[0])
+            await load.goes_on()
+            await zone.start(zone.names[0])
+            assert (await asked(zone, "sinks", "remove", "s4")).status == 0
+            await zone.until(lambda status: status["s4"].get("member") is False, "it knows")
+            assert (await asked(zone, "sinks", "add", "s4")).status == 0
+        await nothing_is_lost(zone, load)
+
+
+def _lag(status: dict[str, dict[str, Any]], name: str) -> int | None:
+    """Entries that `name` lacks, as the leader knows it."""
+    leading = [one for one in status.values() if one.get("state") == "leader"]
+    lags = [peer.get("lag_entries") for one in leading for peer in one["peers"] if peer["node"] == name]
+    return lags[0] if lags else None
+
+
+async def _refused(zone: ProcessZone, why: str, *words: str) -> None:
+    ran = await asked(zone, "sinks", *words)
+    assert (ran.status, ran.out) == (1, b"")
+    assert ran.err == f"mesh: {why}\n"
