@@ -17,9 +17,13 @@ ACKNOWLEDGED = '[streams.text]\nsubjects = ["text.>"]'
 
 
 async def started(folder: Folder, streams: str = TEXT, revision: int = 1) -> tuple[Daemon, Daemon]:
-    """(gateway, sink), both serving."""
+    """(gateway, sink), both serving and linked."""
     folder.write_config(streams, mesh=f'name = "acme"\nrevision = {revision}')
-    return await folder.gateway(), await folder.sinkd()
+    gateway, sink = await folder.gateway(), await folder.sinkd()
+    async with client(folder.url) as connection, asyncio.timeout(30):
+        while not await _holds(connection, 0):  # noqa: ASYNC110 - another process's state
+            await asyncio.sleep(0.02)
+    return gateway, sink
 
 
 async def payloads(connection: Client, count: int) -> list[bytes]:
