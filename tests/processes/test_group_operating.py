@@ -1,6 +1,7 @@
 """`mesh status` and `mesh sinks` on real sinks: what they show, what they change, and how they refuse."""
 
 import json
+import re
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -64,6 +65,23 @@ async def test_status_of_a_whole_group_and_of_one_that_lacks_a_sink(tmp_path: Pa
         assert refused.status == 1
         assert "no sink of zone eu leads: " in refused.err
         assert f"{gone}: Connection refused" in refused.err
+
+
+async def test_the_fields_are_those_that_the_page_lists(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    section = page.partition("| field of a sink |")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"`([a-z_]+|[a-z]+\[\]\.[a-z_]+)`", "\n".join(row[0] for row in _rows(section))))
+    async with running(tmp_path) as zone:
+        leader = (await shown(zone))[await zone.leader()]
+        assert {"peers", "logs"} < leader.keys()
+        fields = {name for name in leader if name not in ("peers", "logs")}
+        for table in ("peers", "logs"):
+            fields |= {f"{table}[].{name}" for one in leader[table] for name in one}
+    assert documented == fields
+
+
+def _rows(section: str) -> list[list[str]]:
+    return [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
 
 
 async def test_a_data_folder_that_is_deleted_under_load_is_filled_again(tmp_path: Path) -> None:
