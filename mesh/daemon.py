@@ -22,6 +22,7 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
+from gateway.core.engine import Engine
 from gateway.core.nats_values import Page
 from gateway.shell.gateway import Gateway, new_server_id
 from gateway.shell.link import Dial, SinkDial
@@ -189,12 +190,16 @@ def run_sinkd(file: str, node: str) -> int:
 
 
 def run_configured(
-    configuration: config.Config, node: str, made: Callable[[Node], None], started: Callable[[Node], None]
+    configuration: config.Config,
+    node: str,
+    engine: Engine,
+    made: Callable[[Node], None],
+    started: Callable[[Node], None],
 ) -> int:
     """A gateway of a configuration at hand that keeps nothing; `made` is called before it listens, `started` then."""
 
     def make() -> Node:
-        running = Node(Gateway(configuration, node, (), VERSION), None)
+        running = Node(Gateway(configuration, node, (), VERSION, engine=engine), None)
         made(running)
         return running
 

@@ -130,6 +130,8 @@ def _put_limits(made: Tables, options: Options) -> None:
         made.put(("limits", "max_connections"), number, _maybe_unlimited(number, origins["max_connections"]))
     if options.max_subscriptions > 0:
         made.put(("limits", "max_subscriptions"), options.max_subscriptions, origins["max_subscriptions"])
+    if options.max_sub_tokens:
+        made.put(("limits", "max_subscription_tokens"), options.max_sub_tokens, origins["max_sub_tokens"])
     if options.ping_max:
         made.put(("limits", "ping_max"), options.ping_max, origins["ping_max"])
     for name in ("ping_interval", "write_deadline"):
@@ -241,6 +243,9 @@ def _put_tls(made: Tables, options: Options, tls: TlsOptions) -> None:
     for theirs, ours in (names | {"handshake_first": "first"}).items():
         if value := getattr(tls, theirs):
             made.put((*at, ours), value, tls.origins.get(theirs, tls.origin))
+    if tls.first_fallback_ms:
+        came_from = tls.origins.get("handshake_first", tls.origin)
+        made.put((*at, "first_fallback"), _duration(tls.first_fallback_ms), came_from)
     if tls.timeout_ms:
         made.put((*at, "timeout"), _duration(tls.timeout_ms), tls.origins.get("timeout_ms", tls.origin))
     if options.allow_non_tls:

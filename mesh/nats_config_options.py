@@ -26,6 +26,7 @@ from mesh.nats_config_values import (
     listen,
     only,
     origin,
+    parse_go_duration,
     seconds_ms,
     table,
     text,
@@ -60,8 +61,6 @@ _LACKS: Final = {
     "prof_block_rate": Lacking("a profiling port", only(0)),
     "proxy_protocol": Lacking("the PROXY protocol", only(False)),
     "proxies": Lacking("trusting proxies"),
-    "max_sub_tokens": Lacking("a limit of tokens in a subject"),
-    "max_subscription_tokens": Lacking("a limit of tokens in a subject"),
     "ocsp": Lacking("OCSP", only(False)),
     "ocsp_cache": Lacking("OCSP", only(False)),
     "write_timeout": Lacking("another policy for slow consumers than to close", only("default", "close")),
@@ -115,6 +114,8 @@ _TLS_LACKS: Final = {
     "min_version": Lacking("another lowest version than TLS 1.2", only("1.2")),
 }
 _INT32_MAX: Final = 2**31 - 1
+_UINT8_MAX: Final = 2**8 - 1
+_FIRST_FALLBACK_MS: Final = 50  # nats-server's `auto`
 
 
 @dataclass
@@ -127,6 +128,7 @@ class TlsOptions:
     map: bool = False
     timeout_ms: int = 0
     handshake_first: bool = False
+    first_fallback_ms: int = 0
     origins: dict[str, Origin] = field(default_factory=dict)
 
 
@@ -145,6 +147,7 @@ class Options:
     max_pending: int = 0
     max_connections: int = 0
     max_subscriptions: int = 0
+    max_sub_tokens: int = 0
     ping_interval_ms: int = 0
     ping_max: int = 0
     write_deadline_ms: int = 0
@@ -159,6 +162,7 @@ class Options:
     allow_non_tls: bool = False
     debug: bool = False
     trace: bool = False
+    trace_headers: bool = False
     max_traced_msg_len: int = 0
     logtime: bool = True
     logtime_utc: bool = False
@@ -210,6 +214,7 @@ class _Handlers:
             "max_pending": put("max_pending", integer),
             **dict.fromkeys(("max_connections", "max_conn"), put("max_connections", _or_without_limit)),
             **dict.fromkeys(("max_subscriptions", "max_subs"), put("max_subscriptions", integer)),
+            **dict.fromkeys(("max_sub_tokens", "max_subscription_tokens"), put("max_sub_tokens", _tokens)),
             "ping_interval": self._duration("ping_interval_ms"),
             "ping_max": put("ping_max", integer),
             "write_deadline": self._duration("write_deadline_ms"),
@@ -219,7 +224,8 @@ class _Handlers:
             "tls": self._tls,
             "allow_non_tls": put("allow_non_tls", boolean),
             "debug": put("debug", boolean),
-            **dict.fromkeys(("trace", "trace_verbose", "trace_headers"), put("trace", boolean)),
+            **dict.fromkeys(("trace", "trace_verbose"), put("trace", boolean)),
+            "trace_headers": self._trace_headers,
             "max_traced_msg_len": put("max_traced_msg_len", integer),
             "logtime": put("logtime", boolean),
             "logtime_utc": put("logtime_utc", boolean),
@@ -257,6 +263,10 @@ class _Handlers:
 
         return take
 
+    def _trace_headers(self, key: str, node: Node) -> None:
+        for name in ("trace", "trace_headers"):
+            self._options.put(name, boolean(key, node), origin(key, node))
+
     def _tls(self, key: str, node: Node) -> None:
         self._options.put("tls", read_tls(key, node, self._findings), origin(key, node))
 
@@ -266,6 +276,13 @@ def _size_32(key: str, node: Node) -> int:
     if size_bytes > _INT32_MAX:
         raise Wrong(node.place, f"{key} value is too big")
     return size_bytes
+
+
+def _tokens(key: str, node: Node) -> int:
+    number = integer(key, node)
+    if not 0 < number <= _UINT8_MAX:
+        raise Wrong(node.place, f"{key} value {'is too big' if number > 0 else 'can not be negative'}")
+    return number
 
 
 def _or_without_limit(key: str, node: Node) -> int:
@@ -291,6 +308,10 @@ def read_tls(key: str, node: Node, findings: Findings) -> TlsOptions:
         tls.verify = tls.verify or tls.map
         tls.origins["map"] = tls.origins["verify"] = origin(key, node)
 
+    def handshake_first(key: str, node: Node) -> None:
+        tls.handshake_first, tls.first_fallback_ms = _handshake_first(key, node)
+        tls.origins["handshake_first"] = origin(key, node)
+
     def several(key: str, node: Node) -> None:
         tls.cert_file = tls.key_file = key  # so that they are not reported as missing, too
         Lacking("a choice of several certificates").take(key, node)
@@ -303,22 +324,27 @@ def read_tls(key: str, node: Node, findings: Findings) -> TlsOptions:
         "verify_and_map": verify_and_map,
         **dict.fromkeys(("certs", "certificates"), several),
         "timeout": put("timeout_ms", seconds_ms),
-        **dict.fromkeys(("handshake_first", "first", "immediate"), put("handshake_first", _handshake_first)),
+        **dict.fromkeys(("handshake_first", "first", "immediate"), handshake_first),
         **{name: lacking.take for name, lacking in _TLS_LACKS.items()},
     }
     each_key(table(key, node), handlers, findings)
     return tls
 
 
-def _handshake_first(key: str, node: Node) -> bool:
+def _handshake_first(key: str, node: Node) -> tuple[bool, int]:
+    """Whether the handshake comes first, and after how many milliseconds of silence the greeting does; 0: never."""
     if isinstance(node.value, bool):
-        return node.value
+        return node.value, 0
     written = node.value.lower() if isinstance(node.value, str) else ""
     if written in ("true", "on", "false", "off"):
-        return written in ("true", "on")
-    if written in ("auto", "auto_fallback") or written[:1].isdecimal():  # a delay
-        raise Wrong(origin(key, node), "falling back to a greeting is not available in this version; write true")
-    raise Wrong(origin(key, node), f"must be true or false, got {described(node)}")
+        return written in ("true", "on"), 0
+    if written in ("auto", "auto_fallback"):
+        return True, _FIRST_FALLBACK_MS
+    try:
+        return True, max(0, parse_go_duration(text(key, node)))
+    except (ValueError, Wrong):
+        kinds = 'true, false, auto or a duration such as "300ms"'
+        raise Wrong(origin(key, node), f"must be {kinds}, got {described(node)}") from None
 
 
 # -- what the command line gives --------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from protocol import config
 from protocol.errors import ConfigError, MeshError
 
 if TYPE_CHECKING:
+    from gateway.core.engine import Engine
     from mesh.daemon import Node
 
 NAME: Final = "nats-server"
@@ -154,7 +155,7 @@ def _serve(options: Options, configuration: config.Config) -> int:
     with contextlib.closing(output):
         lines = nats_server_log.Lines(with_time=options.logtime, utc=options.logtime_utc, colors=output.is_terminal)
         nats_server_log.configure(output, lines, debug=options.debug)
-        server = _Server(options, configuration, output)
+        server = _Server(options, configuration, output, lines)
         try:
             status = server.run()
         except (MeshError, OSError) as error:
@@ -169,15 +170,30 @@ def _serve(options: Options, configuration: config.Config) -> int:
 class _Server:
     """Says what happens, and writes the files that others look for."""
 
-    def __init__(self, options: Options, configuration: config.Config, output: nats_server_log.Output) -> None:
-        self._options, self._configuration, self._output = options, configuration, output
+    def __init__(
+        self,
+        options: Options,
+        configuration: config.Config,
+        output: nats_server_log.Output,
+        lines: nats_server_log.Lines,
+    ) -> None:
+        self._options, self._configuration, self._output, self._lines = options, configuration, output, lines
         self._ports_file: Path | None = None
 
     def run(self) -> int:
         from mesh import daemon
 
         node = next(iter(self._configuration.zones[nats_config.ZONE].gateways))
-        return daemon.run_configured(self._configuration, node, self._made, self._started)
+        return daemon.run_configured(self._configuration, node, self._engine(), self._made, self._started)
+
+    def _engine(self) -> "Engine":
+        from gateway.core import engine, tracing
+
+        options = self._options
+        if not options.trace:
+            return engine.BEST
+        say = nats_server_log.tracer(self._output, self._lines)
+        return tracing.traced(tracing.Trace(say, options.max_traced_msg_len, options.trace_headers))
 
     def clean_up(self) -> None:
         if self._ports_file is not None:
@@ -198,8 +214,6 @@ class _Server:
             log.warning("Plaintext passwords detected, use nkeys or bcrypt")
         if options.config_file:
             log.info(f"Using configuration file: {options.config_file} ({options.config_digest})")
-        if options.trace:
-            log.warning("Tracing the raw protocol is not available in this version; debug (-D) logs connections")
         if options.pid_file:
             try:
                 Path(options.pid_file).write_text(str(os.getpid()))
@@ -224,7 +238,7 @@ class _Server:
         clients = self._configuration.tls_clients
         if clients is not None:
             log.info(f"TLS {'available' if clients.allow_non_tls else 'required'} for client connections")
-            if clients.first:
+            if clients.first and not clients.first_fallback_ms:
                 log.warning('Clients that are not using "TLS Handshake First" option will fail to connect')
         if self._options.ports_file_dir:
             self._write_ports(node)

@@ -97,8 +97,11 @@ Logging Options:
     -T, --logtime                    Timestamp log entries (default: true)
         --logtime_utc                Timestamps in UTC instead of local timezone (default: false)
     -D, --debug                      Enable debugging output
-    -V, --trace                      Accepted, with a warning: the raw protocol cannot be traced yet
+    -V, --trace                      Trace the raw protocol
+    -VV                              The same: there is no system account to be traced as well
     -DV                              Debug and trace
+    -DVV                             The same
+        --max_traced_msg_len <len>   Maximum printable length for traced messages (default: unlimited)
         --log_size_limit <limit>     Logfile size limit (default: none)
 
 Authorization Options:
@@ -132,7 +135,7 @@ TLS configuration is specified in the tls section of a configuration file:
         verify:         true      # demand a certificate of every client
         verify_and_map: true      # ... and take the user from it
         timeout:        2         # seconds for the handshake
-        handshake_first: true     # TLS before the greeting
+        handshake_first: true     # TLS before the greeting; auto, "300ms": a greeting after so long without a word
     }
 
 Cipher suites and curves are chosen by OpenSSL; the lowest version is TLS 1.2.
@@ -227,6 +230,7 @@ def _override_tls(options: Options, line: CommandLine, findings: Findings) -> No
     if options.tls is not None:
         tls.timeout_ms, tls.map = options.tls.timeout_ms, options.tls.map
         tls.handshake_first = options.tls.handshake_first
+        tls.first_fallback_ms = options.tls.first_fallback_ms
     for flag, wanted in names.items():
         if value := line.last(flag):
             setattr(tls, wanted, value)

@@ -21,8 +21,8 @@ from typing import Any, Final, TextIO
 
 import structlog
 
-_LABELS: Final = {"info": "INF", "warning": "WRN", "error": "ERR", "critical": "FTL", "debug": "DBG"}
-_COLORS: Final = {"info": "32", "debug": "36", "warning": "0;93", "error": "31", "critical": "31"}
+_LABELS: Final = {"info": "INF", "warning": "WRN", "error": "ERR", "critical": "FTL", "debug": "DBG", "trace": "TRC"}
+_COLORS: Final = {"info": "32", "debug": "36", "warning": "0;93", "error": "31", "critical": "31", "trace": "33"}
 _SIGNALS: Final = {"SIGINT": "interrupt", "SIGTERM": "terminated", "SIGUSR2": "user defined signal 2"}
 _SENTENCES: Final = {
     "stopping": ('Trapped "{signal}" signal', "Initiating Shutdown..."),
@@ -135,6 +135,16 @@ def configure(output: Output, lines: Lines, *, debug: bool) -> None:
         logger_factory=structlog.WriteLoggerFactory(output),  # type: ignore[arg-type]  # write and flush are enough
     )
     logging.basicConfig(level=logging.WARNING, handlers=[_Handler(output, lines)], force=True)
+
+
+def tracer(output: Output, lines: Lines) -> Callable[[str], None]:
+    """Writes lines of the protocol's trace, which are too many to be made of events first."""
+
+    def say(text: str) -> None:
+        output.write(lines.line("trace", text) + "\n")
+        output.flush()
+
+    return say
 
 
 class _Handler(logging.Handler):

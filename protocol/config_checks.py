@@ -525,11 +525,19 @@ def client_certificates_have_an_authority(view: View) -> Iterator[Problem]:
         yield Problem((*path, "verify"), "needs ca: the authorities that client certificates come from")
     if clients.map and not clients.verify and view.is_whole(*path, "verify"):
         yield Problem((*path, "map"), "needs verify = true: a certificate that nobody has checked names nobody")
-    if clients.first and clients.allow_non_tls:
+    if (
+        clients.first
+        and clients.allow_non_tls
+        and not clients.first_fallback
+        and view.is_whole(*path, "first_fallback")
+    ):
         yield Problem(
             (*path, "allow_non_tls"),
-            "cannot be with first = true: a client that waits for the greeting would never get it; remove one of them",
+            "cannot be with first = true: a client that waits for the greeting would never get it; remove one of them, "
+            'or set first_fallback to a time such as "50ms"',
         )
+    if clients.first_fallback and not clients.first and view.is_whole(*path, "first"):
+        yield Problem((*path, "first_fallback"), "needs first = true: without it every client is greeted at once")
 
 
 def lame_ducks_have_time(view: View) -> Iterator[Problem]:

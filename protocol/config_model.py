@@ -38,6 +38,7 @@ class Limits:
     max_control_line_bytes: int
     max_connections: int
     max_subscriptions: int
+    max_subscription_tokens: int
     max_pending_bytes: int
     write_deadline_ms: int
     ping_interval_ms: int
@@ -167,13 +168,17 @@ class User:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsClients:
-    """Files of the client port, PEM. `map`: a client is the user that its certificate names."""
+    """Files of the client port, PEM. `map`: a client is the user that its certificate names.
+
+    `first_fallback_ms` 0: with `first` nobody is greeted before the handshake.
+    """
 
     cert: str
     key: str
     ca: str | None
     verify: bool
     first: bool
+    first_fallback_ms: int
     map: bool
     timeout_ms: int
     allow_non_tls: bool

@@ -248,6 +248,12 @@ class Limits(Table):
     max_control_line: PositiveSize = Field(default=limits.MAX_CONTROL_LINE_BYTES, description="Longest protocol line.")
     max_connections: int = Field(default=limits.MAX_CONNECTIONS, ge=1, description="Clients of one gateway at a time.")
     max_subscriptions: int = Field(default=0, ge=0, description="Subscriptions of one connection; 0 = no limit.")
+    max_subscription_tokens: int = Field(
+        default=limits.SUBJECT_TOKENS_MAX,
+        ge=1,
+        le=limits.SUBJECT_TOKENS_MAX,
+        description="Tokens of a subject that is subscribed to.",
+    )
     max_pending: PositiveSize = Field(
         default=limits.MAX_PENDING_BYTES, description="Bytes that may wait for a slow client before it is cut."
     )
@@ -496,9 +502,12 @@ class TlsClients(Table):
     ca: FilePath | None = Field(default=None, description="Authorities that client certificates are checked against.")
     verify: bool = Field(default=False, description="Demand a certificate of every client; needs `ca`.")
     first: bool = Field(default=False, description="TLS before the greeting, not after it.")
+    first_fallback: Duration = Field(
+        default=0, description="With `first`: who has said nothing for so long is greeted all the same; 0 = nobody."
+    )
     map: bool = Field(default=False, description="The certificate says which user a client is; needs `verify`.")
     timeout: PositiveDuration = Field(default=limits.TLS_TIMEOUT_MS, description="Time for the handshake.")
-    allow_non_tls: bool = Field(default=False, description="Let clients without TLS in, too; not with `first`.")
+    allow_non_tls: bool = Field(default=False, description="Let clients without TLS in, too; not with `first` alone.")
 
 
 class TlsNodes(Table):

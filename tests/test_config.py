@@ -79,6 +79,7 @@ def test_a_small_file_has_every_default() -> None:
         max_control_line_bytes=4096,
         max_connections=65_536,
         max_subscriptions=0,
+        max_subscription_tokens=1_024,
         max_pending_bytes=64 * 1024**2,
         write_deadline_ms=10_000,
         ping_interval_ms=120_000,
@@ -132,6 +133,7 @@ def test_the_full_file_reads_key_by_key() -> None:
         ca="pki/ca.pem",
         verify=True,
         first=False,
+        first_fallback_ms=0,
         map=True,
         timeout_ms=2_000,
         allow_non_tls=False,
@@ -572,7 +574,15 @@ def test_an_empty_file_says_what_a_mesh_needs() -> None:
             [
                 "tls.clients.map: needs verify = true: a certificate that nobody has checked names nobody",
                 "tls.clients.allow_non_tls: cannot be with first = true: a client that waits for the greeting would "
-                "never get it; remove one of them",
+                'never get it; remove one of them, or set first_fallback to a time such as "50ms"',
+            ],
+        ),
+        (
+            SMALL + "[limits]\nmax_subscription_tokens = 0\n[tls.clients]\ncert = 'a'\nkey = 'b'\n"
+            "first_fallback = '50ms'\nallow_non_tls = true",
+            [
+                "limits.max_subscription_tokens: must be at least 1, got 0",
+                "tls.clients.first_fallback: needs first = true: without it every client is greeted at once",
             ],
         ),
         (

@@ -60,6 +60,20 @@ def test_answers_as_nats_server_does(pair: Pair, name: str) -> None:
     assert_same(pair, SCRIPTS[name])
 
 
+def test_limits_tokens_of_subscriptions_as_nats_server_does() -> None:
+    subjects = (b"a.b.c", b"a.b.c.d", b"a.b.*.>", b"a.>", b"a...", b"\xff.b.c.d", b"a.b.c", b"d.e.f")
+    subscribe = b"".join(b"SUB %b %d\r\n" % (subject, sid) for sid, subject in enumerate(subjects))
+    with (
+        nats_server("max_sub_tokens: 3\nmax_subscriptions: 4") as theirs,
+        serve_in_thread(max_subscription_tokens=3, max_subscriptions=4) as ours,
+    ):
+        pair = Pair(theirs, ours)
+        for connect in (CONNECT, VERBOSE, PEDANTIC):
+            assert_same(pair, (connect + subscribe + b"PUB a.b.c.d 0\r\n\r\nPING\r\n",))
+        answer = talk(ours, (CONNECT + subscribe,))
+    assert b"-ERR 'Permissions Violation for Subscription to \"a.b.c.d\", too many tokens'\r\n" in answer
+
+
 @pytest.mark.parametrize("name", AUTHORIZED_SCRIPTS)
 def test_authorizes_as_nats_server_does(authorized_pair: Pair, name: str) -> None:
     assert_same(authorized_pair, AUTHORIZED_SCRIPTS[name])

@@ -196,6 +196,9 @@ WRONG = [
     "server_name: 'a b'",
     "debug: 1",
     "handshake_first: 5",
+    "max_sub_tokens: 0",
+    "max_sub_tokens: 256",
+    "tls { handshake_first: soon }",
 ]
 
 

@@ -20,6 +20,11 @@ from support import natsconf
         ("ping_interval: 90", "ping_interval_ms", 90_000),
         ('write_deadline: "2.5s"', "write_deadline_ms", 2500),
         ("trace_verbose: true", "trace", True),
+        ("trace_headers: true", "trace", True),
+        ("trace_headers: true", "trace_headers", True),
+        ("max_traced_msg_len: 1k", "max_traced_msg_len", 1000),
+        ("max_sub_tokens: 255", "max_sub_tokens", 255),
+        ("max_subscription_tokens: 3", "max_sub_tokens", 3),
         ("logfile: a.log", "log_file", "a.log"),
         ("logfile_size_limit: 1k", "log_size_limit", 1000),
         ("pidfile: a.pid", "pid_file", "a.pid"),
@@ -48,6 +53,39 @@ def test_tls() -> None:
         1500,
         True,
     )
+
+
+@pytest.mark.parametrize(
+    ("written", "first", "fallback_ms"),
+    [
+        *(("false", False, 0), ("off", False, 0), ("on", True, 0), ('"TRUE"', True, 0)),
+        *(("auto", True, 50), ("Auto_Fallback", True, 50), ('"300ms"', True, 300), ('"1.5s"', True, 1_500)),
+        *(('"0s"', True, 0), ('"-1s"', True, 0), ('"1us"', True, 1)),
+    ],
+)
+def test_the_handshake_comes_first_or_after_a_while_the_greeting(written: str, first: bool, fallback_ms: int) -> None:
+    found, findings = natsconf.options(f"tls {{ handshake_first: {written} }}")
+
+    assert findings.problems == []
+    assert found.tls is not None
+    assert (found.tls.handshake_first, found.tls.first_fallback_ms) == (first, fallback_ms)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("max_sub_tokens: 0", "nats.conf:1:1: max_sub_tokens value can not be negative"),
+        ("max_subscription_tokens: -1", "nats.conf:1:1: max_subscription_tokens value can not be negative"),
+        ("max_sub_tokens: 256", "nats.conf:1:1: max_sub_tokens value is too big"),
+        (
+            "tls { first: soon }",
+            'nats.conf:1:7: first: must be true, false, auto or a duration such as "300ms", got "soon"',
+        ),
+        ("tls { first: 5 }", 'nats.conf:1:7: first: must be true, false, auto or a duration such as "300ms", got 5'),
+    ],
+)
+def test_limits_and_times_that_are_none(text: str, problem: str) -> None:
+    assert problem in natsconf.problems(text)
 
 
 @pytest.mark.parametrize("order", ["verify: false, verify_and_map: true", "verify_and_map: true, verify: false"])
@@ -91,7 +129,7 @@ def test_what_asks_for_nothing_is_taken(text: str) -> None:
     "key",
     [
         *("jetstream", "cluster", "gateway", "leafnodes", "websocket", "mqtt", "operator", "resolver", "mappings"),
-        *("https", "remote_syslog", "server_tags", "trusted_keys", "max_sub_tokens", "prof_port", "system_account"),
+        *("https", "remote_syslog", "server_tags", "trusted_keys", "max_closed_clients", "prof_port", "system_account"),
     ],
 )
 def test_what_is_not_available_is_refused_by_name(key: str) -> None:

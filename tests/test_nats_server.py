@@ -23,15 +23,16 @@ from mesh import nats_config_identity, nats_config_options, nats_server, nats_se
 from mesh.nats_config_reader import Tree
 from mesh.nats_config_values import Findings, Handlers, each_key
 
+_CONNECTION = re.compile(r"127\.0\.0\.1:\d+ - cid:\d+")
 GATEWAY = Path(sys.executable).parent / "gateway"
-_LINE = re.compile(r"\[\d+\] \d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6} \[(INF|WRN|ERR|DBG|FTL)\] .+")
+_LINE = re.compile(r"\[\d+\] \d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6} \[(INF|WRN|ERR|DBG|FTL|TRC)\] .+")
 
 
 class _Server:
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(self, folder: Path, *arguments: str, program: Path = GATEWAY) -> None:
         link = folder / "nats-server"
-        if not link.exists():
-            link.symlink_to(GATEWAY)
+        link.unlink(missing_ok=True)
+        link.symlink_to(program)
         self._stderr = folder / "stderr"
         with self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen([str(link), *arguments], cwd=folder, stderr=stderr)
@@ -47,6 +48,12 @@ class _Server:
         await until(lambda: self.has("Server is ready") or self.process.poll() is not None, "it is ready")
         assert self.process.poll() is None, self.lines
 
+    @property
+    def traced(self) -> list[str]:
+        """What the trace says of clients, whichever they are."""
+        found = (_CONNECTION.sub("CLIENT", line) for line in self.lines if "[TRC] 127.0.0.1" in line)
+        return [line.partition("[TRC] ")[2] for line in found]
+
     def address(self, of: str = "Listening for client connections on ") -> str:
         (line,) = (line for line in self.lines if of in line)
         return line.partition(of)[2]
@@ -57,8 +64,8 @@ class _Server:
 
 
 @contextmanager
-def _running(folder: Path, *arguments: str) -> Iterator[_Server]:
-    server = _Server(folder, *arguments)
+def _running(folder: Path, *arguments: str, program: Path = GATEWAY) -> Iterator[_Server]:
+    server = _Server(folder, *arguments, program=program)
     try:
         yield server
     finally:
@@ -159,6 +166,41 @@ async def test_tls_of_the_command_line(tmp_path: Path) -> None:
         await connection.close()
 
         assert server.has("[INF] TLS required for client connections")
+
+
+@pytest.mark.parametrize(
+    ("flags", "file"),
+    [
+        (["-V"], ""),
+        (["-DVV"], ""),
+        (["--trace", "--max_traced_msg_len", "4"], ""),
+        ([], "trace: true, max_traced_msg_len: 7"),
+        (["-D"], "trace_headers: true"),
+        (["-V=false"], "debug: true"),
+    ],
+)
+async def test_the_trace_is_that_of_nats_server(tmp_path: Path, flags: list[str], file: str) -> None:
+    (tmp_path / "nats.conf").write_text(f"host: 127.0.0.1, authorization {{ user: ada, pass: secret }}\n{file}")
+    traced = []
+    for program in (BINARY, GATEWAY):
+        with _running(tmp_path, "-c", "nats.conf", "-p", "-1", *flags, program=program) as server:
+            await server.ready()
+            connection = await nats.connect(f"nats://ada:secret@{server.address()}", name="app")
+            subscription = await connection.subscribe("orders.*")
+            await connection.publish("orders.1", b'a "payload"\n', headers={"Key": "value"})
+            await connection.publish("orders.2", b"")
+            assert [(await subscription.next_msg(5)).subject for _ in range(2)] == ["orders.1", "orders.2"]
+            await subscription.unsubscribe()
+            await connection.close()
+            if "-V=false" not in flags:
+                await until(lambda: any("DELSUB" in line for line in server.traced), "the last line is written")
+            assert all(_LINE.fullmatch(line) for line in server.lines), server.lines
+            assert not server.has("secret")
+            traced.append(server.traced)
+
+    theirs, ours = traced
+    assert ours == theirs
+    assert bool(ours) == ("-V=false" not in flags)
 
 
 async def test_lame_duck_mode_by_signal(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def settings(authority: Authority, **more: Any) -> TlsClients:
         ca=str(authority.cert),
         verify=False,
         first=False,
+        first_fallback_ms=0,
         map=False,
         timeout_ms=2_000,
         allow_non_tls=False,
@@ -153,6 +154,35 @@ async def test_with_first_nothing_is_said_before_the_handshake(authority: Author
             assert client.info["tls_required"] is True
             await client.send(CONNECT + b"PING\r\n")
             assert (await client.until(b"PONG\r\n")).startswith(b"PONG\r\n")
+
+
+async def test_with_a_fallback_who_says_nothing_is_greeted_after_a_while(authority: Authority) -> None:
+    async with served(authority, first=True, first_fallback_ms=200) as running:
+        async with TlsClient(running.port, client_context(authority), first=True) as at_once:
+            await at_once.send(CONNECT + b"PING\r\n")
+            await at_once.until(b"PONG\r\n")
+            first = only_session(running).tls
+            assert isinstance(first, Encryption)
+            assert first.first
+        await eventually(lambda: not running.plane.sessions)
+        started = asyncio.get_running_loop().time()
+        async with TlsClient(running.port, client_context(authority)) as after_info:
+            assert asyncio.get_running_loop().time() - started >= 0.2
+            await after_info.send(CONNECT + b"PING\r\n")
+            await after_info.until(b"PONG\r\n")
+            second = only_session(running).tls
+            assert isinstance(second, Encryption)
+            assert not second.first
+
+
+async def test_a_fallback_leaves_all_of_the_time_for_the_handshake(authority: Authority) -> None:
+    async with (
+        served(authority, first=True, first_fallback_ms=300, timeout_ms=300) as running,
+        RawClient(running.port) as client,
+    ):
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(client.reader.read(1), 0.15)
+        assert await asyncio.wait_for(client.reader.read(1), 5) == b""  # and then it is over
 
 
 async def test_where_both_are_allowed_the_first_byte_decides(authority: Authority) -> None:
@@ -350,6 +380,11 @@ RULES = {
     "certificates": ({"verify": True}, "verify: true"),
     "first": ({"first": True}, "handshake_first: true"),
     "either": ({"allow_non_tls": True}, ""),
+    "first, or a greeting": ({"first": True, "first_fallback_ms": 100}, 'handshake_first: "100ms"'),
+    "first, or either": (
+        {"first": True, "first_fallback_ms": 100, "allow_non_tls": True},
+        'handshake_first: "100ms"',
+    ),
 }
 
 
@@ -360,9 +395,15 @@ async def test_nats_server_does_the_same(authority: Authority, person: Pair, nam
     more = "allow_non_tls: true" if "allow_non_tls" in rules else ""
     files = f'cert_file: "{pair.cert}"\nkey_file: "{pair.key}"\nca_file: "{authority.cert}"'
     with nats_server(f"tls {{\n{files}\ntimeout: 0.3\n{line}\n}}\n{more}") as port:
-        expected = await _tour(port, authority, person, first="first" in rules)
+        expected = await _tours(port, authority, person, rules)
     async with served(authority, timeout_ms=300, **rules) as running:
-        assert await _tour(running.port, authority, person, first="first" in rules) == expected
+        assert await _tours(running.port, authority, person, rules) == expected
+
+
+async def _tours(port: int, authority: Authority, person: Pair, rules: dict[str, Any]) -> list[object]:
+    """With a fallback there are clients that begin with the handshake, and others that wait for the greeting."""
+    ways = [True, False] if "first_fallback_ms" in rules else ["first" in rules]
+    return [seen for first in ways for seen in await _tour(port, authority, person, first=first)]
 
 
 async def _tour(port: int, authority: Authority, person: Pair, *, first: bool) -> list[object]:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from gateway.core.forwarding import Forwarder
 from gateway.core.lanes import Lane, Room
 from gateway.core.session import Account, Session, Subscription
+from protocol.nats import ClientParser
 
 
 class Engine(NamedTuple):
@@ -20,6 +21,7 @@ class Engine(NamedTuple):
     account: type[Account]
     lane: type[Lane]
     room: type[Room]
+    parser: type[ClientParser] = ClientParser
 
 
 def _compiled() -> Engine | None:

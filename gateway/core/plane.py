@@ -70,6 +70,7 @@ class PlaneOptions:
     max_control_line_bytes: int = MAX_CONTROL_LINE_BYTES
     max_connections: int = MAX_CONNECTIONS
     max_subscriptions: int = 0
+    max_subscription_tokens: int = SUBJECT_TOKENS_MAX
     max_pending_bytes: int = MAX_PENDING_BYTES
     ping_interval_ms: int = PING_INTERVAL_MS
     ping_max: int = PINGS_OUTSTANDING_MAX
@@ -144,7 +145,8 @@ class Plane:
         self.port = options.port
         self._stall_bytes = options.max_pending_bytes // 2
         self.forwarder = engine.forwarder(self, 1 + choose(_SEEDS), self._stall_bytes)
-        self.forwarder.asks_to_subscribe = options.max_subscriptions > 0 or options.id_step > 1
+        asks = options.max_subscriptions > 0 or options.max_subscription_tokens < SUBJECT_TOKENS_MAX
+        self.forwarder.asks_to_subscribe = asks or options.id_step > 1
         self.peers = Peers(self.forwarder, expected=options.id_step > 1)
         self.stats = self.forwarder.stats
         self._actions: dict[type, Callable[[Session, Any], None]] = {
@@ -169,7 +171,7 @@ class Plane:
         options = self.options
         self._now_ms = now_ms
         self.stats.total_connections += 1
-        parser = nats.ClientParser(options.max_payload_bytes, options.max_control_line_bytes)
+        parser = self.engine.parser(options.max_payload_bytes, options.max_control_line_bytes)
         parser.expect_connect = self._directory.is_required
         account = self.accounts[DEFAULT_ACCOUNT]
         number = options.first_id + (self.stats.total_connections - 1) * options.id_step
@@ -192,6 +194,9 @@ class Plane:
         """The handshake is over, or (None) the client goes on in plain text, as it may: its timers begin."""
         session.tls = encryption
         if session.closing is None:
+            if encryption is not None and encryption.first and self.options.tls_available:
+                session.take()  # who begins with the handshake is offered nothing else
+                self._send(session, nats.info_line(self._info(session, greets=True) | {"tls_required": True}))
             self._liveness.opened(session, now_ms, self._directory.is_required)
 
     def connect_peer(self, name: str, now_ms: int, *, near: bool) -> Session:
@@ -431,7 +436,7 @@ class Plane:
     def _subscription_problem(self, session: Session, pattern: str, queue: str, sid: bytes) -> str | None:
         if not session.may_subscribe(pattern, queue):
             return nats.subscription_violation(pattern, queue)
-        if pattern.count(".") >= SUBJECT_TOKENS_MAX:
+        if pattern.count(".") >= self.options.max_subscription_tokens:
             return nats.too_many_tokens(pattern)
         if 0 < self.options.max_subscriptions <= len(session.subscriptions):
             return nats.SUBSCRIPTIONS_EXCEEDED
@@ -441,14 +446,14 @@ class Plane:
 
     def _unsubscribe(self, session: Session, event: nats.Unsubscribe) -> None:
         session.last_heard_ms = session.last_activity_ms = self._now_ms
+        if session.options.verbose:
+            self._send(session, nats.OK)
         subscription = session.subscriptions.get(event.sid)
         if subscription is not None:
             if event.max_messages > subscription.received:
                 subscription.max_messages = event.max_messages
             else:
                 self._drop(subscription)
-        if session.options.verbose:
-            self._send(session, nats.OK)
 
     def _drop(self, subscription: Subscription) -> None:
         session = subscription.session

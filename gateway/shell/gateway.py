@@ -18,6 +18,7 @@ from pathlib import Path
 import structlog
 
 from gateway.core.connections import ClosedConnections
+from gateway.core.engine import BEST, Engine
 from gateway.core.identity import Responses, UserEntry
 from gateway.core.lanes import Lane
 from gateway.core.nats_values import Moment
@@ -62,12 +63,13 @@ class Gateway:
         *,
         wall_ms: Callable[[], int] = wall_clock_ms,
         worker: Worker = ALONE,
+        engine: Engine = BEST,
     ) -> None:
         self.configuration = configuration
         self.node = configuration.gateway(node)
         self.zone, mesh = self.node.zone, configuration.mesh.name
         self._wall_ms = wall_ms
-        self.plane = Plane(_options(configuration, self.node, version, worker), self, random.randrange)
+        self.plane = Plane(_options(configuration, self.node, version, worker), self, random.randrange, engine)
         bind = self.node.bind(self.node.client)
         self.server = ClientServer(
             self.plane,
@@ -83,7 +85,7 @@ class Gateway:
         if self.node.spool and sinks:
             owner = Owner(mesh, self.zone, node, worker.number)
             self.spool = SpoolFolder(Path(self.node.spool), owner, worker.count, self._answer)
-        self.outbox = _outbox(self.zone, self._answer, self.spool)
+        self.outbox = _outbox(self.zone, self._answer, self.spool, engine)
         self.link: SinkLink | None = None
         self.plane.routes_changed(keeps_events=bool(sinks))
         if sinks:
@@ -123,7 +125,7 @@ class Gateway:
         OSError: the address cannot be had, or the spool not be read. DataError: the spool cannot be used.
         """
         loop = asyncio.get_running_loop()
-        if self.plane.engine.name != "compiled":
+        if self.plane.engine.name == "reference":
             log.warning("data_plane_is_slow", reason="it was built without a C compiler and runs as pure Python")
         if self.spool is not None:
             streams = _provisional(self.configuration.effective_streams())
@@ -327,6 +329,7 @@ def _options(configuration: config.Config, node: config.Gateway, version: str, w
         max_control_line_bytes=limits.max_control_line_bytes,
         max_connections=limits.max_connections,
         max_subscriptions=limits.max_subscriptions,
+        max_subscription_tokens=limits.max_subscription_tokens,
         max_pending_bytes=limits.max_pending_bytes,
         ping_interval_ms=limits.ping_interval_ms,
         ping_max=limits.ping_max,
@@ -360,10 +363,10 @@ def _user(user: config.User) -> UserEntry:
     )
 
 
-def _outbox(zone: str, answer: Answer, spool: SpoolFolder | None) -> Outbox:
+def _outbox(zone: str, answer: Answer, spool: SpoolFolder | None, engine: Engine) -> Outbox:
     if spool is None:
-        return Outbox(zone, answer)
-    return Outbox(zone, answer, spool=spool.spool, answer_when_kept=spool.hold)
+        return Outbox(zone, answer, engine=engine)
+    return Outbox(zone, answer, spool=spool.spool, answer_when_kept=spool.hold, engine=engine)
 
 
 def _provisional(streams: tuple[config.Stream, ...]) -> list[StreamState]:

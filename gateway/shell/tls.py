@@ -4,8 +4,9 @@
     socket ◄─ outgoing ◄─ SSLObject ◄─ Session.take
 
 As in nats-server the client is greeted in plain text (INFO with `tls_required`) and then makes the handshake. With
-`first` the handshake comes before INFO; with `allow_non_tls` the first byte of a client tells whether it wants one. Who
-sends anything else, or does not finish within `timeout`, is closed without a word.
+`first` the handshake comes before INFO, or, with `first_fallback`, INFO comes when a client has sent nothing for so
+long; with `allow_non_tls` the first byte of a client tells whether it wants one. Who sends anything else, or does not
+finish within `timeout`, is closed without a word.
 
 The handshake, decryption and encryption run in the loop, on memory alone: a handshake with an elliptic-curve key takes
 less than a millisecond. OpenSSL writes one record of 16 KiB per call, whatever it is given, and its buffers between us
@@ -51,6 +52,7 @@ class ClientTls:
 
     def __init__(self, settings: TlsClients) -> None:
         self.first = settings.first
+        self.first_fallback_ms = settings.first_fallback_ms
         self.verifies = settings.verify or settings.map
         self.allows_plain = settings.allow_non_tls
         self.timeout_ms = settings.timeout_ms
@@ -146,20 +148,25 @@ class _State(Enum):
 class TlsConnection(Connection):
     """A client socket of a port that speaks TLS."""
 
-    __slots__ = ("_has_ended", "_incoming", "_outgoing", "_ssl", "_state", "_tls")
+    __slots__ = ("_greeting", "_has_ended", "_incoming", "_is_first", "_outgoing", "_ssl", "_state", "_tls")
 
     def __init__(self, server: "ClientServer", tls: ClientTls) -> None:
         super().__init__(server)
         self._tls = tls
         self._has_ended = False  # the client has said goodbye
-        self._state = _State.ANY if tls.allows_plain else _State.FIRST
+        self._is_first = tls.first
+        self._greeting: asyncio.TimerHandle | None = None  # until the client is greeted, though it has said nothing
+        self._state = _State.ANY if tls.allows_plain and not tls.first else _State.FIRST
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._ssl = tls.context.wrap_bio(self._incoming, self._outgoing, server_side=True)
 
     # -- from the loop ------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._server.handshake_begins(self, self._tls.timeout_ms)
+        fallback_ms = self._tls.first_fallback_ms if self._is_first else 0
+        self._server.handshake_begins(self, fallback_ms + self._tls.timeout_ms)
+        if fallback_ms:
+            self._greeting = asyncio.get_running_loop().call_later(fallback_ms / 1_000, self._greet)
         super().connection_made(transport)
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -172,6 +179,8 @@ class TlsConnection(Connection):
             self._receive_encrypted(data)
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self._greeting is not None:
+            self._greeting.cancel()
         self._server.handshake_over(self)
         super().connection_lost(error)
 
@@ -198,7 +207,15 @@ class TlsConnection(Connection):
 
     @property
     def _holds_info(self) -> bool:
-        return self._tls.first and self._state in (_State.FIRST, _State.HANDSHAKE)
+        return self._is_first and self._state in (_State.FIRST, _State.HANDSHAKE)
+
+    def _greet(self) -> None:
+        """The client has had its time: it is not one that begins with the handshake."""
+        self._greeting = None
+        if self._state is _State.FIRST and self.session.closing is None:
+            self._is_first = False
+            self._state = _State.ANY if self._tls.allows_plain else _State.FIRST
+            self.update()
 
     def _look_at_first_byte(self, byte: int) -> None:
         if byte == _HANDSHAKE_RECORD:
@@ -220,7 +237,7 @@ class TlsConnection(Connection):
             self._fail(explained(error))
             return False
         self.transport.write(self._outgoing.read())
-        self._go_on(_State.ENCRYPTED, _encryption(self._ssl, self._tls))
+        self._go_on(_State.ENCRYPTED, _encryption(self._ssl, self._tls, first=self._is_first))
         return True
 
     def _go_on(self, state: _State, encryption: Encryption | None) -> None:
@@ -295,13 +312,13 @@ def explained(error: ssl.SSLError) -> str:
     return f"TLS: {reason}"
 
 
-def _encryption(secured: ssl.SSLObject, tls: ClientTls) -> Encryption:
+def _encryption(secured: ssl.SSLObject, tls: ClientTls, *, first: bool) -> Encryption:
     cipher = secured.cipher()
     der = secured.getpeercert(binary_form=True) if tls.verifies else None
     return Encryption(
         version=(secured.version() or "").removeprefix("TLSv"),
         cipher=cipher_name(cipher[0] if cipher else ""),
-        first=tls.first,
+        first=first,
         certificate=None if der is None else peer_certificate(der),
     )
 

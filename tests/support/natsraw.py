@@ -25,13 +25,14 @@ def nats_server(configuration: str = "") -> Iterator[int]:
         command = [NATS_SERVER, "-a", "127.0.0.1", "-p", "-1", "--ports_file_dir", folder, "-c", file]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            yield _port(Path(folder), process)
+            yield started_port(Path(folder), process)
         finally:
             process.terminate()
             process.wait(START_WAIT_S_MAX)
 
 
-def _port(folder: Path, process: "subprocess.Popen[bytes]") -> int:
+def started_port(folder: Path, process: "subprocess.Popen[bytes]") -> int:
+    """The client port that the server has written into `folder`, once it has."""
     deadline = time.monotonic() + START_WAIT_S_MAX
     while time.monotonic() < deadline and process.poll() is None:
         for file in folder.glob("*.ports"):
