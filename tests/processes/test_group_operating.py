@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 from support.cli import Ran, invoked, mesh
 from support.group import ProcessZone, nothing_is_lost, publishing, running
 
@@ -18,6 +19,14 @@ async def asked(zone: ProcessZone, *words: str, run: Callable[..., Awaitable[Ran
 async def shown(zone: ProcessZone) -> dict[str, dict[str, Any]]:
     sinks: dict[str, dict[str, Any]] = json.loads((await asked(zone, "status", "--json")).out)["sinks"]
     return sinks
+
+
+async def scraped(zone: ProcessZone, name: str) -> dict[str, float]:
+    """The metrics `mesh_sink_raft_*` of sink `name`, without that beginning, labels included."""
+    url = f"http://127.0.0.1:{zone.monitor[name]}/metrics"
+    async with aiohttp.ClientSession() as session, session.get(url) as answer:
+        found = re.findall(r"^mesh_sink_raft_(\S+) (\S+)$", await answer.text(), re.MULTILINE)
+    return {name: float(value) for name, value in found}
 
 
 def rows(ran: Ran) -> dict[str, list[str]]:
@@ -40,6 +49,14 @@ async def test_status_of_a_whole_group_and_of_one_that_lacks_a_sink(tmp_path: Pa
         (log,) = [line.split() for line in well.lines if line.startswith("orders/0")]
         assert log[1] == "0"
         assert log[2] == log[3] == log[4] != "0"
+        followers = [name for name in zone.names if name != leader]
+        metrics = await scraped(zone, leader)
+        assert metrics['state{state="leader"}'] == metrics["leader_known"] == 1
+        assert {metrics[f'peer_connected{{sink="{name}"}}'] for name in followers} == {1}
+        assert {metrics[f'peer_lag_entries{{sink="{name}"}}'] for name in followers} == {0}
+        metrics = await scraped(zone, followers[0])
+        assert (metrics['state{state="leader"}'], metrics['state{state="follower"}']) == (0, 1)
+        assert not [name for name in metrics if name.startswith("peer_lag_entries")]
 
         gone = next(name for name in zone.names if name != leader)
         zone.kill(gone)
@@ -55,6 +72,7 @@ async def test_status_of_a_whole_group_and_of_one_that_lacks_a_sink(tmp_path: Pa
         (peer,) = [peer for peer in told["sinks"][leader]["peers"] if peer["node"] == gone]
         assert (peer["connected"], peer["member"]) == (False, True)
         assert peer["error"]
+        assert (await scraped(zone, leader))[f'peer_connected{{sink="{gone}"}}'] == 0
 
         other = next(name for name in zone.names if name not in (leader, gone))
         zone.kill(other)
@@ -103,8 +121,10 @@ async def test_a_data_folder_that_is_deleted_under_load_is_filled_again(tmp_path
             assert (muted.status, muted.err) == (1, f"mesh: {victim}: {why}\n")
             (line,) = [line for line in muted.lines if line.startswith(victim)]
             assert f"muted: {why}" in line
+            assert (await scraped(zone, victim))["muted"] == 1
             wire.let_go()
             await zone.whole()
+            assert (await scraped(zone, victim))["muted"] == 0
             whole = await asked(zone, "status")
             assert (whole.status, whole.err) == (0, "")
             for ran in (down, muted, whole):
