@@ -245,6 +245,17 @@ async def test_a_follower_below_its_reserve_acknowledges_no_more_until_there_is_
         await all_have(zone, [*PAYLOADS[:5], b"a" * 200_000])
 
 
+async def test_a_leader_whose_disk_is_full_lets_another_one_lead(tmp_path):
+    async with running(SinkZone(tmp_path)) as zone:
+        await publish(zone, PAYLOADS[:5])
+        await zone.level()
+        full = zone.leader
+        zone.sinks[full].is_storage_full = lambda: True
+        await zone.until(lambda: zone.leader not in ("", full), "another leads")
+        await publish(zone, PAYLOADS[5:10])
+        await all_have(zone, PAYLOADS[:10])
+
+
 async def test_fsync_at_intervals_syncs_less_and_keeps_what_a_killed_process_had(tmp_path):
     async with running(SinkZone(tmp_path, more='fsync = "interval"')) as zone:
         syncs = zone.sinks[zone.leader].group.syncs

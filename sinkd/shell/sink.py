@@ -35,6 +35,7 @@ from protocol.streams import StreamDefinition
 from sinkd.core import commands
 from sinkd.core.birth import ACTIVE
 from sinkd.core.machine import Configured, Machine, Trimmed
+from sinkd.core.replication import Phase
 from sinkd.core.retention import trims
 from sinkd.shell import checkpoint as checkpoints
 from sinkd.shell.checkpoint import Checkpoint
@@ -382,6 +383,8 @@ class Sink:
             self.store.wants_flush.clear()
             await asyncio.get_running_loop().run_in_executor(self._writer, self._look_at_disk)
             self._report_space()
+            if self.is_storage_full():
+                self._let_another_lead()
             self._compare_configuration()
             if self.peers is not None:
                 self.peers.dial()
@@ -422,6 +425,19 @@ class Sink:
             self._no_space = True
         else:
             self._no_space = False
+
+    def _let_another_lead(self) -> None:
+        """What this leader has no space for, another may have."""
+        member = self.group.member
+        able = [
+            f
+            for f in member.followers.values()
+            if f.name in member.members and f.phase is Phase.REPLICATE and not f.why
+        ]
+        if self.group.leads and able:
+            best = max(able, key=lambda follower: (follower.match_index, follower.name))
+            log.warning("leaves_leading", node=self.node.name, to=best.name, reason="storage full")
+            member.transfer(best.name)
 
     def _report_space(self) -> None:
         if self.is_storage_full() == self._was_full:
