@@ -1,6 +1,7 @@
 """Three sinks of a zone as one group: who leads, what a lost disk costs, how members come and go."""
 
 import asyncio
+import errno
 import shutil
 from contextlib import asynccontextmanager
 
@@ -9,6 +10,7 @@ from support.disk import flip
 from support.sinks import SinkZone
 
 from protocol.errors import LogError
+from sinkd.shell.segments import PartitionLog
 
 PAYLOADS = [b"%04d" % number * 500 for number in range(400)]  # of 2 kB: 800 kB in all, several files
 
@@ -88,6 +90,28 @@ async def test_a_sink_that_was_away_for_long_is_filled_from_segments(tmp_path):
         await all_have(zone, PAYLOADS)
         assert zone.sinks[late].filling.pulled_bytes > 0
         assert zone.sinks[late].checkpoint_index > had
+
+
+async def test_a_sink_that_has_no_space_to_be_filled_waits_for_it(tmp_path, monkeypatch):
+    async with running(SinkZone(tmp_path)) as zone:
+        victim = next(name for name in zone.names if name != zone.leader)
+        for at in range(0, 400, 20):
+            await publish(zone, PAYLOADS[at : at + 20])
+        await zone.level()
+        await zone.until(lambda: zone.sinks[zone.leader].journal.first_index > 2, "the journal is cut")
+        await zone.stop(victim)
+        zone.wipe(victim)
+        append, refusals = PartitionLog.append, iter(range(2))
+
+        def full(self, *arguments):
+            if victim in str(self.folder) and next(refusals, None) is not None:
+                raise OSError(errno.ENOSPC, "no space left on device")
+            append(self, *arguments)
+
+        monkeypatch.setattr(PartitionLog, "append", full)
+        await zone.start(victim)
+        await zone.until(lambda: zone.status(victim)["busy"] == "no space to be filled", "it waits")
+        await all_have(zone, PAYLOADS)
 
 
 @pytest.mark.parametrize("loss", ["wiped", "flipped", "rolled back"])

@@ -26,6 +26,7 @@ from sinkd.core import commands
 from sinkd.core.formats import Checkpoint
 from sinkd.core.machine import Machine, Result, Taken
 from sinkd.core.membership import Members, Membership, problem_of_change
+from sinkd.shell.files import NO_SPACE
 from sinkd.shell.journal import Journal
 from sinkd.shell.raft import REGULAR, Member
 from sinkd.shell.store import Store
@@ -219,17 +220,25 @@ class Group:
     async def install(self, saved: Checkpoint, write: Callable[[], None]) -> bool:
         """Goes on from a checkpoint whose segments are all here; `write` makes it durable and resets the journal.
 
-        False: what this member holds has gone beyond it meanwhile.
+        False: what this member holds has gone beyond it meanwhile. OSError of a full disk: it may be tried again.
         """
         installed = False
+        failure: OSError | None = None
 
         def work() -> None:
-            nonlocal installed
-            if saved.index > self.commit_index:
-                write()
-                installed = True
+            nonlocal installed, failure
+            try:
+                if saved.index > self.commit_index:
+                    write()
+                    installed = True
+            except OSError as error:
+                if error.errno not in NO_SPACE:
+                    raise
+                failure = error
 
         def then() -> None:
+            if failure is not None:
+                return
             self._is_filling = False
             self.member.offered = self._seen_offer = None
             if installed:
@@ -239,6 +248,8 @@ class Group:
                 self.member.replace_membership(Membership(self._machine.state.members))
 
         await self.between_ticks(work, then)
+        if failure is not None:
+            raise failure
         return installed
 
     # -- peers --------------------------------------------------------------------------------------------------------

@@ -279,19 +279,29 @@ class Sink:
             self._being_filled = self._watch(self._fill())
 
     async def _fill(self) -> None:
-        assert self.filling is not None
         while (saved := self.group.member.offered) is not None:
             self.group.begin_filling(f"fills its log up to entry {saved.index}")
             log.info("filling", node=self.node.name, index=saved.index)
-            await self._flush()
-            await self.filling.fill(saved)
-            await self._flush()
-            if self.group.member.offered is not saved:
-                continue  # a newer one has come meanwhile: go on to that
-            if await self.group.install(saved, partial(self._write_installed, saved)):
-                self.checkpoint_index = saved.index
-                self.links.streams_changed()
-                log.info("filled", node=self.node.name, index=saved.index, pulled_bytes=self.filling.pulled_bytes)
+            try:
+                await self._fill_up_to(saved)
+            except OSError as error:
+                if error.errno not in NO_SPACE:
+                    raise
+                log.warning("no_space_to_be_filled", error=str(error))
+                self.group.begin_filling("no space to be filled")
+                await asyncio.sleep(limits.FLUSH_INTERVAL_MS / 1000)
+
+    async def _fill_up_to(self, saved: Checkpoint) -> None:
+        """Unless a newer checkpoint comes meanwhile."""
+        assert self.filling is not None
+        await self._flush()
+        await self.filling.fill(saved)
+        await self._flush()
+        is_newest = self.group.member.offered is saved
+        if is_newest and await self.group.install(saved, partial(self._write_installed, saved)):
+            self.checkpoint_index = saved.index
+            self.links.streams_changed()
+            log.info("filled", node=self.node.name, index=saved.index, pulled_bytes=self.filling.pulled_bytes)
 
     def _write_installed(self, saved: Checkpoint) -> None:
         """Between two ticks, on the journal's thread."""
