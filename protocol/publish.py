@@ -136,6 +136,28 @@ def pub_ack(stream: str, zone: str, partition: int, partitions: int, offset: int
     return msgspec.json.encode(answer | {"domain": zone, "partition": partition, "offset": offset, "zone": zone})
 
 
+class AckForm(NamedTuple):
+    """What the PubAcks of one partition have in common: `begin`, seq, `middle`, offset, `end`."""
+
+    begin: bytes
+    middle: bytes
+    end: bytes
+    partition: int
+    partitions: int
+
+    def ack(self, offset: int) -> bytes:
+        """As `pub_ack`, of an event that nobody has sent before."""
+        seq = sequence_of(offset, self.partition, self.partitions)
+        return b"%b%d%b%d%b" % (self.begin, seq, self.middle, offset, self.end)
+
+
+def ack_form(stream: str, zone: str, partition: int, partitions: int) -> AckForm:
+    """For many PubAcks of one partition."""
+    stream_json, zone_json = msgspec.json.encode(stream), msgspec.json.encode(zone)
+    middle = b',"domain":%b,"partition":%d,"offset":' % (zone_json, partition)
+    return AckForm(b'{"stream":%b,"seq":' % stream_json, middle, b',"zone":%b}' % zone_json, partition, partitions)
+
+
 def logged_ack(stream: str, zone: str, partition: int) -> bytes:
     """The PubAck of a stream with `ack = "logged"`: in the outbox and on its way; its offset is not known yet."""
     return msgspec.json.encode(

@@ -3,31 +3,24 @@
 import random
 
 import pytest
-from support.gateway import ENGINES, Hooks, PlaneClient, make_plane
+from support.gateway import ENGINES, PlaneClient
+from support.lanes import BLOCK, CONNECT, EVENTS, ID, Keeping, ack, answers, sent
 from support.streams import state
 
-from gateway.core.lanes import Lane
-from gateway.core.outbox import Outbox
-from gateway.core.session import Session
+from gateway.core.lanes import REPLY_BYTES, Lane
 from protocol import engine as record_engine
-from protocol import envelope, link
+from protocol import link
 from protocol.limits import BATCH_BYTES_TARGET
-from protocol.link import Appended, Opened
+from protocol.link import Opened
 from protocol.records import Event, record_bytes_max
-from protocol.streams import StreamState
 
-CONNECT = b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"no_responders":true}\r\n'
-BLOCK = b"NATS/1.0\r\nA: b\r\n\r\n"
-ID = b"NATS/1.0\r\nNats-Msg-Id: %d\r\n\r\n"
-ORDERS = state("orders", outbox_bytes=20_000_000)
-EVENTS = state("events", subjects=(">",), reply="header", outbox_bytes=20_000_000)
 on_both = pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
 
 
 def open_lane(engine, room_bytes: int = 10_000) -> Lane:
     lane = engine.lane(engine.room())
     lane.room.bytes_max = room_bytes
-    lane.builder = record_engine.BEST.builder()
+    lane.builder, lane.replies = record_engine.BEST.builder(), lane.new_replies()
     return lane
 
 
@@ -65,6 +58,34 @@ def test_a_lane_leaves_room(engine):
 
 
 @on_both
+def test_a_lane_remembers_who_waits(engine):
+    lane = open_lane(engine)
+    replies = lane.replies
+    for reply in (b"", b"in.1", b"", b"\xff"):
+        assert lane.take(b"a", b"a", 1, b"", b"", reply)
+    assert (replies.items(), len(replies)) == ([(1, b"in.1"), (3, b"\xff")], 2)
+    assert replies.size_bytes == 2 * REPLY_BYTES + 5
+    assert lane.room.used_bytes == lane.builder.size_bytes + replies.size_bytes
+    assert not lane.take(b"a", b"a", 1, b"", b"", b"$LOG.x")
+    lane.replies = None
+    assert not lane.take(b"a", b"a", 1, b"", b"", b"in.2")
+    assert lane.take(b"a", b"a", 1, b"", b"")
+    lane.answers = False
+    assert lane.take(b"a", b"a", 1, b"", b"", b"in.2")
+    assert (lane.taken, lane.builder.count, len(replies)) == (6, 6, 2)
+
+
+@on_both
+def test_who_waits_needs_room_too(engine):
+    size_bytes = record_bytes_max(b"a", b"a", b"", b"")
+    lane = open_lane(engine, size_bytes + REPLY_BYTES + 2)
+    assert not lane.take(b"a", b"a", 1, b"", b"", b"in")
+    assert len(lane.replies) == lane.builder.count == 0
+    lane.room.bytes_max += 1
+    assert lane.take(b"a", b"a", 1, b"", b"", b"in")
+
+
+@on_both
 def test_a_lane_does_not_make_a_batch_too_big(engine):
     lane = open_lane(engine, 10 * BATCH_BYTES_TARGET)
     rest = BATCH_BYTES_TARGET - record_bytes_max(b"a", b"a", b"", b"")
@@ -76,66 +97,11 @@ def test_a_lane_does_not_make_a_batch_too_big(engine):
 # -- lanes of an outbox, behind a plane -------------------------------------------------------------------------------
 
 
-class Keeping(Hooks):
-    """Hooks with an outbox, and with a sink that takes everything; what goes the long way is counted."""
-
-    def __init__(self, engine, *streams: StreamState) -> None:
-        super().__init__()
-        self.long_way = self.kept_reads = 0
-        self.answered: list[str] = []
-        self.now_ms = self.clock_ms = 1_000
-        self.outbox = Outbox("eu", lambda account, reply, answer: self.answered.append(reply), engine=engine)
-        self.outbox.set_streams(streams or (ORDERS, EVENTS))
-        self.outbox.link_up(Opened(1, 1, b"n", ()))
-        self.log: list[Event] = []
-        self.plane = make_plane(self, engine)
-
-    def keeps(self, account: str, subject: str) -> bool:
-        return self.outbox.routes.plan(account, subject, b"") is not None
-
-    def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
-        self.long_way += 1
-        event = session.account.name, subject, reply, header_block, payload
-        answers, has_room = self.outbox.publish(*event, self.now_ms, self.clock_ms)
-        if not has_room:
-            self.plane.pause(session)
-        return answers
-
-    def lane(self, account: str, subject: str) -> tuple[Lane, bytes] | None:
-        return self.outbox.lane(account, subject)
-
-    def wall_ms(self) -> int:
-        return self.clock_ms
-
-    def kept(self) -> None:
-        self.kept_reads += 1
-
-    def carry(self) -> None:
-        """Everything into the log, and the answers back."""
-        self.now_ms += 1
-        while not self.outbox.is_empty:
-            self.outbox.flush(self.now_ms)
-            data, self.outbox.frames = b"".join(self.outbox.frames), []
-            for frame in link.FrameReader().feed(data):
-                for head, batch, _ in envelope.unpack(frame.tail):
-                    base, records = len(self.log), record_engine.BEST.read_records(batch)
-                    self.log += [Event(r.subject, r.key, r.timestamp_ms, r.header_block, r.payload) for r in records]
-                    names = head.stream, head.incarnation, head.partition, head.first_sequence
-                    self.outbox.appended(Appended(head.producer_id, head.epoch, *names, base))
-
-
-def publish(subject: bytes, payload: bytes, block: bytes = b"", reply: bytes = b"") -> bytes:
-    words = subject + (b" " + reply if reply else b"")
-    if block:
-        return b"HPUB %b %d %d\r\n%b%b\r\n" % (words, len(block), len(block) + len(payload), block, payload)
-    return b"PUB %b %d\r\n%b\r\n" % (words, len(payload), payload)
-
-
 @on_both
 def test_only_the_first_of_many_goes_the_long_way(engine):
     hooks = Keeping(engine)
     client = PlaneClient(hooks.plane, CONNECT + b"SUB orders.> 1\r\n")
-    got = client.send(b"".join(publish(b"orders.new", b"%d" % n) for n in range(200)))
+    got = client.send(b"".join(sent(b"orders.new", b"%d" % n) for n in range(200)))
     assert (hooks.long_way, hooks.kept_reads) == (1, 1)
     assert got.count(b"MSG orders.new 1 ") == 200
     assert hooks.outbox.counters.captured == 200
@@ -146,29 +112,28 @@ def test_only_the_first_of_many_goes_the_long_way(engine):
 
 
 @on_both
-def test_what_asks_or_is_waited_for_goes_the_long_way(engine):
+def test_what_asks_goes_the_long_way(engine):
     hooks = Keeping(engine)
-    client = PlaneClient(hooks.plane, CONNECT)
-    plain = publish(b"orders.new", b"") + publish(b"orders.new", b"", BLOCK)
-    for sent, long_way in (
+    client = PlaneClient(hooks.plane, CONNECT + b"SUB in.* 1\r\n")
+    plain = sent(b"orders.new", b"") + sent(b"orders.new", b"", BLOCK) + sent(b"orders.new", b"", b"", b"in.1")
+    for what, long_way in (
         (plain, 1),
-        (publish(b"orders.new", b"", b"", b"r"), 2),
-        (publish(b"orders.new", b"", ID % 1), 3),
-        (publish(b"orders.new", b"", b"NATS/1.0\r\nMesh-Ack: quorum\r\n\r\n"), 4),
-        (plain, 5),
-        (publish(b"x", b"") + publish(b"x", b"", b"", b"r") + publish(b"x", b"", ID % 2, b"r"), 7),
+        (sent(b"orders.new", b"", ID % 1), 2),
+        (sent(b"orders.new", b"", b"NATS/1.0\r\nMesh-Ack: quorum\r\n\r\n"), 3),
+        (plain, 4),
+        (sent(b"x", b"") + sent(b"x", b"", b"", b"in.2") + sent(b"x", b"", ID % 2, b"in.3"), 6),
     ):
-        client.send(sent)
+        client.send(what)
         assert hooks.long_way == long_way
     hooks.carry()
-    assert hooks.answered == ["r", "r"]
+    assert answers(client.take()).keys() == {b"1", b"3"}
 
 
 @on_both
 def test_a_request_that_nobody_hears_is_told_so_and_kept(engine):
     hooks = Keeping(engine, EVENTS)
     client = PlaneClient(hooks.plane, CONNECT + b"SUB in 1\r\n")
-    got = client.send(publish(b"x", b"1") + publish(b"x", b"2", b"", b"in"))
+    got = client.send(sent(b"x", b"1") + sent(b"x", b"2", b"", b"in"))
     assert (hooks.long_way, got.count(b"NATS/1.0 503")) == (1, 1)
     hooks.carry()
     assert [event.payload for event in hooks.log] == [b"1", b"2"]
@@ -178,7 +143,7 @@ def test_a_request_that_nobody_hears_is_told_so_and_kept(engine):
 def test_a_key_that_stands_in_a_header_is_looked_up(engine):
     hooks = Keeping(engine, state("orders", key="header:A"))
     client = PlaneClient(hooks.plane, CONNECT)
-    client.send(publish(b"orders.new", b"1") + publish(b"orders.new", b"2", BLOCK) + publish(b"orders.new", b"3"))
+    client.send(sent(b"orders.new", b"1") + sent(b"orders.new", b"2", BLOCK) + sent(b"orders.new", b"3"))
     assert hooks.long_way == 2
     hooks.carry()
     assert [event.key for event in hooks.log] == [b"orders.new", b"b", b"orders.new"]
@@ -188,7 +153,7 @@ def test_a_key_that_stands_in_a_header_is_looked_up(engine):
 def test_a_full_outbox_stops_who_publishes_by_lane(engine):
     hooks = Keeping(engine, state("orders", outbox_bytes=2_000))
     client = PlaneClient(hooks.plane, CONNECT)
-    client.send(b"".join(publish(b"orders.new", b"%02d" % n) for n in range(50)))
+    client.send(b"".join(sent(b"orders.new", b"%02d" % n) for n in range(50)))
     assert client.session.paused
     size_bytes = record_bytes_max(b"orders.new", b"orders.new", b"", b"00")
     assert 2_000 <= hooks.outbox.size_bytes < 2_000 + size_bytes
@@ -204,16 +169,16 @@ def test_a_full_outbox_stops_who_publishes_by_lane(engine):
 def test_when_streams_change_events_go_where_they_belong_now(engine):
     hooks = Keeping(engine)
     client = PlaneClient(hooks.plane, CONNECT)
-    client.send(publish(b"orders.new", b"1") + publish(b"orders.new", b"2"))
+    client.send(sent(b"orders.new", b"1") + sent(b"orders.new", b"2"))
     hooks.outbox.flush(hooks.now_ms)  # on its way to `orders`
     hooks.outbox.set_streams([state("orders", retired=True, revision=2), EVENTS])
-    client.send(publish(b"orders.new", b"3") + publish(b"orders.new", b"4"))  # the plane has not been told
+    client.send(sent(b"orders.new", b"3") + sent(b"orders.new", b"4"))  # the plane has not been told
     hooks.plane.routes_changed()
-    client.send(publish(b"orders.new", b"5") + publish(b"orders.new", b"6"))
+    client.send(sent(b"orders.new", b"5") + sent(b"orders.new", b"6"))
     assert hooks.long_way == 5  # behind what is on its way, all of them
     hooks.carry()
     assert [event.payload for event in hooks.log] == [b"%d" % n for n in range(1, 7)]
-    client.send(publish(b"orders.new", b"7") + publish(b"orders.new", b"8"))
+    client.send(sent(b"orders.new", b"7") + sent(b"orders.new", b"8"))
     assert hooks.long_way == 6
 
 
@@ -223,31 +188,36 @@ def test_no_event_is_lost_doubled_or_overtaken(engine):
     for seed in range(20):
         chance = random.Random(seed)
         hooks = Keeping(engine, state("orders", outbox_bytes=10_000_000), EVENTS)
-        client = PlaneClient(hooks.plane, CONNECT + b"SUB in 1\r\n")
-        sent = []
+        client = PlaneClient(hooks.plane, CONNECT + b"SUB in.* 1\r\n")
+        published, waiting, got = [], set(), b""
         for _ in range(60):
             read = b""
             for _ in range(chance.randrange(1, 30)):
-                number = len(sent)
-                sent.append(b"%d" % number + b"." * chance.choice((0, 10, 3_000)))
+                number = len(published)
+                published.append(b"%d" % number + b"." * chance.choice((0, 10, 3_000)))
                 block = chance.choice((b"", b"", b"", BLOCK, ID % number, b"NATS/1.0\r\nnot plain\r\n\r\n"))
-                reply = chance.choice((b"", b"", b"", b"in"))
-                read += publish(chance.choice((b"orders.a", b"orders.b")), sent[-1], block, reply)
+                reply = chance.choice((b"", b"", b"", b"in.%d" % number, b"in.%d" % number))
+                waiting |= {number} if reply else set()
+                read += sent(chance.choice((b"orders.a", b"orders.b")), published[-1], block, reply)
             hooks.clock_ms += chance.randrange(-3, 5)
             hooks.now_ms += chance.randrange(3)
-            client.send(read)
+            got += client.send(read)
             if chance.random() < 0.3:
                 hooks.outbox.flush(hooks.now_ms)
             if chance.random() < 0.2:
                 hooks.carry()
+            if chance.random() < 0.02:
+                hooks.outbox.tick(hooks.now_ms)
             if chance.random() < 0.1:  # a link that is lost: all that was sent has to be sent again
                 hooks.outbox.link_down(hooks.now_ms)
                 hooks.outbox.link_up(Opened(1, 1, b"n", _reached(hooks)))
         hooks.carry()
-        assert [event.payload for event in hooks.log] == sent, seed
-        assert hooks.outbox.counters.captured == hooks.outbox.counters.appended == len(sent)
+        assert [event.payload for event in hooks.log] == published, seed
+        told = answers(got + client.take())
+        assert told == {b"%d" % number: ack(number) for number in waiting}
+        assert hooks.outbox.counters.captured == hooks.outbox.counters.appended == len(published)
         assert hooks.outbox.size_bytes == 0
-        assert hooks.long_way < len(sent)
+        assert hooks.long_way < len(published)
 
 
 def _reached(hooks: Keeping) -> tuple[link.Reached, ...]:

@@ -130,6 +130,14 @@ def test_seq_is_unique_over_partitions_and_rises_in_each():
     assert seen == set(range(1, 31))
 
 
+@pytest.mark.parametrize("name", ["orders", 'a"b\\c', "\u00e9\u4e16", "x" * 300])
+@pytest.mark.parametrize(("partition", "partitions"), [(0, 1), (2, 3), (1023, 1024)])
+def test_the_form_of_pub_acks_makes_the_same_bytes(name, partition, partitions):
+    form = publish.ack_form(name, name, partition, partitions)
+    for offset in (0, 9, 10, 123_456, 2**50):
+        assert form.ack(offset) == publish.pub_ack(name, name, partition, partitions, offset)
+
+
 def test_a_logged_pub_ack_promises_no_place():
     assert json.loads(publish.logged_ack("orders", "eu", 2)) == {
         "stream": "orders", "seq": 0, "domain": "eu", "partition": 2, "zone": "eu", "ack": "logged",

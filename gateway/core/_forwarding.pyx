@@ -10,7 +10,8 @@ CR LF. Whatever is written otherwise, is not complete, or is no publish goes pie
 in the reference, and then to the policy.
 
 The parts that are no loop stand in files of their own, by the subjects of the reference, and are compiled into this one
-module, so that C can inline across them: `_subscriptions.pxi`, `_plans.pxi`, `_sessions.pxi`, `_routed.pxi`.
+module, so that C can inline across them: `_lanes.pxi`, `_subscriptions.pxi`, `_plans.pxi`, `_sessions.pxi`,
+`_routed.pxi`, `_answers.pxi`.
 
 No Python object is made per message. One is made per read and receiver: the output is written into a `bytes` object
 that grows, which the shell then takes and hands to the socket as it is.
@@ -27,13 +28,14 @@ from cpython.list cimport PyList_GET_ITEM, PyList_GET_SIZE
 from cpython.ref cimport Py_DECREF, Py_INCREF, PyObject
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.stdio cimport snprintf
-from libc.stdlib cimport calloc, free
+from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memchr, memcmp, memcpy
 
 from protocol._records cimport BatchBuilder
 
 from gateway.core.forwarding import Kind, Stats
 from gateway.core.identity import EVERYTHING
+from gateway.core.lanes import REPLY_BYTES
 from gateway.core.sublist import Result
 from protocol import nats, routes, subjects
 from protocol.limits import BATCH_BYTES_TARGET, ROUTE_PLAN_BYTES_MAX, ROUTE_PLANS_MAX, TURN_BYTES_MAX, TURN_EVENT_BYTES
@@ -67,6 +69,7 @@ cdef Py_ssize_t _TURN_BYTES_MAX = TURN_BYTES_MAX
 cdef Py_ssize_t _TURN_EVENT_BYTES = TURN_EVENT_BYTES
 cdef Py_ssize_t _PLAN_BYTES_MAX = ROUTE_PLAN_BYTES_MAX
 cdef Py_ssize_t _BATCH_BYTES_TARGET = BATCH_BYTES_TARGET
+cdef Py_ssize_t _REPLY_BYTES = REPLY_BYTES
 cdef int _KEPT = Kind.KEPT
 
 cdef enum:
@@ -81,6 +84,8 @@ cdef enum:
     FRAME_HEAD_BYTES = 64  # what a frame needs beside its subject, sid, reply and payload
     MANAGED_BYTES_MAX = 512  # of a SUB or UNSUB that need not be looked at more closely
     RECORD_BOUND_BYTES = 96  # of an event in a batch, beside what is in it: as in record_bytes_max
+    HEAD_BYTES = 6  # of a head, beside the subject
+    REPLIES_ROOM_MIN = 1024  # of the reply subjects that wait beside a batch
     PUBLISH_BYTES_MIN = 11  # PUB a 0, empty
     # What work counts as in a turn that copies nothing: so many bytes could be copied meanwhile, roughly.
     TURN_LOOK_BYTES = 4  # at a receiver, whether it gets a message
@@ -289,6 +294,14 @@ cdef class Forwarder:
         head = _head(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
         return self._spread(None, account, head, _arrange(plain, queues), reply, header_block, payload)
 
+    def answer(self, Account account not None, Replies replies not None, form, int64_t base_offset):
+        try:
+            _answer(self, account, replies, form, base_offset)
+        finally:
+            self.stats.out_msgs += self.out_msgs
+            self.stats.out_bytes += self.out_bytes
+            self.out_msgs = self.out_bytes = 0
+
     def deliver(self, list receivers not None, bytes subject not None, bytes reply not None,
                 bytes header_block not None, bytes payload not None):
         cdef Receivers plain = Receivers.__new__(Receivers)  # some may be closed, and know their session no more
@@ -352,6 +365,7 @@ cdef class Forwarder:
         """A publish that the parser has read; as in the reference."""
         cdef bytes subject = event[0], reply = event[1], header_block = event[2], payload = event[3]
         cdef Plan plan
+        cdef bint answered
         cdef Py_ssize_t size_bytes = len(header_block) + len(payload)
         session.in_msgs += 1
         session.in_bytes += size_bytes
@@ -360,14 +374,16 @@ cdef class Forwarder:
         self.stats.in_bytes += size_bytes
         plan = self._plan(session, PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
         if plan.kind and (plan.lane is None or not self._keep(
-            plan, len(reply), PyBytes_AS_STRING(header_block), len(header_block), PyBytes_AS_STRING(payload), len(payload)
+            plan, PyBytes_AS_STRING(header_block), len(header_block), PyBytes_AS_STRING(payload), len(payload),
+            PyBytes_AS_STRING(reply), len(reply),
         )):
             self.policy.special(session, event, plan.kind)
             return
         if session.verbose:
             self.write(session, _OK)
+        answered = plan.kind and plan.lane.answers
         receivers = self._spread(session, session._account, plan.head, plan.receivers, reply, header_block, payload)
-        if receivers == 0 and reply:
+        if receivers == 0 and reply and not answered:
             self.policy.unanswered(session, _decode(reply), _decode(subject))
 
     cdef Plan _plan(self, Session session, const char* subject, Py_ssize_t size):
@@ -439,8 +455,10 @@ cdef class Forwarder:
         cdef const char* subject
         cdef const char* after
         cdef Py_ssize_t subject_size, max_line, max_payload, managed
+        cdef Py_ssize_t receivers
         cdef int64_t in_msgs = 0, in_bytes = 0
         cdef int numbers
+        cdef bint answered
         if session.verbose or session.pedantic or not session.connected:
             return 0
         max_line = session.parser.max_control_line_bytes
@@ -485,12 +503,14 @@ cdef class Forwarder:
                 if plan is None:
                     plan = self._plan(session, subject, subject_size)
                 if plan.kind and (plan.lane is None or not self._keep(
-                    plan, message.reply_size, message.payload - message.header_size, message.header_size,
-                    message.payload, message.payload_size,
+                    plan, message.payload - message.header_size, message.header_size, message.payload,
+                    message.payload_size, message.reply, message.reply_size,
                 )):
                     self._special(session, plan, subject, &message)
-                elif self._send(session, session._account, plan.head, plan.receivers, &message) == 0:
-                    if message.reply_size and session.no_responders:
+                else:
+                    answered = plan.kind and plan.lane.answers  # before the plan may go: others are called now
+                    receivers = self._send(session, session._account, plan.head, plan.receivers, &message)
+                    if receivers == 0 and message.reply_size and not answered and session.no_responders:
                         self.turn_bytes += _TURN_EVENT_BYTES
                         self.policy.unanswered(
                             session,
@@ -575,11 +595,11 @@ cdef class Forwarder:
         self.policy.special(session, event, plan.kind)
         self.interrupted = True
 
-    cdef bint _keep(self, Plan plan, Py_ssize_t reply_size, const char* block, Py_ssize_t block_size,
-                    const char* payload, Py_ssize_t payload_size) except -1:
+    cdef bint _keep(self, Plan plan, const char* block, Py_ssize_t block_size, const char* payload,
+                    Py_ssize_t payload_size, const char* reply, Py_ssize_t reply_size) except -1:
         """Whether the lane takes the event, so that nothing about it is special any more."""
         cdef Lane lane = plan.lane
-        if lane.builder is None or (reply_size and lane.answers):
+        if lane.builder is None:
             return False
         if block_size and (not lane.takes_headers or _may_ask(block, block_size)):
             return False
@@ -587,7 +607,8 @@ cdef class Forwarder:
             self.wall_ms = self.policy.wall_ms()
             self.knows_wall_ms = True
         if not lane.put(
-            plan.subject, plan.subject_size, plan.key, self.wall_ms, block, block_size, payload, payload_size
+            plan.subject, plan.subject_size, plan.key, self.wall_ms, block, block_size, payload, payload_size,
+            reply, reply_size,
         ):
             return False
         self.keeps = True
@@ -787,7 +808,7 @@ cdef char* _put_plain(char* out, Message* message) noexcept:
 
 
 cdef bytes _head(const char* subject, Py_ssize_t size):
-    cdef bytes head = PyBytes_FromStringAndSize(NULL, size + 6)
+    cdef bytes head = PyBytes_FromStringAndSize(NULL, size + HEAD_BYTES)
     cdef char* text = PyBytes_AS_STRING(head)
     memcpy(text, b"HMSG ", 5)
     memcpy(text + 5, subject, size)
@@ -803,3 +824,4 @@ cdef bytes _rest(bytes reply, bytes header_block, bytes payload):
 
 
 include "_routed.pxi"
+include "_answers.pxi"

@@ -200,9 +200,9 @@ cdef class Plans:
         """A plan that is held was renewed, and has other receivers than before."""
         self.size_bytes += plan.size_bytes - before_bytes
         if self.size_bytes > _PLAN_BYTES_MAX:
-            receivers, generation = plan.receivers, plan.generation
+            receivers, lane, generation = plan.receivers, plan.lane, plan.generation
             self._drop_all()
-            plan.receivers, plan.generation = receivers, generation
+            plan.receivers, plan.lane, plan.generation = receivers, lane, generation
             self.keep(plan)
 
     cdef Plan candidate(self, uint64_t mixed):

@@ -18,8 +18,9 @@ goes to each peer once, however many want it there, and names the queue groups w
 members of a group behind workers of the same gateway (`near`) have the same chance, as with one server; peers that are
 other gateways are asked only where nobody here can have it. What comes from a peer is delivered and never passed on.
 
-An event that a stream keeps, and that asks nothing of the log, goes to everybody who gets it and into a lane
-(`gateway.core.lanes`), which the plan names; what the lane does not take is special.
+An event that a stream keeps, and that asks nothing more of the log, goes to everybody who gets it and into a lane
+(`gateway.core.lanes`), which the plan names; what the lane does not take is special. When such events are in the log,
+`answer` tells those who wait for it.
 
 Fairness: one call of `receive` stops after `TURN_BYTES_MAX` bytes of work and says that there is more; the parser
 (here) or the session (in the twin) keeps the rest. What is copied counts by its size, what Python acts on as
@@ -32,7 +33,7 @@ from enum import IntFlag
 from typing import NamedTuple, Protocol
 
 from gateway.core.identity import Permissions
-from gateway.core.lanes import Lane
+from gateway.core.lanes import Lane, Replies
 from gateway.core.session import Account, Session, Subscription
 from gateway.core.sublist import Result
 from protocol import nats, publish, routes, subjects
@@ -43,6 +44,7 @@ from protocol.limits import (
     TURN_BYTES_MAX,
     TURN_EVENT_BYTES,
 )
+from protocol.publish import AckForm
 
 __all__ = ["Account", "Forwarder", "Kind", "Plan", "Plans", "Policy", "Session", "Stats", "Subscription"]
 
@@ -311,6 +313,11 @@ class Forwarder:
             receivers = self._plan(sender, subject).receivers
         return self._send(receivers, account, sender, _Message(subject, reply, header_block, payload))
 
+    def answer(self, account: Account, replies: Replies, form: AckForm, base_offset: int) -> None:
+        """Route a PubAck to each who waits: event `number` stands at `base_offset` + `number`."""
+        for number, reply in replies.items():
+            self.route(account, None, reply, b"", b"", form.ack(base_offset + number))
+
     def deliver(
         self, receivers: list[Subscription], subject: bytes, reply: bytes, header_block: bytes, payload: bytes
     ) -> int:
@@ -353,20 +360,21 @@ class Forwarder:
             self.write(session, nats.OK)
         message = _Message(subject, reply, header_block, payload)
         receivers = self._send(plan.receivers, session.account, session, message)
-        if receivers == 0 and reply:
+        answered = plan.kind and plan.lane is not None and plan.lane[0].answers
+        if receivers == 0 and reply and not answered:
             self._policy.unanswered(session, subjects.decode(reply), subjects.decode(subject))
 
     def _keep(self, way: tuple[Lane, bytes], event: nats.Publish) -> bool:
         """Whether the lane takes the event, so that nothing about it is special any more."""
         lane, key = way
         subject, reply, header_block, payload = event
-        if lane.builder is None or (reply and lane.answers):
+        if lane.builder is None:
             return False
         if header_block and (not lane.takes_headers or publish.may_ask(header_block)):
             return False
         if self._wall_ms is None:
             self._wall_ms = self._policy.wall_ms()
-        taken = lane.take(subject, key, self._wall_ms, header_block, payload)
+        taken = lane.take(subject, key, self._wall_ms, header_block, payload, reply)
         self._keeps |= taken
         return taken
 

@@ -23,8 +23,9 @@ A deduplication id that is on its way already is not sent twice: the second publ
 With a `spool` every step is noted there (`gateway.core.spool`), and whatever a step promises leaves when it is noted: a
 `logged` answer when the event is, a refusal when it is noted that the event is gone, a batch when its sequences are.
 
-Without a spool, most events take a shorter way: they ask nothing and nobody waits for them, so after the first has come
-here, the next come by a lane (`gateway.core.lanes`), until something else comes or a batch is formed.
+Without a spool, most events take a shorter way: they ask nothing but to be kept, so after the first has come here, the
+next come by a lane (`gateway.core.lanes`), until something else comes or a batch is formed. Those whose publisher waits
+do so only while the link is up: for how long they have waited is then told by the link, and not kept for each.
 """
 
 from collections import deque
@@ -33,7 +34,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from gateway.core.engine import BEST, Engine
-from gateway.core.lanes import Lane, Room
+from gateway.core.lanes import REPLY_BYTES, Lane, Replies, Room
 from gateway.core.partition_outbox import NO_HEADERS, Batch, Entry, Held, PartitionOutbox, event_bytes_max
 from gateway.core.routes import StreamRoutes, place
 from gateway.core.spool import Spool
@@ -44,7 +45,7 @@ from protocol.limits import (
     BATCH_BYTES_TARGET,
     NEVER_SENT_REFUSE_MS,
 )
-from protocol.publish import Refusal
+from protocol.publish import AckForm, Refusal
 from protocol.records import Event
 from protocol.streams import StreamState
 
@@ -52,6 +53,8 @@ RETRY_PAUSE_MS = 200  # before a batch is tried again that was refused for a rea
 
 Answer = Callable[[str, str, bytes], None]
 """answer(account, reply subject in it, JSON)"""
+AnswerMany = Callable[[str, Replies, AckForm, int], None]
+"""answer_many(account, reply subjects in it, their PubAcks, the offset of event 0)"""
 
 
 class Counters:
@@ -76,12 +79,14 @@ class Outbox:
         *,
         spool: Spool | None = None,
         answer_when_kept: Answer | None = None,
+        answer_many: AnswerMany | None = None,
         engine: Engine = BEST,
     ) -> None:
         """With `spool`, `answer_when_kept` gets answers that may leave only when what is noted there is written.
 
-        Lanes are of `engine`, that of the plane.
+        Without `answer_many`, `answer` is called for each. Lanes are of `engine`, that of the plane.
         """
+        self._answer_many = answer_many or self._answer_each
         self._zone, self._answer, self._answer_when_kept = zone, answer, answer_when_kept or answer
         self._spool, self._engine = spool, engine
         self.is_shut = False  # while nothing more can be kept: as if every stream's part of the outbox were full
@@ -131,8 +136,8 @@ class Outbox:
         wanted = reply if headers.asks or stream.reply == "always" else ""
         partition, key = self._destination(plan, subject, header_block)
         event = Event(subjects.encode(subject), key, timestamp_ms, header_block, payload)
-        if not wanted and not headers.asks and self._append(partition, event, now_ms, stream, gives_up=gives_up):
-            return False, self.has_room(stream)
+        if not headers.asks and self._append(partition, event, wanted, now_ms, stream, gives_up=gives_up):
+            return bool(wanted), self.has_room(stream)
         entry = Entry(event, headers, now_ms)
         refusal = _unfit(stream, entry)
         if refusal is None and self._follows(partition, entry, wanted, stream):
@@ -149,15 +154,21 @@ class Outbox:
         return bool(wanted), self.has_room(stream)
 
     def _append(
-        self, partition: PartitionOutbox, event: Event, now_ms: int, stream: StreamState, *, gives_up: bool
+        self, partition: PartitionOutbox, event: Event, wanted: str, now_ms: int, stream: StreamState, *, gives_up: bool
     ) -> bool:
-        """Takes an event that asks nothing and that nobody waits for, unless it needs a closer look."""
+        """Takes an event that asks nothing, unless it needs a closer look."""
         size_bytes = event_bytes_max(event)
-        if self._spool is not None or size_bytes > BATCH_BYTES_TARGET or (gives_up and not self.has_room(stream)):
+        takes_replies = self._producer is not None and stream.ack != "logged"
+        if self._spool is not None or size_bytes > BATCH_BYTES_TARGET or (wanted and not takes_replies):
+            return False
+        if (gives_up or wanted) and not self.has_room(stream):
+            return False
+        if wanted.startswith("$"):  # perhaps a system subject: `answer` knows
             return False
         self._counters.captured += 1
-        partition.append(event, size_bytes, now_ms, opens=not self._leaving)
-        self._room(partition.stream).used_bytes += size_bytes
+        partition.append(event, wanted, size_bytes, now_ms, opens=not self._leaving, takes_replies=takes_replies)
+        reply_bytes = REPLY_BYTES + len(subjects.encode(wanted)) if wanted else 0
+        self._room(partition.stream).used_bytes += size_bytes + reply_bytes
         return True
 
     def lane(self, account: str, subject: str) -> tuple[Lane, bytes] | None:
@@ -322,6 +333,7 @@ class Outbox:
         self.frames.clear()
         for partition in self._partitions.values():
             partition.awaited = 0
+            partition.lane.replies = None
 
     def tick(self, now_ms: int) -> None:
         """Refuses what waits for an answer, was never sent, and has had no leader for too long."""
@@ -329,6 +341,7 @@ class Outbox:
         if down is None or now_ms - down < NEVER_SENT_REFUSE_MS:
             return
         for partition in self._partitions.values():
+            partition.split_runs(awaited=True)
             hopeless = [
                 held
                 for held in partition.pending
@@ -439,6 +452,7 @@ class Outbox:
     def _refuse_for_good(self, partition: PartitionOutbox, batch: Batch, reason: str, found: str) -> None:
         """An expectation has failed; the batch's sequence is spent."""
         partition.in_flight.remove(batch)
+        batch.split_awaited()
         wrong = publish.wrong_last_sequence if reason == "WRONG_LAST_SEQUENCE" else publish.wrong_last_id
         self._refuse(partition, batch.entries, wrong(found))
 
@@ -451,10 +465,17 @@ class Outbox:
 
     def _acknowledge(self, partition: PartitionOutbox, held: Held, offset: int, *, known: bool = False) -> None:
         stream = partition.stream
-        for reply, follows in held.replies:
-            place = stream.name, self._zone, partition.number, stream.partitions, offset
-            self._tell(stream, reply, publish.pub_ack(*place, duplicate=known or follows))
+        place = stream.name, self._zone, partition.number, stream.partitions
+        if isinstance(held, Entry):
+            for reply, follows in held.replies:
+                self._tell(stream, reply, publish.pub_ack(*place, offset, duplicate=known or follows))
+        elif held.waiting:
+            self._answer_many(stream.account, held.waiting, publish.ack_form(*place), offset)
         self._forget(partition, held)
+
+    def _answer_each(self, account: str, replies: Replies, form: AckForm, base_offset: int) -> None:
+        for number, reply in replies.items():
+            self._answer(account, subjects.decode(reply), form.ack(base_offset + number))
 
     def _take_out_known(self, partition: PartitionOutbox, batch: Batch, known: Iterable[tuple[int, int]]) -> None:
         taken_out, entries = [], batch.by_record()
@@ -467,7 +488,7 @@ class Outbox:
 
     def _take_out_waiting(self, partition: PartitionOutbox, batch: Batch) -> None:
         """Whoever waits for an answer is told that there is no space; the other events wait for it."""
-        entries = [held for held in batch.entries if held.replies]
+        entries = batch.split_awaited()
         self._refuse(partition, entries, publish.STORAGE_FULL)
         _remove(batch.entries, entries)
 
@@ -481,7 +502,7 @@ class Outbox:
     def _refuse(self, partition: PartitionOutbox, entries: Sequence[Held], refusal: Refusal) -> None:
         for held in entries:
             self._counters.refuse(refusal, held.events)
-            for reply, _ in held.replies:
+            for reply, _ in held.replies if isinstance(held, Entry) else ():
                 self._tell_when_kept(partition.stream, reply, publish.error_answer(partition.stream.name, refusal))
             self._forget(partition, held)
 

@@ -2,9 +2,9 @@
 
 It holds and forms; what an answer means is decided by `gateway.core.outbox`.
 
-Events that nobody waits for, and that ask nothing, stand together in a *run*: encoded as they come, nothing is kept of
-each. Everything else is an *entry*. A batch is made of entries and runs in their order. What comes back from a batch
-that was refused comes back as entries: that is rare, and then each is looked at again.
+Events that ask nothing stand together in a *run*: encoded as they come, nothing is kept of each but the reply subject
+of those whose publisher waits. Everything else is an *entry*. A batch is made of entries and runs in their order. What
+comes back from a batch that was refused comes back as entries: that is rare, and then each is looked at again.
 """
 
 from collections import deque
@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple, TypeAlias
 
-from gateway.core.lanes import Lane, Room
-from protocol import envelope
+from gateway.core.lanes import REPLY_BYTES, Lane, Replies, Room
+from protocol import envelope, subjects
 from protocol.engine import BEST
 from protocol.envelope import Envelope
 from protocol.gaps import Gap, encode_gap
@@ -23,7 +23,6 @@ from protocol.records import Event, read_header, record_bytes_max
 from protocol.streams import StreamState
 
 NO_HEADERS = PublishHeaders()
-REPLY_BYTES = 100  # of memory for one who waits, beside the reply subject itself
 
 
 class Entry:
@@ -46,9 +45,10 @@ class Entry:
 
     def wait(self, reply: str, *, duplicate: bool) -> int:
         """`reply` is told the outcome too; returns what that costs in bytes."""
+        size_bytes = REPLY_BYTES + len(subjects.encode(reply))
         self.replies.append((reply, duplicate))
-        self.replies_bytes += REPLY_BYTES + len(reply)
-        return REPLY_BYTES + len(reply)
+        self.replies_bytes += size_bytes
+        return size_bytes
 
     @property
     def stands_alone(self) -> bool:
@@ -70,17 +70,16 @@ class Entry:
 
 
 class Run:
-    """Events side by side that nobody waits for and that ask nothing. `taken_ms` is the first one's."""
+    """Events side by side that ask nothing. `taken_ms` is the first one's; `waiting` are those who want an answer."""
 
-    __slots__ = ("builder", "first_record", "records", "size_bytes", "taken_ms")
+    __slots__ = ("builder", "first_record", "records", "size_bytes", "taken_ms", "waiting")
     headers = NO_HEADERS
-    replies: tuple[tuple[str, bool], ...] = ()
     gap = None
     stands_alone = False
 
-    def __init__(self, taken_ms: int) -> None:
+    def __init__(self, taken_ms: int, waiting: Replies) -> None:
         self.builder = BEST.builder()
-        self.taken_ms = taken_ms
+        self.taken_ms, self.waiting = taken_ms, waiting
         self.records = self.size_bytes = 0  # known when it is closed
         self.first_record = 0  # where it stands in its batch
 
@@ -90,7 +89,7 @@ class Run:
 
     @property
     def held_bytes(self) -> int:
-        return self.size_bytes
+        return self.size_bytes + self.waiting.size_bytes
 
     @property
     def sequences(self) -> int:
@@ -104,10 +103,13 @@ class Run:
         """Its events as entries: from the batch that it went into, or, while it waits, from itself."""
         data = self.builder.seal() if batch is None else batch
         records = list(BEST.read_records(data))[self.first_record : self.first_record + self.records]
-        return [
+        entries = [
             Entry(Event(subject, key, at_ms, block, payload), NO_HEADERS, self.taken_ms)
             for _, at_ms, key, subject, block, payload in records
         ]
+        for number, reply in self.waiting.items():
+            entries[number].wait(subjects.decode(reply), duplicate=False)
+        return entries
 
 
 Held: TypeAlias = Entry | Run
@@ -127,6 +129,13 @@ class Batch(NamedTuple):
                 places[number] = held
             number += held.records
         return places
+
+    def split_awaited(self) -> list[Entry]:
+        """Those whose publishers wait, each by itself from now on."""
+        self.entries[:] = chain.from_iterable(
+            held.split(self.data) if isinstance(held, Run) and held.waiting else [held] for held in self.entries
+        )
+        return [held for held in self.entries if isinstance(held, Entry) and held.replies]
 
 
 class PartitionOutbox:
@@ -172,18 +181,26 @@ class PartitionOutbox:
             assert isinstance(held, Entry)
             yield held
 
-    def append(self, event: Event, size_bytes: int, now_ms: int, *, opens: bool) -> None:
-        """An event that nobody waits for, at the end. `opens`: more of the kind may come by the lane."""
+    def append(
+        self, event: Event, reply: str, size_bytes: int, now_ms: int, *, opens: bool, takes_replies: bool
+    ) -> None:
+        """An event that asks nothing, at the end, and who waits for it.
+
+        `opens`: more of the kind may come by the lane; `takes_replies`: also such that somebody waits for.
+        """
         run = self._run
         if run is None or run.builder.size_bytes + size_bytes > BATCH_BYTES_TARGET:
             self.close_run()
-            run = self._run = Run(now_ms)
+            run = self._run = Run(now_ms, self.lane.new_replies())
+        if reply:
+            run.waiting.add(run.builder.count, subjects.encode(reply))
         run.builder.add(*event)
         self.lane.builder = run.builder if opens else None
+        self.lane.replies = run.waiting if takes_replies else None
 
     def close_run(self) -> None:
         """Nothing more is added to the last run: something else comes behind it, or it goes."""
-        self.lane.builder = None
+        self.lane.builder = self.lane.replies = None
         run, self._run = self._run, None
         if run is not None:
             run.close()
@@ -207,13 +224,16 @@ class PartitionOutbox:
         """Whether anything waits."""
         return bool(self._pending) or self._run is not None
 
-    def split_runs(self) -> None:
-        """Makes every event that waits an entry, to be looked at by itself."""
-        pending, self.pending = list(self.pending), deque()
-        for held in pending:
-            for entry in held.split() if isinstance(held, Run) else (held,):
-                self._pending.append(entry)
-                self._pending_bytes += entry.size_bytes
+    def split_runs(self, *, awaited: bool = False) -> None:
+        """Makes every event that waits an entry, to be looked at by itself; with `awaited` where publishers wait."""
+        held_now = self.pending
+        if any(isinstance(held, Run) and (held.waiting or not awaited) for held in held_now):
+            self.pending = deque(
+                chain.from_iterable(
+                    held.split() if isinstance(held, Run) and (held.waiting or not awaited) else [held]
+                    for held in held_now
+                )
+            )
 
     def drop(self, held: Held) -> None:
         """The outcome is known: an id may be used again."""

@@ -26,7 +26,7 @@ from gateway.core.encryption import Encryption
 from gateway.core.engine import BEST, Engine
 from gateway.core.forwarding import Kind
 from gateway.core.identity import AnswerableReplies, Credentials, Directory, UserEntry, Verification
-from gateway.core.lanes import Lane
+from gateway.core.lanes import Lane, Replies
 from gateway.core.liveness import Due, Liveness
 from gateway.core.peers import Peers
 from gateway.core.session import NEVER_MS, Account, Closed, Session, Subscription, Watch
@@ -46,6 +46,7 @@ from protocol.limits import (
     STALL_MS,
     SUBJECT_TOKENS_MAX,
 )
+from protocol.publish import AckForm
 
 _SEEDS: Final = 2**32 - 1
 
@@ -168,8 +169,7 @@ class Plane:
 
     def connect(self, client_ip: str, client_port: int, now_ms: int) -> Session:
         """A client has connected; INFO stands in its output. Above `max_connections` it is already closing."""
-        options = self.options
-        self._now_ms = now_ms
+        options, self._now_ms = self.options, now_ms
         self.stats.total_connections += 1
         parser = self.engine.parser(options.max_payload_bytes, options.max_control_line_bytes)
         parser.expect_connect = self._directory.is_required
@@ -310,6 +310,10 @@ class Plane:
         space = self.accounts[account or DEFAULT_ACCOUNT]
         wire = subjects.encode(subject), subjects.encode(reply)
         return self.forwarder.route(space, None, *wire, header_block, payload)
+
+    def answer(self, account: str, replies: Replies, form: AckForm, base_offset: int) -> None:
+        """`publish` a PubAck of `form` to each of `replies`: event `number` stands at `base_offset` + `number`."""
+        self.forwarder.answer(self.accounts[account or DEFAULT_ACCOUNT], replies, form, base_offset)
 
     def deliver(self, session: Session, route: str, show: str, reply: str, header_block: bytes, payload: bytes) -> int:
         """To those subscriptions of `session` that match `route`, showing `show` as the subject. How many got it."""

@@ -22,7 +22,7 @@ from gateway.core.engine import BEST, Engine
 from gateway.core.identity import Responses, UserEntry
 from gateway.core.lanes import Lane
 from gateway.core.nats_values import Moment
-from gateway.core.outbox import Answer, Outbox
+from gateway.core.outbox import Answer, AnswerMany, Outbox
 from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Session
 from gateway.core.spool_format import Owner
@@ -85,7 +85,7 @@ class Gateway:
         if self.node.spool and sinks:
             owner = Owner(mesh, self.zone, node, worker.number)
             self.spool = SpoolFolder(Path(self.node.spool), owner, worker.count, self._answer)
-        self.outbox = _outbox(self.zone, self._answer, self.spool, engine)
+        self.outbox = _outbox(self.zone, self._answer, self.plane.answer, self.spool, engine)
         self.link: SinkLink | None = None
         self.plane.routes_changed(keeps_events=bool(sinks))
         if sinks:
@@ -363,9 +363,9 @@ def _user(user: config.User) -> UserEntry:
     )
 
 
-def _outbox(zone: str, answer: Answer, spool: SpoolFolder | None, engine: Engine) -> Outbox:
+def _outbox(zone: str, answer: Answer, answer_many: AnswerMany, spool: SpoolFolder | None, engine: Engine) -> Outbox:
     if spool is None:
-        return Outbox(zone, answer, engine=engine)
+        return Outbox(zone, answer, answer_many=answer_many, engine=engine)
     return Outbox(zone, answer, spool=spool.spool, answer_when_kept=spool.hold, engine=engine)
 
 

@@ -5,12 +5,14 @@ A failure names its seed; `World(seed).run()` replays it.
 
 import os
 from collections import Counter
+from typing import Any
 
 import msgspec
 import pytest
 
+from gateway.core.lanes import Replies
 from gateway.core.outbox import Outbox
-from gateway.core.partition_outbox import PartitionOutbox
+from gateway.core.partition_outbox import Batch, Entry, PartitionOutbox, Run
 from gateway.core.spool import Spool
 from gateway.core.spool_format import Record
 from gateway.core.spool_recovery import _Place, _Sent
@@ -36,15 +38,17 @@ def run(seed: int, *, calm: bool = False, spool: bool = False) -> World:
 
 
 def test_faults_of_every_kind():
-    seen, lives, given_up = Counter(), 0, 0
+    seen, lives, given_up, awaited_by_lane = Counter(), 0, 0, 0
     for seed in range(SEEDS):
         world = run(seed)
         seen += world.audit.seen
         lives += world.life
+        awaited_by_lane += world.awaited_by_lane
         given_up += sum(publish.is_given_up for publish in world.audit.publishes)
     # A simulation in which something never happens says nothing about it.
     assert lives > SEEDS
     assert given_up > SEEDS
+    assert awaited_by_lane > 10 * SEEDS
     rare = {"FENCED", "DUPLICATE_IDS", "OUT_OF_ORDER", "STALE_CONFIG", "STORAGE_FULL", "NOT_LEADER"}
     for outcome in rare | {"taken", "WRONG_LAST_SEQUENCE", "WRONG_LAST_ID"}:
         assert seen[outcome] >= SEEDS // 10, (outcome, seen)
@@ -181,6 +185,36 @@ def events_come_back_in_reverse(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PartitionOutbox, "take_back", careless)
 
 
+def who_waits_in_a_run_is_forgotten_with_its_batch(patch: pytest.MonkeyPatch) -> None:
+    split = Run.split
+
+    def forgetful(self: Run, batch: bytes | None = None) -> list[Entry]:
+        self.waiting = Replies()
+        return split(self, batch)
+
+    patch.setattr(Run, "split", forgetful)
+
+
+def answers_of_a_run_are_counted_from_its_batch(patch: pytest.MonkeyPatch) -> None:
+    acknowledge_batch = Outbox._acknowledge_batch
+
+    def careless(self: Outbox, partition: PartitionOutbox, batch: Batch, base_offset: int) -> None:
+        batch.entries.sort(key=lambda held: isinstance(held, Entry))
+        acknowledge_batch(self, partition, batch, base_offset)
+
+    patch.setattr(Outbox, "_acknowledge_batch", careless)
+
+
+def lanes_take_who_waits_while_the_link_is_down(patch: pytest.MonkeyPatch) -> None:
+    append = PartitionOutbox.append
+
+    def hopeful(self: PartitionOutbox, *event: Any, opens: bool, takes_replies: bool) -> None:
+        append(self, *event, opens=opens, takes_replies=True)
+
+    patch.setattr(PartitionOutbox, "append", hopeful)
+    patch.setattr(PartitionOutbox, "split_runs", lambda *_, **__: None)
+
+
 def moved_events_are_overtaken(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Outbox, "_destination", lambda self, plan, *_: (self._partition(plan[0], plan[2]), plan[1]))
 
@@ -240,6 +274,9 @@ def test_the_simulation_sees_mistakes_of_a_spool(mistake, monkeypatch):
         sequences_are_not_taken_back,
         refused_batches_are_not_sent_again,
         events_come_back_in_reverse,
+        who_waits_in_a_run_is_forgotten_with_its_batch,
+        answers_of_a_run_are_counted_from_its_batch,
+        lanes_take_who_waits_while_the_link_is_down,
         moved_events_are_overtaken,
     ],
 )

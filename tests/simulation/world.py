@@ -35,6 +35,7 @@ WALL_MS = 1_700_000_000_000
 SETTLE_STEPS_MAX = 400
 OWNER = Owner("mesh", "zone", "gateway", 0)
 SPOOL_FILE_BYTES = 3_000
+SUBJECTS = ("orders.new", "orders.paid", "metrics.cpu", "metrics.disk", "metrics.net", "a.b")
 LATE_PART = 0.9  # how often nothing arrives of what an older link still carries
 
 
@@ -315,7 +316,7 @@ class SimulatedGateway:
     def publish(self, publish: Publish, *, gives_up: bool) -> None:
         self.world.audit.published(publish)
         if self._goes_by_lane(publish):
-            publish.will_be_answered, publish.had_room = False, True
+            publish.had_room = True
             return
         given_up = self.outbox.counters.given_up
         answers, has_room = self.outbox.publish(
@@ -330,12 +331,16 @@ class SimulatedGateway:
     def _goes_by_lane(self, publish: Publish) -> bool:
         """As the forwarder does it with what asks nothing."""
         way = self.outbox.lane("$G", publish.subject)
-        if way is None or may_ask(publish.header_block) or (publish.reply and way[0].answers):
+        if way is None or may_ask(publish.header_block):
             return False
-        if publish.header_block and not way[0].takes_headers:
+        lane, key = way
+        if publish.header_block and not lane.takes_headers:
             return False
-        subject = publish.subject.encode()
-        return way[0].take(subject, way[1], publish.timestamp_ms, publish.header_block, publish.payload)
+        event = publish.subject.encode(), key, publish.timestamp_ms, publish.header_block, publish.payload
+        taken = lane.take(*event, publish.reply.encode())
+        publish.will_be_answered = taken and lane.answers and bool(publish.reply)
+        self.world.awaited_by_lane += publish.will_be_answered
+        return taken
 
     def may_publish(self, connection: int) -> bool:
         stream = self.paused.get(connection)
@@ -351,6 +356,7 @@ class World:
         self.rng = random.Random(seed)
         self.spool_disk = SpoolDisk(self.rng) if spool else None
         self.calm = calm
+        self.awaited_by_lane = 0  # events that went by a lane and whose publisher waits
         self.now_ms = 1_000
         self.audit = Audit(survives=spool)
         self.sink = Sink(self)
@@ -382,14 +388,17 @@ class World:
                 self.gateway.flush()
         self.heal()
 
-    def publish(self) -> None:
+    def publish(self, subject: str = "") -> None:
+        """Anything; on a given `subject`, what asks for nothing."""
         connection = self.rng.randrange(3)
         gives_up = not self.gateway.may_publish(connection)
         if gives_up and self.rng.random() < 0.8:
             return
         number = len(self.audit.publishes)
-        subject = self.rng.choice(("orders.new", "orders.paid", "metrics.cpu", "metrics.disk", "metrics.net", "a.b"))
-        headers, message_id = self.publish_headers(subject)
+        headers, message_id = {}, None
+        if not subject:
+            subject = self.rng.choice(SUBJECTS)
+            headers, message_id = self.publish_headers(subject)
         expected = headers.get(b"Nats-Expected-Last-Sequence")
         lines = b"".join(b"%b: %b\r\n" % header for header in headers.items())
         publish = Publish(
@@ -423,6 +432,12 @@ class World:
         if 0.5 < chance < 0.6:
             headers[b"Colour"] = b"blue"
         return headers, message_id
+
+    def series(self) -> None:
+        """Of one publisher's usual events: those that go by lanes."""
+        subject = self.rng.choice(SUBJECTS)
+        for _ in range(self.rng.randint(2, 12)):
+            self.publish(subject)
 
     def burst(self) -> None:
         for _ in range(self.rng.randint(5, 20)):
@@ -560,7 +575,7 @@ def take(stream: bytearray, rng: random.Random) -> bytes:
 
 
 ACTIONS = {
-    "publish": 30, "burst": 6, "rounds": 20, "wait": 20, "long_wait": 1, "to_sink": 25, "to_gateway": 30,
+    "publish": 30, "series": 8, "burst": 6, "rounds": 20, "wait": 20, "long_wait": 1, "to_sink": 25, "to_gateway": 30,
     "sink_works": 20, "sink_commits": 20, "sink_checkpoint": 2, "sink_crashes": 1.5, "disk": 2,
     "leadership": 1, "cut": 2, "cut_in_full_flow": 2, "outage": 0.3, "replace_gateway": 0.5, "configure": 1.5,
 }  # fmt: skip

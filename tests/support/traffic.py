@@ -52,6 +52,8 @@ PATTERNS = (
     b"long." + b"x" * 60,
 )  # fmt: skip
 REPLIES = (b"", b"", b"", b"r", b"+", b"|", b"_INBOX.1", b"_INBOX.2", b"answer", b"a.b")
+INBOXES = (b"_INBOX.", b"_INBOX.", b"a.", b"a.", b"a.b.", b"q.", b"w.open.", b"", b".", b"a..", b"\xff.", b"long.")
+LAST_TOKENS = (b"1", b"2", b"b", b"b", b"x", b"c", b"", b"*", b">", b"\xff")
 QUEUES = (b"", b"", b"", b"q", b"q", b"other", b"workers", b"v1")
 SIDS = (b"1", b"2", b"3", b"4", b"5", b"x-y", b"123456789")
 BLOCKS = (b"NATS/1.0\r\n\r\n", b"NATS/1.0\r\nA: b\r\n\r\n", b"any", b"")
@@ -111,13 +113,14 @@ class Traffic:
 
     def step(self) -> Step:
         number = self._choose(CONNECTIONS + self._peers)
-        kind = self._choose(41)
+        kind = self._choose(44)
         if kind < 27:
             return "talk", number, self._chunk(number)
         happenings: tuple[Callable[[int], Step], ...] = (
             self._drain, self._drain, self._drain, self._pause, self._resume, self._verified, self._verified,
             self._unsent_bytes,
-            self._publish_own, self._deliver_own, self._reconnect, self._tick, self._look, self._drop_some,
+            self._publish_own, self._deliver_own, self._answer, self._answer, self._answer_lanes,
+            self._reconnect, self._tick, self._look, self._drop_some,
         )  # fmt: skip
         return happenings[kind - 27](number)
 
@@ -247,6 +250,19 @@ class Traffic:
 
     def _deliver_own(self, number: int) -> Step:
         return "deliver", number, self._one(SUBJECTS), self._one(SUBJECTS), self._one(REPLIES), self._one(PAYLOADS)
+
+    def _answer(self, number: int) -> Step:
+        """To inboxes that begin alike, for the most part."""
+        waiting: list[tuple[int, bytes]] = []
+        for _ in range(1 + self._choose(3)):
+            begin = self._one(INBOXES)
+            for _ in range(1 + self._choose(4)):
+                number += self._choose(3)
+                waiting.append((number, begin + self._one(LAST_TOKENS)))
+        return "answer", self._choose(3), self._one((0, 0, 99, 10**15)), *waiting
+
+    def _answer_lanes(self, number: int) -> Step:
+        return "answer_lanes", self._choose(20)
 
     def _reconnect(self, number: int) -> Step:
         self._unsent.pop(number, None)

@@ -6,11 +6,12 @@ from typing import Any
 
 from gateway.core import engine
 from gateway.core.engine import Engine
-from gateway.core.lanes import Lane
+from gateway.core.lanes import Lane, Replies
 from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Closed, Session, Subscription
 from protocol import engine as record_engine
 from protocol import subjects
+from protocol.publish import ack_form
 from support.scripts import CONNECT
 from support.traffic import SETTINGS, Step
 
@@ -22,6 +23,7 @@ class Boom(Exception):
 
 
 LANE_BYTES_MAX = 1_500  # so little that lanes are often full
+ACKS = ack_form("orders", "eu", 1, 3)
 
 
 class Side:
@@ -32,6 +34,7 @@ class Side:
         self.sessions: list[Session] = []
         self.kept_prefix = "kept"
         self.lanes: dict[str, Lane] = {}
+        self.waiting: list[Replies] = []  # whose events have left their lane
         self.kept_some = False
         self.now_ms = 0
         self.plane = Plane(PlaneOptions("SERVER", "test", **options), self, random.Random(1).randrange, engine)
@@ -71,7 +74,7 @@ class Side:
         if subject not in self.lanes:
             lane = self.lanes[subject] = self.plane.engine.lane(self.plane.engine.room())
             lane.room.bytes_max = LANE_BYTES_MAX
-            lane.answers, lane.takes_headers = subject == "kept", subject != "kept.bb"
+            lane.answers, lane.takes_headers = subject != "kept.bb", subject != "kept.bb"
             if subject == "kept.a":
                 self._open(lane)
         return self.lanes[subject], subject.encode()
@@ -80,8 +83,11 @@ class Side:
         """What it has taken so far is looked at."""
         if lane.builder is not None and lane.builder.count:
             self.log.append(("batch", lane.builder.size_bytes, lane.builder.seal()))
+        if lane.replies is not None:
+            self.log.append(("waiting", lane.replies.items()))
+            self.waiting.append(lane.replies)
         lane.room.used_bytes = 0
-        lane.builder = record_engine.BEST.builder()
+        lane.builder, lane.replies = record_engine.BEST.builder(), lane.new_replies()
 
     def wall_ms(self) -> int:
         return 1_000 + self.now_ms
@@ -179,6 +185,20 @@ class Side:
     def publish(self, subject: bytes, reply: bytes, header_block: bytes, payload: bytes) -> int:
         return self.plane.publish(subjects.decode(subject), subjects.decode(reply), header_block, payload)
 
+    def answer(self, which: int, base_offset: int, *waiting: tuple[int, bytes]) -> None:
+        """An account gets PubAcks."""
+        replies = self.plane.engine.lane(self.plane.engine.room()).new_replies()
+        for each in waiting:
+            replies.add(*each)
+        accounts = list(self.plane.accounts)
+        self.plane.answer(accounts[which % len(accounts)], replies, ACKS, base_offset)
+
+    def answer_lanes(self, base_offset: int) -> None:
+        """Who waits for what has gone by lanes gets PubAcks."""
+        waiting, self.waiting = self.waiting, []
+        for replies in waiting:
+            self.plane.answer("", replies, ACKS, base_offset)
+
     def deliver(self, number: int, route: bytes, show: bytes, reply: bytes, payload: bytes) -> int:
         wire = [subjects.decode(subject) for subject in (route, show, reply)]
         return self.plane.deliver(self.sessions[number], wire[0], wire[1], wire[2], b"", payload)
@@ -215,7 +235,8 @@ class Side:
     def end(self) -> None:
         """All are gone: nothing of them may be left in memory."""
         for lane in self.lanes.values():
-            lane.builder = None
+            lane.builder = lane.replies = None
+        self.waiting.clear()
         for session in self.sessions:
             self.plane.disconnect(session)
         while self.drop_some():
@@ -239,8 +260,9 @@ def _name(subscription: Subscription) -> tuple[Any, ...]:
 
 
 def _lane(lane: Lane) -> list[Any]:
-    builder = lane.builder
-    return [lane.taken, lane.room.used_bytes, builder is None or (builder.count, builder.size_bytes)]
+    builder, replies = lane.builder, lane.replies
+    waiting = None if replies is None else (len(replies), replies.size_bytes, replies.items())
+    return [lane.taken, lane.room.used_bytes, builder is None or (builder.count, builder.size_bytes), waiting]
 
 
 def _subscriptions(sublist: Any) -> list[Any]:
