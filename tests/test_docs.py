@@ -20,7 +20,7 @@ from mesh.availability import not_available
 from protocol import config, publish
 
 TOP = Path(__file__).parent.parent
-DOCUMENTED_PORTS = (4222, 8222, 6333, 8223)
+DOCUMENTED_PORTS = (4222, 8222, 6333, 8223, 6334, 6335, 6343, 6344, 6345)
 
 
 def read(name: str) -> str:
