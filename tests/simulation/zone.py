@@ -34,11 +34,10 @@ from simulation.zone_audit import ZoneAudit
 from simulation.zone_clients import Prober, Publisher, Reader
 from simulation.zone_faults import Faults
 from simulation.zone_nodes import Node, configuration
+from simulation.zone_watch import Watch
 from sinkd.core import replication
 from sinkd.core.birth import ACTIVE
 from sinkd.shell import group, journal, peers, raft, raft_leader, raft_links, sink, store
-from sinkd.shell.group import Group
-from sinkd.shell.raft import LEADER, Member
 
 BIRTH_S_MAX = 20.0
 SETTLE_S_MAX = 40.0
@@ -271,6 +270,7 @@ class Zone:
             )
             offset = partition.start_offset
             while offset < end:
+                offset = max(offset, partition.start_offset)  # retention goes on
                 data = await node.sink.store.read(partition, offset, 1 << 20)
                 offset = self.audit.check_batches(node.who, key, data)
 
@@ -310,32 +310,7 @@ def _patches(zone: Zone) -> list[Any]:
         patch(sink.secrets, "token_bytes", rng.randbytes),
     ]
     threads = [patch(module, "ThreadPoolExecutor", VirtualExecutor) for module in (group, store, sink)]
-    return [*small, *soon, *chance, *threads, *_watches(zone)]
-
-
-def _watches(zone: Zone) -> list[Any]:
-    """The audit hears of what members do."""
-    apply, state_changed = Group._apply, Member._state_changed
-
-    def applied(self: Group, data: bytes, index: int, term: int) -> Any:
-        result = apply(self, data, index, term)
-        who = zone.nodes[self.member.name].who
-        try:
-            zone.audit.applied(who, index, term, data, result)
-            zone.audit.state(who, index, self._machine)
-        except Violation as violation:
-            zone.violation = zone.violation or violation
-        return result
-
-    def changed(self: Member, old: int, new: int) -> None:
-        state_changed(self, old, new)
-        if new == LEADER:
-            try:
-                zone.audit.leads(self.term, zone.nodes[self.name].who)
-            except Violation as violation:
-                zone.violation = zone.violation or violation
-
-    return [mock.patch.object(Group, "_apply", applied), mock.patch.object(Member, "_state_changed", changed)]
+    return [*small, *soon, *chance, *threads, *Watch(zone).patches()]
 
 
 def main() -> None:

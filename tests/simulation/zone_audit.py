@@ -44,6 +44,7 @@ class ZoneAudit:
         self._by_reply: dict[str, Event] = {}
         self.entries: dict[int, tuple[int, int]] = {}  # index → term, CRC-32C
         self._states: dict[int, tuple[str, int]] = {}
+        self._votes: dict[tuple[str, int], str] = {}
         self.leaders: dict[int, str] = {}
         self.logs: dict[tuple[bytes, int], list[Placed]] = defaultdict(list)
         self._last_of_connection: dict[tuple[Any, ...], int] = {}
@@ -62,6 +63,11 @@ class ZoneAudit:
     def leads(self, term: int, who: str) -> None:
         there = self.leaders.setdefault(term, who)
         self.is_promised(there == who, f"two leaders in term {term}: {there} and {who}")
+
+    def votes(self, name: str, term: int, candidate: str) -> None:
+        """The vote of sink `name` has left it."""
+        there = self._votes.setdefault((name, term), candidate)
+        self.is_promised(there == candidate, f"{name} votes in term {term} for {there} and for {candidate}")
 
     def applied(self, who: str, index: int, term: int, data: bytes, result: Any) -> None:
         """Sink `who` has applied entry `index`."""

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 KINDS = (
     "crash", "crash_in_call", "power", "power_of_all", "stop", "pause", "partition", "cut", "slow_way", "slow_disk",
-    "full_disk", "failing_fsync", "damage", "wipe", "roll_back", "replace_gateway", "transfer", "change_members",
+    "full_disk", "failing_fsync", "damage", "wipe", "worst_moment", "roll_back", "replace_gateway", "transfer",
+    "change_members",
 )  # fmt: skip
 INTERVALS_S = (0.05, 0.15, 0.4, 1.0)
 
@@ -146,6 +147,27 @@ class Faults:
         ends = [each.sink.journal.last_index for each in self.zone.nodes.values() if each.is_running]
         node.damaged_at = max(self.zone.audit.last_index, *ends, 0)
         return True
+
+    def worst_moment(self, node: Node) -> None:
+        """As many as may be lag behind; one of the others loses its disk, and the rest of them stop for a while."""
+        leader, others = self.zone.leader(), [other for other in self.zone.nodes.values() if other is not node]
+        if leader is None or leader is node or self.removed is not None:
+            return
+        late = [other for other in others if other is not leader][: (len(others)) // 2]
+        stopping = [other for other in others if other not in late]
+        ways = [(other.name, each.name) for each in late for other in self.zone.nodes.values() if other not in late]
+        ways += [(each, other) for other, each in ways]
+        for way in ways:
+            self.zone.network.block(*way)
+
+        def strike() -> None:
+            self.wipe(node)
+            for each in stopping:
+                self.pause(each)
+            self._unblock(ways)
+            self.zone.network.cut(late[0].name, node.name)
+
+        self.zone.call_later(self.rng.uniform(0.05, 0.5), strike)
 
     def roll_back(self, node: Node) -> None:
         """The journal is what it was some time ago, all else is as it is now: its checkpoint knows better.

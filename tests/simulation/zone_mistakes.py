@@ -18,6 +18,7 @@ from sinkd.core.raft_messages import MATCHED, Append, Reply
 from sinkd.core.replication import Fit, Follower, Mismatch
 from sinkd.shell import files, journal, journal_recovery, raft, segments
 from sinkd.shell.filling import Filling
+from sinkd.shell.group import Group
 from sinkd.shell.journal import Journal
 from sinkd.shell.raft import Member
 from sinkd.shell.sink import Sink
@@ -62,8 +63,8 @@ def j1_answers_leave_before_the_sync(patch: Patch) -> None:
     patch.setattr(Member, "_answer", Member._send)
 
 
-def j1_a_leader_counts_what_it_has_not_synced(patch: Patch) -> None:
-    patch.setattr(Member, "_synced_index", property(lambda _: 1 << 60, lambda *_: None), raising=False)
+def j1_a_tick_does_not_wait_for_the_sync(patch: Patch) -> None:
+    patch.setattr(Group, "_is_sync_due", lambda self, _: self._journal.has_unsynced_vote)
 
 
 def j2_term_and_vote_are_not_kept(patch: Patch) -> None:
@@ -175,28 +176,43 @@ def checkpoints_are_written_before_the_segments(patch: Patch) -> None:
 
 DISK = ("power", "power", "power_of_all", "power_of_all", "pause", "partition", "slow_disk")
 WAYS = ("partition", "cut", "slow_way", "pause", "crash", "transfer")
-LOSS = ("wipe", "crash", "partition", "transfer", "pause")
+LOSS = ("worst_moment", "worst_moment", "wipe", "crash")
 MISTAKES: dict[Callable[[Patch], None], tuple[str, ...]] = {
     f1_an_append_truncates_what_stands_behind_it: WAYS,
     f2_the_commit_index_is_not_clamped: WAYS,
     f3_a_follower_says_that_its_own_end_matches: WAYS,
     j1_answers_leave_before_the_sync: DISK,
-    j1_a_leader_counts_what_it_has_not_synced: DISK,
-    j2_term_and_vote_are_not_kept: ("power", "crash", "transfer", "cut"),
+    j1_a_tick_does_not_wait_for_the_sync: DISK,
+    j2_term_and_vote_are_not_kept: ("crash", "transfer"),
     j4_the_checkpoint_is_no_witness: ("roll_back", "crash"),
-    j5_a_fill_is_not_marked_as_one: ("wipe", "crash_in_call", "power"),
+    j5_a_fill_is_not_marked_as_one: ("wipe", "crash_in_call", "crash_in_call"),
     l2_answers_of_older_epochs_are_believed: WAYS,
     c5_muted_members_vote_and_stand: LOSS,
     c5_a_new_disk_is_not_muted: LOSS,
-    c6_a_new_journal_is_taken_for_the_old_one: LOSS,
+    c6_a_new_journal_is_taken_for_the_old_one: ("wipe", "cut"),
     a_failed_fsync_is_tried_again: ("failing_fsync", "power", "crash"),
     folders_are_not_synced: DISK,
     damage_is_taken_for_a_torn_tail: ("damage", "crash"),
     batches_are_not_checked_when_they_are_read: ("damage", "crash"),
     a_checkpoint_is_installed_without_its_segments: LOSS,
-    checkpoints_are_written_before_the_segments: DISK,
+    checkpoints_are_written_before_the_segments: ("power_of_all", "power"),
 }
 """Each with the faults that bring it to light soonest."""
+MASKED = (
+    f1_an_append_truncates_what_stands_behind_it,
+    f2_the_commit_index_is_not_clamped,
+    f3_a_follower_says_that_its_own_end_matches,
+    j2_term_and_vote_are_not_kept,
+    j5_a_fill_is_not_marked_as_one,
+    a_failed_fsync_is_tried_again,
+    l2_answers_of_older_epochs_are_believed,
+    c5_muted_members_vote_and_stand,
+    c5_a_new_disk_is_not_muted,
+    c6_a_new_journal_is_taken_for_the_old_one,
+    checkpoints_are_written_before_the_segments,
+)
+"""Seldom or never seen here, mostly because other rules catch what follows: each has tests of its own (docs/testing.md)."""
+SEEN = tuple(mistake for mistake in MISTAKES if mistake not in MASKED)
 
 
 def problem(mistake: Callable[[Patch], None], seed: int, kinds: tuple[str, ...] | None = None) -> str:

@@ -71,6 +71,7 @@ class Node:
         self.life = 0
         self.process: Process | None = None
         self.sink: Sink | None = None
+        self.durable_index = 0  # of its journal
         self.refusals = 0
         self.damaged_at: int | None = None  # what had been committed when its disk was damaged, until it is whole
         self.job_ms_max = zone.rng.choice((0.5, 0.5, 5, 30))
