@@ -211,7 +211,7 @@ MASKED = (
     c6_a_new_journal_is_taken_for_the_old_one,
     checkpoints_are_written_before_the_segments,
 )
-"""Seldom or never seen here, mostly because other rules catch what follows: each has tests of its own (docs/testing.md)."""
+"""Seldom or never seen, mostly as other rules catch what follows: each has tests of its own (docs/testing.md)."""
 SEEN = tuple(mistake for mistake in MISTAKES if mistake not in MASKED)
 
 
