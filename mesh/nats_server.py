@@ -207,7 +207,8 @@ class _Server:
         log.info(
             f"  Version:  {program_version()} (Event Mesh, with the protocol of nats-server {_protocol_version()})"
         )
-        log.info(f"  Data plane: {data_plane()}")
+        traced = "reference, which traces the protocol"
+        log.info(f"  Data plane: {traced if self._options.trace else data_plane()}")
         log.info(f"  Name:     {plane.server_name}")
         log.info(f"  ID:       {plane.server_id}")
         if self._has_plain_passwords():

@@ -197,6 +197,7 @@ async def test_the_trace_is_that_of_nats_server(tmp_path: Path, flags: list[str]
             assert all(_LINE.fullmatch(line) for line in server.lines), server.lines
             assert not server.has("secret")
             traced.append(server.traced)
+        assert program == BINARY or server.has("reference, which traces") == ("-V=false" not in flags)
 
     theirs, ours = traced
     assert ours == theirs
