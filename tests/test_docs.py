@@ -231,9 +231,15 @@ def test_containers_agree_with_their_configuration() -> None:
         for address in (node.client, node.monitor) if name in zone.gateways else (node.link, node.monitor):
             assert (address.host, node.bind(address).host) == (name, "0.0.0.0")
         public = [node.client, node.monitor] if name in zone.gateways else [node.monitor]
-        assert service["ports"] == [f"127.0.0.1:{address.port}:{address.port}" for address in public]
-    (sink,) = zone.sinks.values()
-    assert f"{sink.name}-data:{sink.data}" in services[sink.name]["volumes"]
+        published = [port.rpartition(":") for port in service["ports"]]
+        assert [int(inside) for _, _, inside in published] == [address.port for address in public]
+        assert all(outside.startswith("127.0.0.1:") for outside, _, _ in published)
+    outsides = [port.rpartition(":")[0] for service in services.values() for port in service["ports"]]
+    assert len(set(outsides)) == len(outsides)
+    for sink in zone.sinks.values():
+        assert f"{sink.name}-data:{sink.data}" in services[sink.name]["volumes"]
+        assert sink.raft is not None
+        assert (sink.raft.host, sink.bind(sink.raft).host) == (sink.name, "0.0.0.0")
 
 
 def test_the_image_gets_what_it_copies() -> None:
