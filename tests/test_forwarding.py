@@ -303,6 +303,9 @@ def one_round(side: Side) -> None:
     side.send(0, b"".join(b"PUB a.%d r 2\r\nhi\r\nHPUB a 3 5\r\nabcde\r\n" % (n // 2) for n in range(200)))
     side.send(1, b"PUB  a 0\r\n\r\nPUB $SYS.x r 0\r\n\r\nPUB kept 3\r\nx\r\n")
     side.send(2, b"PUB act.raise 0\r\n\r\nPING\r\nPUB act.watch 0\r\n\r\nUNSUB 1\r\nSUB a..b 3\r\n")
+    side.send(0, b"".join(b"PUB kept.a a.%d 0\r\n\r\n" % n for n in range(200)))
+    side.capture(clients[0], "kept.a", "", b"", b"")  # the batch goes, and who waits for it is known
+    side.answer_lanes(7)
     clients[3].unsent_bytes = 10**9
     clients[3].measure_unsent = lambda: 10**9
     side.plane.publish("a.b", "", b"", b"x" * 5_000)
