@@ -30,10 +30,6 @@ def _of_nodes(configuration: Config) -> Iterator[str]:
             yield f"zones.{zone.name}.gateways: links between gateways are not available in this version; leave one"
         if zone.groups > 1:
             yield f"zones.{zone.name}.groups: several groups are not available in this version; write 1"
-        for sink in zone.sinks.values():
-            if sink.fsync != "always":
-                where = f"zones.{zone.name}.sinks.{sink.name}"
-                yield f"{where}.fsync: {sink.fsync!r} is not available in this version; write 'always'"
 
 
 def _of_streams(configuration: Config) -> Iterator[str]:

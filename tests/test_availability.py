@@ -62,7 +62,6 @@ def test_a_gateway_with_the_sinks_of_its_zone_is_available(more, gateway):
         ({"more": SECOND_ZONE}, "zones: links between zones are not available in this version; leave one of eu, us"),
         ({"more": SECOND_GATEWAY}, "zones.eu.gateways: links between gateways are not available"),
         ({"more": "[zones.eu]\ngroups = 2"}, "zones.eu.groups: several groups are not available"),
-        ({"sink": 'fsync = "interval"'}, "zones.eu.sinks.sink1.fsync: 'interval' is not available"),
         (
             {"more": SECOND_ZONE + '[streams.orders]\nsubjects = ["orders.>"]\nack = "geo"'},
             "streams.orders.ack: 'geo' is not available in this version; write 'quorum'",
@@ -81,7 +80,7 @@ def test_what_is_not_available_is_named(parts, refusal):
 @pytest.mark.parametrize(("command", "node"), [("gateway", "gw1"), ("sinkd", "sink1")])
 def test_a_node_says_all_of_it_and_does_not_start(tmp_path, command, node):
     file = tmp_path / "mesh.toml"
-    file.write_text(text(mesh='contracts = "warn"', sink='fsync = "interval"'))
+    file.write_text(text(mesh='contracts = "warn"\nbuffer = "1MiB"'))
     folder = Path(sys.executable).parent
 
     def run(*arguments):
@@ -98,6 +97,6 @@ def test_a_node_says_all_of_it_and_does_not_start(tmp_path, command, node):
     ended = run(command, "--config", "mesh.toml", "--node", node)
     assert ended.returncode == 1
     assert "mesh.toml: mesh.contracts: 'warn'" in ended.stderr
-    assert "mesh.toml: zones.eu.sinks.sink1.fsync: 'interval'" in ended.stderr
+    assert "mesh.toml: mesh.buffer: the ephemeral ring" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "data").exists()
