@@ -161,6 +161,8 @@ class Faults:
             self.zone.network.block(*way)
 
         def strike() -> None:
+            if self.zone.is_healed:
+                return  # all ways are open
             self.wipe(node)
             for each in stopping:
                 self.pause(each)

@@ -6,7 +6,7 @@ from random import Random
 from typing import TYPE_CHECKING, Protocol
 
 from protocol import config
-from protocol.errors import DataError
+from protocol.errors import DamagedFile, DataError
 from simulation.audit import Violation
 from simulation.disks import Disk, Disks
 from simulation.network import Network
@@ -110,7 +110,7 @@ class Node:
                 error = self.sink.failed.result()
                 why = error if isinstance(error, Exception) else Violation(repr(error))
         except (DataError, OSError) as error:
-            self.refusals += isinstance(error, DataError)
+            self.refusals += isinstance(error, DamagedFile)
             why = error
         try:
             await self.sink.stop()
