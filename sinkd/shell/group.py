@@ -31,7 +31,7 @@ from sinkd.shell.journal import Journal
 from sinkd.shell.raft import REGULAR, Member
 from sinkd.shell.store import Store
 
-TICK_INTERVAL_S = 0.02
+TICK_INTERVAL_S = 0.05
 TICK_BYTES_MAX = LINK_FRAME_BYTES_MAX
 COMMAND_OVERHEAD_BYTES = 64 * 1024  # of the records around a tick's commands, and of the other commands
 log = structlog.get_logger()
@@ -93,7 +93,7 @@ class Group:
         self._commands: deque[_Command] = deque()
         self._decided: list[Callable[[], None]] = []
         self._waiting: set[asyncio.Future[Result]] = set()
-        self._wake = asyncio.Event()
+        self._waker: asyncio.Future[None] | None = None
         self._caught_up, self._follows = asyncio.Event(), asyncio.Event()
         self._syncer = ThreadPoolExecutor(1, "journal-sync")
         self._between: deque[tuple[Callable[[], None], Callable[[], None], asyncio.Future[None]]] = deque()
@@ -154,7 +154,7 @@ class Group:
     async def hand_over(self) -> None:
         """Another member leads before this one goes, if one can, so that publishers hardly notice."""
         if self.leads and not self.member.transfer():
-            self._wake.set()
+            self._wake()
             await self._follows.wait()
 
     def append(self, head: Envelope, parcel: bytes, answer: Callable[[Appended | Refused], None]) -> None:
@@ -164,7 +164,7 @@ class Group:
         """
         self._appends.append(_Append(head, parcel, answer))
         self._pending_bytes += len(parcel)
-        self._wake.set()
+        self._wake()
 
     async def submit(
         self, kind: int, body: commands.Configure | commands.OpenProducer | commands.Trim | commands.MembersAre
@@ -179,7 +179,7 @@ class Group:
             raise LogError("LEADER_NOT_AVAILABLE", f"another sink leads: {self.leader or 'not known which'}")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._commands.append(_Command(kind, commands.encode(kind, self._now_ms(), body), future))
-        self._wake.set()
+        self._wake()
         return await future
 
     async def change_members(self, members: Members) -> None:
@@ -193,7 +193,7 @@ class Group:
         """Runs `work`, which may block, on the journal's thread while nothing ticks; then `then` on the loop."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._between.append((work, then, done))
-        self._wake.set()
+        self._wake()
         await done
 
     async def cut(self, index: int) -> None:
@@ -203,12 +203,12 @@ class Group:
     def halt(self) -> None:
         """Says nothing more to anybody: what this sink holds has turned out to be damaged."""
         self._halted = True
-        self._wake.set()
+        self._wake()
 
     def stop(self) -> None:
         """Finishes what was handed over, then `run()` returns."""
         self._stopping = True
-        self._wake.set()
+        self._wake()
 
     # -- being filled -------------------------------------------------------------------------------------------------
 
@@ -268,7 +268,7 @@ class Group:
 
     def _arrived(self, name: str, what: Frame | str | None) -> None:
         self._inbound.append((name, what))
-        self._wake.set()
+        self._wake()
 
     def _take_in(self) -> None:
         taken_bytes = 0
@@ -387,11 +387,18 @@ class Group:
         return mine or bool(self._inbound or self._between or self.member.has_more)
 
     async def _wait_for_work(self) -> None:
-        self._wake.clear()
+        """Until something comes, or the next tick is due. A future and a timer: `wait_for` would cost a task."""
+        loop = asyncio.get_running_loop()
+        self._waker = waker = loop.create_future()
+        timer = loop.call_later(TICK_INTERVAL_S, self._wake)
         try:
-            await asyncio.wait_for(self._wake.wait(), TICK_INTERVAL_S)
-        except TimeoutError:
-            return
+            await waker
+        finally:
+            timer.cancel()
+
+    def _wake(self) -> None:
+        if self._waker is not None and not self._waker.done():
+            self._waker.set_result(None)
 
     def _hand_over(self) -> None:
         """Moves what is pending into commands of about a megabyte; only a leader that knows its log does."""

@@ -26,6 +26,7 @@ Its own compaction is off: checkpoints are written by the sink's housekeeping, t
 
 import random
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, Final
 
 import pysyncobj.syncobj
@@ -94,6 +95,12 @@ class Peer(Node):  # type: ignore[misc]  # the library has no types
 
     def __hash__(self) -> int:
         return self._hash
+
+
+@cache
+def peer(name: str) -> Peer:
+    """The node of that name: a few in the life of a process, asked for with every message."""
+    return Peer(name)
 
 
 class _Wire(Transport):  # type: ignore[misc]  # the library has no types
@@ -184,7 +191,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
             journalFile=journal,
             onStateChanged=self._state_changed,
         )
-        super().__init__(Peer(node), [], configuration, transport=wire)
+        super().__init__(peer(node), [], configuration, transport=wire)
         if applied_index:
             self._SyncObj__raftLastApplied = applied_index
         self._deadline = clock() + self._election_timeout()
@@ -260,7 +267,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
     def connected(self, name: str, journal: str) -> None:
         """A connection to sink `name`, which holds the journal of that id, was made: what was on its way is lost."""
         self._peers[name] = journal
-        self._SyncObj__onNodeConnected(Peer(name))
+        self._SyncObj__onNodeConnected(peer(name))
         if name in self._seen:
             self._send(name, self._seen[name])
         if self._leadership is not None:
@@ -268,7 +275,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def disconnected(self, name: str) -> None:
         if self._peers.pop(name, None) is not None:
-            self._SyncObj__onNodeDisconnected(Peer(name))
+            self._SyncObj__onNodeDisconnected(peer(name))
             if self._leadership is not None:
                 self._leadership.disconnected(name)
 
@@ -415,13 +422,13 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         if not self._may_vote(name) or (self._hears_leader() and not message.transfer):
             return
         last = {"last_log_index": message.last_index, "last_log_term": message.last_term}
-        self._SyncObj__onMessageReceived(Peer(name), {"type": "request_vote", "term": message.term, **last})
+        self._SyncObj__onMessageReceived(peer(name), {"type": "request_vote", "term": message.term, **last})
 
     def _take_voted(self, name: str, message: Voted) -> None:
         if self.state != CANDIDATE or message.term != self.term or name not in self.members or name in self._votes:
             return
         self._votes.add(name)
-        self._SyncObj__onMessageReceived(Peer(name), {"type": "response_vote", "term": message.term})
+        self._SyncObj__onMessageReceived(peer(name), {"type": "response_vote", "term": message.term})
 
     def _may_vote(self, name: str) -> bool:
         return name in self.members and self.is_member and not self.muted
@@ -509,14 +516,14 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         except ValueError as error:
             raise FrameError(f"raft link: {error}") from error
         first = found.prev_index + 1
-        if new and first <= self._journal.last_index:
-            self._membership.truncated(first)
+        is_truncating = bool(new) and first <= self._journal.last_index
         entries = [(command, first + number, terms[found.start + number]) for number, command in enumerate(new)]
         self._heard(name, message.term, entries, found.prev_index, min(message.commit_index, found.matched))  # F2
+        if is_truncating:
+            self._membership.truncated(first)
+            self._set_members()
         for command, index, _ in entries:
             self._note_members(index, command)
-        if new:
-            self._set_members()
         self._reply(name, message, MATCHED, found.matched + 1)
         self._look_whether_whole(name, message, found.matched)
 
@@ -541,7 +548,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         self._heard_at = clock()
         self._deadline = self._heard_at + self._election_timeout()
         self._SyncObj__onMessageReceived(
-            Peer(name),
+            peer(name),
             {
                 "type": "append_entries",
                 "term": term,
@@ -629,7 +636,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def _set_members(self) -> None:
         """The library's set of other members, in place, and what a leader keeps for each."""
-        others = {Peer(name) for name in self.members if name != self.name}
+        others = {peer(name) for name in self.members if name != self.name}
         there = self._SyncObj__otherNodes
         for node in there - others:
             there.discard(node)
