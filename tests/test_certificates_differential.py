@@ -132,7 +132,15 @@ def servers(authority: Authority) -> Iterator[Servers]:
         for number, user in enumerate(USERS)
     )
     rules = TlsClients(
-        cert=cert, key=key, ca=ca, verify=True, first=False, map=True, timeout_ms=2_000, allow_non_tls=False
+        cert=cert,
+        key=key,
+        ca=ca,
+        verify=True,
+        first=False,
+        map=True,
+        timeout_ms=2_000,
+        allow_non_tls=False,
+        first_fallback_ms=0,
     )
     with (
         nats_server(configuration) as theirs,
