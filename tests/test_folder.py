@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
+from itertools import product
 
 import pytest
 from fastcrc import crc32
@@ -98,9 +99,9 @@ def test_a_damaged_identity_is_refused(tmp_path):
     DataFolder.open(tmp_path, **OWNER).close()
     path = tmp_path / "identity.json"
     right = path.read_bytes()
-    for position in range(len(right)):
+    for position, mask in product(range(len(right)), (0x02, 0x80)):
         path.write_bytes(right)
-        flip(path, position, 0x02)
+        flip(path, position, mask)
         with pytest.raises(DamagedFile, match=re.escape(str(path))):
             DataFolder.open(tmp_path, **OWNER)
     path.write_bytes(right.replace(b'"version": 2', b'"version": 3'))

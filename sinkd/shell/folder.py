@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 from fastcrc import crc32
 
-from protocol.errors import DamagedFile, FolderInUse, FolderUnusable
+from protocol.errors import UNREADABLE, DamagedFile, FolderInUse, FolderUnusable
 from sinkd.shell.files import TEMPORARY_SUFFIX, make_folder, read_at, sync_folder, write_at, write_atomically
 
 VERSION: Final = 2
@@ -185,7 +185,7 @@ def _read_identity(path: Path) -> Identity | None:
         identity = msgspec.json.decode(file.read_bytes(), type=Identity)
     except FileNotFoundError:
         return None
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise DamagedFile(str(file), 0, str(error)) from error
     if identity.version not in (1, VERSION) or identity.format != _FORMAT:
         what = f"{identity.format!r} version {identity.version}; this program reads {_FORMAT!r} up to version {VERSION}"
