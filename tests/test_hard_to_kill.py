@@ -136,7 +136,7 @@ async def test_handshakes_that_never_end_are_ended_and_leave_nothing(tmp_path: P
     pair = authority.server
     rules = TlsClients(
         cert=str(pair.cert), key=str(pair.key), ca=None, verify=False, first=False, map=False, timeout_ms=300,
-        allow_non_tls=True,
+        allow_non_tls=True, first_fallback_ms=0,
     )  # fmt: skip
     async with serve(tls=ClientTls(rules), tls_available=True) as served, good_client(served) as good:
         before = leftovers(served)
