@@ -118,7 +118,7 @@ class Chaos:
         """All space of the one small disk is taken for a while; if its sink leads, nothing is taken meanwhile."""
         duration_s, role = self._random.uniform(1, 3), "leader" if await self._leads(self._full_disk) else "follower"
         ballast = self._zone.data[self._full_disk] / "ballast"
-        with ballast.open("wb") as file, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(1 << 16))
         await self._zone.until(lambda status: bool(status[self._full_disk].get("storage_full")), "the sink notices")
