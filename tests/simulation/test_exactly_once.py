@@ -23,7 +23,7 @@ from sinkd.core import machine
 from sinkd.core.machine import Machine, Result, Taken
 from sinkd.core.state import PartitionState
 
-SEEDS = int(os.environ.get("SEEDS", "300"))  # `make simulate SEEDS=...` runs any number
+SEEDS = int(os.environ.get("SEEDS", "200"))  # `make simulate SEEDS=...` runs any number
 MUTANT_SEEDS = 200  # the most that a mistake is given to show itself
 
 
