@@ -26,7 +26,6 @@ LAME_DUCK_GRACE_PERIOD_MS: Final = 10_000  # before it begins to
 SUBJECT_TOKENS_MAX: Final = 1_024  # of a subscription; deeper ones only cost memory
 ROUTE_PLANS_MAX: Final = 131_072  # cached subjects of one account and set of permissions
 ROUTE_PLAN_BYTES_MAX: Final = 64 * MIB  # of those plans' subjects and receivers
-ROUTE_PLAN_CHARACTERS_MAX: Final = 256  # longer subjects are looked up every time
 PERMISSION_VERDICTS_MAX: Final = 4_096  # cached publish permissions of one user, then the cache starts anew
 RESPONSES_TRACKED_MAX: Final = 4_096  # reply subjects that one connection may still answer (allow_responses)
 FIRST_PING_MS: Final = 2_000  # after CONNECT, as in nats-server

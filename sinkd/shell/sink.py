@@ -138,10 +138,7 @@ class Sink:
             except DamagedFile as error:
                 if self.is_alone:
                     raise
-                aside = folder.set_aside(str(error), Path(error.file))
-                log.error(
-                    "log_damaged", error=str(error), set_aside=str(aside), consequence="peers will fill this sink"
-                )
+                _set_aside(folder, error)
                 self._open_log(folder)
             has_spare = self._make_spare()
         except BaseException:
@@ -233,9 +230,8 @@ class Sink:
         error = self.failed.result() if self.failed.done() else None
         if self.is_alone or self._folder is None or not isinstance(error, DamagedFile):
             return
-        aside = self._folder.set_aside(str(error), Path(error.file))
+        _set_aside(self._folder, error)
         error.is_set_aside = True
-        log.error("log_damaged", error=str(error), set_aside=str(aside), consequence="peers will fill it")
 
     def _close(self) -> None:
         self.store.close()
@@ -546,3 +542,8 @@ class Sink:
             reserve = self.node.disk_reserve_bytes
             return f"sink {self.node.name}: storage full: {self.free_bytes} bytes free, {reserve} are kept in reserve"
         return None
+
+
+def _set_aside(folder: DataFolder, error: DamagedFile) -> None:
+    aside = folder.set_aside(str(error), Path(error.file))
+    log.error("log_damaged", error=str(error), set_aside=str(aside), consequence="peers will fill this sink")
