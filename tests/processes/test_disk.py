@@ -11,7 +11,7 @@ from random import Random
 import pytest
 from nats.aio.client import Client
 from support.events import Publisher, Shown, everything, fetch, published
-from support.processes import Daemon, Folder, client, folder_at
+from support.processes import Daemon, Folder, client, folder_at, until
 
 STREAM = "--stream", "text=text.>"
 MIB = 1024 * 1024
@@ -198,7 +198,7 @@ async def test_a_full_disk_stops_acknowledgements_with_an_error(small_disk: Fold
         publisher = await _fill(connection)
         refusals = [answer["error"] for answer in publisher.answers.values() if "error" in answer]
         assert {(refusal["code"], refusal["err_code"]) for refusal in refusals} == {(503, 10077)}
-        assert "storage_full" in daemon.complaints
+        await until(lambda: "storage_full" in daemon.complaints, "it says so in its log")  # once a second it looks
         assert (await small_disk.varz())["sink"]["storage_full"] is True
         numbers = list(publisher.acknowledged)
         assert await _numbers(connection) == numbers
