@@ -24,9 +24,12 @@ OPERATOR = "(operator)"  # who says Hello under this name is no node; none may b
 
 
 class Hello(Message, frozen=True):
+    """Who calls, and which of the zone's Raft groups (by its number) the link is about."""
+
     mesh: str
     zone: str
     node: str
+    group: int = 0
 
 
 class Welcome(Message, frozen=True):
@@ -44,7 +47,10 @@ class Welcome(Message, frozen=True):
 
 
 class Streams(Message, frozen=True):
-    """The committed streams of the zone, by which gateways route."""
+    """The committed streams of the zone, by which gateways route, as the group of this link knows them.
+
+    Each group knows all of them; revision 0 is before any were committed.
+    """
 
     revision: int
     streams: tuple[StreamState, ...]
@@ -137,7 +143,7 @@ REASONS = {
     "OUT_OF_ORDER": "a sequence before this one is missing: go back to it",
     "FENCED": "a newer epoch of this producer exists: this one is over",
     "STALE_CONFIG": "the stream has changed since the revision that the gateway routed by",
-    "UNKNOWN_STREAM": "no such stream, incarnation or partition",
+    "UNKNOWN_STREAM": "this group has no such stream, incarnation or partition",
     "NOT_LEADER": "another sink leads this group",
 }
 
@@ -182,7 +188,7 @@ class OffsetsAre(Message, frozen=True):
 
 
 class Describe(Message, frozen=True):
-    """Asks for every stream with its partitions, or for one."""
+    """Asks for every stream, or for one, with those of its partitions that the group of this link has."""
 
     request: int
     stream: str = ""

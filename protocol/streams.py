@@ -2,7 +2,13 @@
 
 The configuration file *proposes* streams; the replicated state holds them, with the revision of their last change and
 an incarnation: random bytes made with the stream, so that a stream made again is never taken for the old one.
+
+The zone's Raft groups share its partitions. Which group a partition belongs to is settled when its stream is made, by
+the number of groups that the zone has then: the partitions of a stream go round the groups, and each stream begins
+with another one, so that streams of one partition are spread too.
 """
+
+import zlib
 
 import msgspec
 
@@ -44,14 +50,14 @@ class StreamDefinition(_Stream, array_like=True, frozen=True, kw_only=True):
         fields = {name: getattr(stream, name) for name in cls.__struct_fields__ if name != "incarnation"}
         return cls(incarnation=incarnation, **fields)
 
-    def committed(self, revision: int, incarnation: bytes) -> "StreamState":
-        """The stream as `revision` puts it in force."""
-        fields = msgspec.structs.asdict(self) | {"incarnation": incarnation}
+    def committed(self, revision: int, incarnation: bytes, groups: int = 1) -> "StreamState":
+        """The stream as `revision` puts it in force; `groups` are those of the zone when it was made."""
+        fields = msgspec.structs.asdict(self) | {"incarnation": incarnation, "groups": groups}
         return StreamState(revision=revision, **fields)
 
 
 class StreamState(_Stream, array_like=True, frozen=True, kw_only=True):
-    """A stream in force since `revision`.
+    """A stream in force since `revision`; its partitions are shared by `groups` Raft groups.
 
     One that has left the configuration is `retired`: it takes no events, its history stays readable.
     """
@@ -59,6 +65,15 @@ class StreamState(_Stream, array_like=True, frozen=True, kw_only=True):
     revision: int
     retired: bool = False
     account: str = DEFAULT_ACCOUNT
+    groups: int = 1
+
+    def group_of(self, partition: int) -> int:
+        """The number of the Raft group that has this partition."""
+        return 0 if self.groups == 1 else (zlib.crc32(self.name.encode()) + partition) % self.groups
+
+    def partitions_of(self, group: int) -> list[int]:
+        """The partitions that this group has."""
+        return [number for number in range(self.partitions) if self.group_of(number) == group]
 
     @property
     def is_catch_all(self) -> bool:

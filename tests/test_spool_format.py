@@ -74,7 +74,7 @@ def test_entry(row, data):
 def test_partition(row, data):
     stream = msgspec.convert(row["stream"], StreamState)
     assert spool_format.read_partition(only_record(data).payload) == (stream, row["partition_number"])
-    assert spool_format.pack_partition(row["partition"], stream, row["partition_number"]) == data
+    assert row.get("older") or spool_format.pack_partition(row["partition"], stream, row["partition_number"]) == data
 
 
 def test_every_kind_has_a_vector():

@@ -13,19 +13,31 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from protocol.errors import UNREADABLE, FrameError
-from protocol.streams import StreamDefinition
+from protocol.streams import StreamDefinition, StreamState
 
 COMMAND_VERSION = 1
-CONFIGURE, OPEN, APPEND, TRIM, MEMBERS = 1, 2, 3, 4, 5
+CONFIGURE, OPEN, APPEND, TRIM, MEMBERS, ADOPT = 1, 2, 3, 4, 5, 6
 _PREFIX = struct.Struct("<BBQ")
 BODY_POSITION = _PREFIX.size
 
 
 class Configure(msgspec.Struct, array_like=True, frozen=True):
-    """The streams of the zone from `revision` on. Streams that are not in it are retired."""
+    """The streams of the zone from `revision` on. Streams that are not in it are retired.
+
+    The partitions of those that are new are shared by the first `groups` Raft groups of the zone.
+    """
 
     revision: int
     streams: tuple[StreamDefinition, ...]
+    groups: int = 1
+
+
+class Adopt(msgspec.Struct, array_like=True, frozen=True):
+    """What group 0 has committed as `revision`, for another group: streams are configured in one place."""
+
+    revision: int
+    streams: tuple[StreamState, ...]
+    groups: int
 
 
 class OpenProducer(msgspec.Struct, array_like=True, frozen=True):
@@ -49,7 +61,7 @@ class MembersAre(msgspec.Struct, array_like=True, frozen=True):
     members: tuple[tuple[str, str], ...]
 
 
-Body = TypeVar("Body", Configure, OpenProducer, Trim, MembersAre)
+Body = TypeVar("Body", Configure, OpenProducer, Trim, MembersAre, Adopt)
 
 
 class Command(NamedTuple):

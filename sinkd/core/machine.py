@@ -8,8 +8,12 @@ same answer again, if it is the same batch; more is `OUT_OF_ORDER` and the gatew
 expectation fails is answered for good: its sequence is spent, or a retry could succeed where the first attempt failed.
 A batch with ids that the window knows is refused whole and its span is *not* spent: batches are immutable, so the
 gateway builds it again without those records.
+
+Streams are configured in group 0. Every other group adopts what that has committed, and takes batches of the partitions
+that are its own.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple, TypeAlias
 
 import msgspec
@@ -22,7 +26,7 @@ from protocol.link import Answer, Appended, Opened, Reached, Refused
 from protocol.records import CONTROL, BatchHeader, read_header
 from protocol.streams import StreamDefinition, StreamState
 from sinkd.core import commands
-from sinkd.core.commands import BODY_POSITION, Configure, MembersAre, OpenProducer, Trim
+from sinkd.core.commands import BODY_POSITION, Adopt, Configure, MembersAre, OpenProducer, Trim
 from sinkd.core.state import STATE_VERSION, PartitionState, Producer, Progress, State, Stream
 
 
@@ -60,10 +64,11 @@ Result: TypeAlias = list[Taken] | Opened | Configured | Trimmed | MembersAre | N
 
 
 class Machine:
-    """Holds a `State` and changes it, one command at a time."""
+    """Holds the `State` of Raft group `number` and changes it, one command at a time."""
 
-    def __init__(self, snapshot: bytes | None = None) -> None:
+    def __init__(self, snapshot: bytes | None = None, number: int = 0) -> None:
         """From nothing, or from `snapshot()` of another. FrameError: no snapshot, or one of another version."""
+        self.number = number
         self.state = State()
         if snapshot is not None:
             self.restore(snapshot)
@@ -85,6 +90,8 @@ class Machine:
             return self._open(commands.read_body(command, OpenProducer))
         if command.kind == commands.CONFIGURE:
             return self._configure(commands.read_body(command, Configure))
+        if command.kind == commands.ADOPT:
+            return self._adopt(commands.read_body(command, Adopt))
         if command.kind == commands.TRIM:
             return self._trim(commands.read_body(command, Trim))
         if command.kind == commands.MEMBERS:
@@ -96,6 +103,12 @@ class Machine:
     def stream_states(self) -> tuple[StreamState, ...]:
         return tuple(stream.state for stream in self.state.streams.values())
 
+    def partitions(self) -> Iterator[tuple[StreamState, int, PartitionState]]:
+        """Every partition that this group has, of retired streams too."""
+        for stream in self.state.streams.values():
+            for number in stream.state.partitions_of(self.number):
+                yield stream.state, number, stream.partitions[number]
+
     # -- appending ----------------------------------------------------------------------------------------------------
 
     def _append(self, parcel: Parcel) -> Taken:
@@ -104,7 +117,7 @@ class Machine:
         if producer is None or producer.epoch != envelope.epoch:
             return _refused(envelope, "FENCED")
         stream = self.state.streams.get(envelope.stream)
-        if stream is None or not _addresses(envelope, stream.state):
+        if stream is None or not self._has(envelope, stream.state):
             return _refused(envelope, "UNKNOWN_STREAM")
         progress = producer.progress.setdefault((envelope.incarnation, envelope.partition), Progress(answers=[]))
         if envelope.first_sequence <= progress.last_sequence:
@@ -114,6 +127,11 @@ class Machine:
         if envelope.revision < stream.state.revision or stream.state.retired:
             return _refused(envelope, "STALE_CONFIG", str(self.state.revision))
         return self._append_next(parcel, stream, progress)
+
+    def _has(self, envelope: Envelope, state: StreamState) -> bool:
+        number = envelope.partition
+        is_there = envelope.incarnation == state.incarnation and 0 <= number < state.partitions
+        return is_there and state.group_of(number) == self.number
 
     def _append_next(self, parcel: Parcel, stream: Stream, progress: Progress) -> Taken:
         """The parcel is the next of its producer: decide it for good, or refuse it for ids that are known."""
@@ -164,9 +182,10 @@ class Machine:
         if proposal.revision <= self.state.revision:
             return Configured(self.state.revision, tuple(self.differences(proposal)))
         problems = tuple(problem for definition in proposal.streams for problem in self._unchangeable(definition))
+        problems += tuple(self._needed_groups(proposal.groups))
         if problems:
             return Configured(self.state.revision, problems)
-        self.state.revision = proposal.revision
+        self.state.revision, self.state.groups = proposal.revision, proposal.groups
         for definition in proposal.streams:
             self._define(definition)
         wanted = {definition.name for definition in proposal.streams}
@@ -177,12 +196,12 @@ class Machine:
 
     def _define(self, definition: StreamDefinition) -> None:
         present = self.state.streams.get(definition.name)
-        incarnation = definition.incarnation if present is None else present.state.incarnation
-        state = definition.committed(self.state.revision, incarnation)
         if present is None:
-            partitions = [PartitionState(ids={}) for _ in range(definition.partitions)]
-            self.state.streams[definition.name] = Stream(state, partitions)
-        elif _content(state) != _content(present.state):
+            state = definition.committed(self.state.revision, definition.incarnation, self.state.groups)
+            self.state.streams[definition.name] = _made(state)
+            return
+        state = definition.committed(self.state.revision, present.state.incarnation, present.state.groups)
+        if _content(state) != _content(present.state):
             present.state = state
 
     def _unchangeable(self, definition: StreamDefinition) -> list[str]:
@@ -196,8 +215,39 @@ class Machine:
             if (there := getattr(present.state, field)) != (proposed := getattr(definition, field))
         ]
 
+    def _needed_groups(self, proposed: int) -> Iterator[str]:
+        """Why there cannot be so few groups."""
+        for name, stream in self.state.streams.items():
+            groups = {stream.state.group_of(number) for number in range(stream.state.partitions)}
+            if max(groups) >= proposed:
+                yield (
+                    f"groups: partitions of {name} are in group {max(groups)}, the proposal says groups = {proposed}; "
+                    f"write at least {max(groups) + 1}"
+                )
+
+    def _adopt(self, told: Adopt) -> Configured:
+        """Streams are never given up, so what is told is all there is."""
+        if told.revision > self.state.revision:
+            self.state.revision, self.state.groups = told.revision, told.groups
+            for state in told.streams:
+                present = self.state.streams.get(state.name)
+                if present is None:
+                    self.state.streams[state.name] = _made(state)
+                else:
+                    present.state = state
+        return Configured(self.state.revision)
+
     def differences(self, proposal: Configure) -> list[str]:
         """What the committed configuration says otherwise than a proposal that does not supersede it."""
+        return [*self._other_groups(proposal.groups), *self._other_streams(proposal)]
+
+    def _other_groups(self, proposed: int) -> list[str]:
+        """While no stream was ever committed, the number of groups was not either."""
+        if proposed == self.state.groups or not self.state.revision:
+            return []
+        return [f"groups: revision {self.state.revision}, which is in force, has {self.state.groups}"]
+
+    def _other_streams(self, proposal: Configure) -> list[str]:
         proposed = {definition.name: _content(definition) for definition in proposal.streams}
         committed = {s.state.name: _content(s.state) for s in self.state.streams.values() if not s.state.retired}
         return [
@@ -218,6 +268,10 @@ class Machine:
         return Trimmed(stream.state, request.partition, partition.start_offset)
 
 
+def _made(state: StreamState) -> Stream:
+    return Stream(state, [PartitionState(ids={}) for _ in range(state.partitions)])
+
+
 def _restored(snapshot: bytes) -> State:
     try:
         state = msgspec.msgpack.decode(snapshot, type=State)
@@ -228,13 +282,9 @@ def _restored(snapshot: bytes) -> State:
     return state
 
 
-def _addresses(envelope: Envelope, state: StreamState) -> bool:
-    return envelope.incarnation == state.incarnation and 0 <= envelope.partition < state.partitions
-
-
 def _content(state: StreamState | StreamDefinition) -> dict[str, object]:
     fields = msgspec.structs.asdict(state)
-    return {name: value for name, value in fields.items() if name not in ("incarnation", "revision")} | {
+    return {name: value for name, value in fields.items() if name not in ("incarnation", "revision", "groups")} | {
         "retired": fields.get("retired", False)
     }
 

@@ -23,7 +23,9 @@ BUSY: Final = 2  # nothing can be taken now: `why`
 
 
 class Hello(Message, frozen=True):
-    """Who the sender is. `group` is the incarnation of its Raft group, "" if it was never born into one.
+    """Who the sender is, as a member of the zone's Raft group `number`: a connection is about one group.
+
+    `group` is the incarnation of the group, "" if the sender was never born into one.
 
     `state` is "", "chosen" or "active" (`sinkd.core.birth`); `muted` says why it neither votes nor stands. `disk` and
     `journal` identify what it holds: with a new one, what was known of it is void (rule C6). `configured` names the
@@ -143,6 +145,7 @@ class Propose(Message, frozen=True):
 
     revision: int
     streams: tuple[StreamDefinition, ...]
+    groups: int = 1
 
 
 class Seen(Message, frozen=True):

@@ -4,8 +4,6 @@ Everything here is bounded: producers by the gateways of the mesh, answers kept 
 `PRODUCER_RESULTS_KEPT`, deduplication ids by their stream's window and number. Nothing grows with the log.
 """
 
-from collections.abc import Iterator
-
 import msgspec
 
 from protocol.link import Answer
@@ -66,7 +64,8 @@ class Stream(msgspec.Struct, array_like=True):
 class State(msgspec.Struct, array_like=True):
     """`now_ms` is the latest time of any command: it never goes back, whatever the leaders' clocks do.
 
-    `members` are the sinks of the group, with the addresses of their raft ports.
+    `members` are the sinks of the group, with the addresses of their raft ports. `groups` is how many Raft groups share
+    the partitions of streams that are made under `revision`.
     """
 
     version: int = STATE_VERSION
@@ -75,12 +74,7 @@ class State(msgspec.Struct, array_like=True):
     streams: dict[str, Stream] = {}
     producers: dict[int, Producer] = {}
     members: dict[str, str] = {}
+    groups: int = 1
 
     def producer_of(self, node: str, worker: int) -> Producer | None:
         return next((p for p in self.producers.values() if (p.node, p.worker) == (node, worker)), None)
-
-    def partitions(self) -> Iterator[tuple[StreamState, int, PartitionState]]:
-        """Every partition of every stream, retired ones too."""
-        for stream in self.streams.values():
-            for number, partition in enumerate(stream.partitions):
-                yield stream.state, number, partition

@@ -39,7 +39,7 @@ class Filling:
 
     async def fill(self, saved: Checkpoint) -> None:
         """Returns when every segment that `saved` speaks of is durable here. OSError, DamagedFile: this disk fails."""
-        for stream, number, wanted in Machine(saved.state).state.partitions():
+        for stream, number, wanted in Machine(saved.state, self._store.group).partitions():
             partition = self._store.log_of(stream, number)
             if wanted.start_offset == wanted.end_offset > partition.append_end:  # all of it was trimmed
                 await asyncio.get_running_loop().run_in_executor(self._writer, partition.begin_at, wanted.end_offset)

@@ -114,7 +114,7 @@ class Operator:
                 "bytes": sizes.get((stream.incarnation, number), 0),
                 "retired": stream.retired,
             }
-            for stream, number, partition in self._sink.machine.state.partitions()
+            for stream, number, partition in self._sink.machine.partitions()
         ]
 
     # -- changing -----------------------------------------------------------------------------------------------------

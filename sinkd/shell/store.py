@@ -67,7 +67,7 @@ class Partition:
 
 
 class Store:
-    """All partitions of this sink. Only its `flush` and the reads leave the event loop's thread."""
+    """All partitions of a Raft group. Only its `flush` and the reads leave the event loop's thread."""
 
     def __init__(self, journal: Journal, log_folder: Path, machine: Machine, segment_bytes: int) -> None:
         """Opens the segments of every partition that `machine` (from the checkpoint) knows."""
@@ -76,9 +76,10 @@ class Store:
         self._partitions: dict[tuple[bytes, int], Partition] = {}
         self._reader = ThreadPoolExecutor(2, "log-read")
         self._woken: dict[tuple[bytes, int], None] = {}  # in the order of the log, so that a simulation replays
+        self.group = machine.number
         self.hot_bytes = 0
         self.wants_flush = asyncio.Event()
-        for state, number, replicated in machine.state.partitions():
+        for state, number, replicated in machine.partitions():
             self._open(state, number, replicated, replicated.end_offset)
 
     def _open(self, state: StreamState, number: int, replicated: PartitionState, durable_end: int) -> Partition:
@@ -109,6 +110,8 @@ class Store:
         count = stream.state.partitions
         if not 0 <= number < count:
             raise LogError("UNKNOWN_PARTITION", f"stream {name} has partitions 0 to {count - 1}, not {number}")
+        if (group := stream.state.group_of(number)) != self._machine.number:
+            raise LogError("UNKNOWN_PARTITION", f"partition {number} of {name} is in group {group} of this zone")
         return self._known(stream.state, number)
 
     def _known(self, state: StreamState, number: int) -> Partition:
@@ -126,7 +129,7 @@ class Store:
     def restored(self) -> None:
         """The state machine has become another one: what is hot is void, everything that it knows is in segments."""
         self.hot_bytes = 0
-        for state, number, replicated in self._machine.state.partitions():
+        for state, number, replicated in self._machine.partitions():
             self.log_of(state, number)
             partition = self._partitions[state.incarnation, number]
             partition.stream, partition.replicated = state, replicated

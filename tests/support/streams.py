@@ -17,9 +17,11 @@ def definition(name: str = "orders", **settings: object) -> StreamDefinition:
     return StreamDefinition(**{**fields, **settings})
 
 
-def state(name: str = "orders", *, revision: int = 1, retired: bool = False, **settings: object) -> StreamState:
+def state(
+    name: str = "orders", *, revision: int = 1, retired: bool = False, groups: int = 1, **settings: object
+) -> StreamState:
     fields = msgspec.structs.asdict(definition(name, **settings))
-    return StreamState(revision=revision, retired=retired, **fields)
+    return StreamState(revision=revision, retired=retired, groups=groups, **fields)
 
 
 def event(payload: bytes = b"x", subject: bytes = b"orders.new", **fields: object) -> Event:
