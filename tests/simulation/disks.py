@@ -21,6 +21,7 @@ from unittest import mock
 from support.disk import SECTOR_BYTES, Crash
 
 from simulation.virtual import CURRENT, Process
+from sinkd.core.formats import JOURNAL_HEADER_BYTES, BadBytes, decode_journal_header, find_synced_beyond, journal_seed
 from sinkd.shell.folder import DataFolder
 
 FREE_BYTES = 1 << 40
@@ -53,6 +54,25 @@ class _Change(NamedTuple):
     folder: Path
     undo: Callable[[], None]
     kept: Path | None
+
+
+class Damage(NamedTuple):
+    """`is_hidden`: what was lost looks as if it had never been there, to whoever has nothing but these files."""
+
+    what: str
+    is_hidden: bool
+
+
+def _is_hidden(path: Path, start: int) -> bool:
+    """Whether no mark in a journal's file, as it is now, says that its bytes from `start` on were synced."""
+    data = path.read_bytes()
+    if path.suffix != ".journal" or start < JOURNAL_HEADER_BYTES:
+        return False
+    try:
+        header = decode_journal_header(data)
+    except BadBytes:
+        return False
+    return find_synced_beyond(data, start, header.number, journal_seed(header.journal_id, header.number)) is None
 
 
 class Disk:
@@ -162,11 +182,8 @@ class Disk:
         now = path.read_bytes()
         return now[start : start + len(data)] == data if data else len(now) == start
 
-    def damage(self) -> str:
-        """Some file of a stopped process is not what it was; what was done to which."""
-        files = [path for path in self._files() if path.stat().st_size and path.name != "lock"]
-        if not files:
-            return "nothing"
+    def damage(self, files: list[Path]) -> Damage:
+        """One of these files of a stopped process is not what it was."""
         suffix = self._rng.choice(sorted({path.suffix for path in files}))
         path = self._rng.choice([path for path in files if path.suffix == suffix])
         data = bytearray(path.read_bytes())
@@ -183,7 +200,9 @@ class Disk:
             data[start:end] = bytes(end - start)
         path.write_bytes(data)
         self._damaged = path, path.stat().st_ino, start, bytes(data[start:end])
-        return f"{kind} {path.relative_to(self.folder)} at {start}"
+        return Damage(
+            f"{kind} {path.relative_to(self.folder)} at {start}", kind != "truncate" and _is_hidden(path, start)
+        )
 
     def wipe(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -218,8 +237,12 @@ class Disk:
         self.changes.clear()
         self.unsynced.clear()
 
-    def _files(self) -> list[Path]:
-        return sorted(path for path in self.folder.rglob("*") if path.is_file())
+    def files(self, pattern: str = "*") -> list[Path]:
+        """Those that have something in them."""
+        return [path for path in self._files(pattern) if path.name != "lock" and path.stat().st_size]
+
+    def _files(self, pattern: str = "*") -> list[Path]:
+        return sorted(path for path in self.folder.rglob(pattern) if path.is_file())
 
 
 class Disks:

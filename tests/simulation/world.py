@@ -271,7 +271,7 @@ class SimulatedGateway:
     def flush(self) -> None:
         self.outbox.flush(self.world.now_ms)
         self.keep()
-        ready, self.outbox.frames = self.outbox.frames, []
+        ready = self.outbox.take_frames()
         self.write(ready)
         for partition in self.outbox._partitions.values():
             if len(partition.in_flight) > BATCHES_IN_FLIGHT_MAX:

@@ -43,16 +43,13 @@ class ZoneAudit:
         self.events: list[Event] = []
         self._by_reply: dict[str, Event] = {}
         self.entries: dict[int, tuple[int, int]] = {}  # index → term, CRC-32C
+        self.last_index = 0  # of these
         self._states: dict[int, tuple[str, int]] = {}
         self._votes: dict[tuple[str, int], str] = {}
         self.leaders: dict[int, str] = {}
         self.logs: dict[tuple[bytes, int], list[Placed]] = defaultdict(list)
         self._last_of_connection: dict[tuple[Any, ...], int] = {}
         self.acknowledged = self.refused = self.reads = self.probes = 0
-
-    @property
-    def last_index(self) -> int:
-        return max(self.entries, default=0)
 
     def is_promised(self, promise: object, broken: str) -> None:
         if not promise:
@@ -77,6 +74,7 @@ class ZoneAudit:
             self.is_promised(known == entry, f"{who} applies another entry {index} {entry}, others {known}")
             return
         self.entries[index] = entry
+        self.last_index = max(self.last_index, index)
         for taken in result if isinstance(result, list) else ():
             assert isinstance(taken, Taken)
             if taken.placement is not None:

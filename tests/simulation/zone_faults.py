@@ -5,6 +5,7 @@ happens at once, and seeds in which one thing happens a hundred times while the 
 """
 
 import random
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from protocol.errors import LogError
@@ -16,8 +17,8 @@ if TYPE_CHECKING:
 
 KINDS = (
     "crash", "crash_in_call", "power", "power_of_all", "stop", "pause", "partition", "cut", "slow_way", "slow_disk",
-    "full_disk", "failing_fsync", "damage", "wipe", "worst_moment", "roll_back", "replace_gateway", "transfer",
-    "change_members",
+    "full_disk", "failing_fsync", "damage", "damage_journal_end", "wipe", "worst_moment", "roll_back",
+    "replace_gateway", "transfer", "change_members",
 )  # fmt: skip
 INTERVALS_S = (0.05, 0.15, 0.4, 1.0)
 
@@ -128,9 +129,17 @@ class Faults:
         node.disk.fails_fsyncs = 1
 
     def damage(self, node: Node) -> None:
-        if self._may_lose(node):
+        self._damage(node, node.disk.files())
+
+    def damage_journal_end(self, node: Node) -> None:
+        self._damage(node, node.disk.files("journal/*.journal")[-1:])
+
+    def _damage(self, node: Node, files: list[Path]) -> None:
+        if files and self._may_lose(node):
             node.kill()
-            self.zone.log(f"{node.name}: {node.disk.damage()}")
+            damage = node.disk.damage(files)
+            node.has_hidden_loss = damage.is_hidden
+            self.zone.log(f"{node.name}: {damage.what}")
             self.zone.restart_later(node)
 
     def wipe(self, node: Node) -> None:
@@ -145,7 +154,7 @@ class Faults:
         if self.removed is not None or len(others) >= (len(self.zone.nodes) - 1) // 2:
             return False
         ends = [each.sink.journal.last_index for each in self.zone.nodes.values() if each.is_running]
-        node.damaged_at = max(self.zone.audit.last_index, *ends, 0)
+        node.loses(max(self.zone.audit.last_index, *ends, 0))
         return True
 
     def worst_moment(self, node: Node) -> None:

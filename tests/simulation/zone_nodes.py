@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from protocol import config
 from protocol.errors import DamagedFile, DataError
@@ -63,6 +63,16 @@ class World(Protocol):
     def ended(self, node: "Node", why: Exception | None) -> None: ...
 
 
+class Told(NamedTuple):
+    """What a member has said last that it may not forget: its vote, and how far its log matches its leader's."""
+
+    vote_term: int = 0
+    candidate: str = ""
+    journal: bytes = b""
+    term: int = 0
+    matched: int = 0
+
+
 class Node:
     """One machine with its sink, which is started again when it has ended."""
 
@@ -72,8 +82,11 @@ class Node:
         self.process: Process | None = None
         self.sink: Sink | None = None
         self.durable_index = 0  # of its journal
+        self.held_index = 0  # of what is committed, it once held so much durably
+        self.told = Told()
         self.refusals = 0
         self.damaged_at: int | None = None  # what had been committed when its disk was damaged, until it is whole
+        self.has_hidden_loss = False  # which no checksum shows: only who saw what it held can tell
         self.job_ms_max = zone.rng.choice((0.5, 0.5, 5, 30))
         self.skew_ms = zone.rng.choice((0, 0, -300, 300))
 
@@ -132,6 +145,15 @@ class Node:
             self.zone.disks.close_all(process)
             self.zone.network.died(process)
 
+    def loses(self, index: int) -> None:
+        """Its disk is about to be damaged; it is whole once it holds everything up to that entry again."""
+        self.note_held()
+        self.damaged_at = index
+
+    def note_held(self) -> None:
+        """What is committed is never truncated: what it held of that once it still holds, if its disk does."""
+        self.held_index = max(self.held_index, min(self.durable_index, self.zone.audit.last_index))
+
     @property
     def is_whole(self) -> bool:
         """Whether it holds what it promised to hold."""
@@ -140,7 +162,7 @@ class Node:
             identity = self.sink.identity
             whole = identity.state == ACTIVE and not identity.muted
             if whole and self.sink.group.applied_index >= self.damaged_at and not self.disk.has_damage:
-                self.damaged_at = None
+                self.damaged_at, self.has_hidden_loss = None, False
         return self.damaged_at is None
 
     @property

@@ -11,7 +11,7 @@ from unittest import mock
 
 from simulation.audit import Violation
 from simulation.virtual import CURRENT
-from sinkd.core.raft_messages import RequestVote, Voted
+from sinkd.core.raft_messages import Append, PreVoted, Reply, RequestVote, Voted
 from sinkd.shell.group import Group
 from sinkd.shell.journal import Journal
 from sinkd.shell.raft import LEADER, Member
@@ -26,13 +26,19 @@ class Watch:
 
     def __init__(self, zone: "Zone") -> None:
         self.zone, self.audit = zone, zone.audit
-        self._votes: dict[str, list[tuple[int, str]]] = {}  # that are to leave with a member's answers
+        self._said: dict[str, list[tuple[str, Any]]] = {}  # (to whom, what), to leave with a member's answers
+        self._append: Append | None = None  # that is being taken
 
     def patches(self) -> list[Any]:
         patched = mock.patch.object
         return [
             patched(Group, "_apply", self._around(Group._apply, self._applied)),
             patched(Group, "_send_all", self._before(Group._send_all, self._answers_leave)),
+            patched(Member, "__init__", self._around(Member.__init__, self._begun)),
+            patched(Member, "tick", self._around(Member.tick, self._ticked)),
+            patched(Member, "connected", self._around(Member.connected, self._connected)),
+            patched(Member, "_take_append", self._take_append(Member._take_append)),
+            patched(Member, "_take_reply", self._take_reply(Member._take_reply)),
             patched(Member, "_answer", self._before(Member._answer, self._answering)),
             patched(Member, "_state_changed", self._around(Member._state_changed, self._state_changed)),
             patched(Journal, "deleteEntriesFrom", self._before(Journal.deleteEntriesFrom, self._truncating)),
@@ -49,10 +55,10 @@ class Watch:
             self.zone.violation = self.zone.violation or violation
 
     def _around(self, method: Callable[..., Any], look: Callable[..., None]) -> Callable[..., Any]:
-        def watched(*arguments: Any) -> Any:
-            result = method(*arguments)
+        def watched(*arguments: Any, **options: Any) -> Any:
+            result = method(*arguments, **options)
             with self._watching():
-                look(result, *arguments)
+                look(result, *arguments, **options)
             return result
 
         return watched
@@ -105,26 +111,141 @@ class Watch:
             known = self.audit.entries.get(index)
             committed = known is not None and known[0] == journal.term(index)
             self.audit.is_promised(not committed, f"{node.who} truncates entry {index}, which is committed")
+        if first <= journal.last_index:
+            self._look_what_for(node, journal, first)
         node.durable_index = min(node.durable_index, first - 1)
 
+    def _look_what_for(self, node: "Node", journal: Journal, first: int) -> None:
+        """Only what contradicts an append goes, and never what its leader was told is here."""
+        told = node.told
+        counts = told.journal == journal.journal_id and told.term == journal.getCurrentTerm()
+        self.audit.is_promised(
+            not counts or told.matched < first,
+            f"{node.who} truncates entry {first}, and has said in term {told.term} that it has {told.matched}",
+        )
+        if self._append is not None:
+            position = first - 1 - self._append.prev_index
+            entries = self._append.entries[position : position + 1]
+            contradicts = bool(entries) and entries[0][0] != journal.term(first)
+            self.audit.is_promised(contradicts, f"{node.who} truncates entry {first}, which no append contradicts")
+
     def _synced(self, _: None, journal: Journal, *arguments: Any) -> None:
-        self._node().durable_index = journal.last_index
+        node = self._node()
+        node.note_held()
+        node.durable_index = journal.last_index
 
     def _node(self) -> "Node":
         process = CURRENT.get()
         assert process is not None
         return self.zone.nodes[process.name]
 
+    # -- what is believed ---------------------------------------------------------------------------------------------
+
+    def _take_append(self, method: Callable[..., None]) -> Callable[..., None]:
+        def watched(member: Member, name: str, message: Append, tail: bytes) -> None:
+            before, self._append = int(member.raftCommitIndex), message
+            try:
+                method(member, name, message, tail)
+            finally:
+                self._append = None
+            with self._watching():
+                for index in range(before + 1, int(member.raftCommitIndex) + 1):
+                    self._look_at_committed(member, name, index)
+
+        return watched
+
+    def _look_at_committed(self, member: Member, leader: str, index: int) -> None:
+        """What a follower takes for committed is what others applied, or what its leader has."""
+        known, node = self.audit.entries.get(index), self.zone.nodes[leader]
+        term = known[0] if known is not None else None
+        if term is None and node.is_running and node.sink is not None and node.sink.group.term == member.term:
+            journal = node.sink.journal
+            term = journal.term(index) if journal.first_index <= index <= journal.last_index else None
+        own = member._journal.term(index)
+        who = self.zone.nodes[member.name].who
+        self.audit.is_promised(
+            term in (None, own), f"{who} takes entry {index} of term {own} for committed, which is of term {term}"
+        )
+
+    def _take_reply(self, method: Callable[..., None]) -> Callable[..., None]:
+        def watched(member: Member, name: str, message: Reply) -> None:
+            before = self._matched(member, name)
+            method(member, name, message)
+            with self._watching():
+                self._look_at_belief(member, name, before)
+
+        return watched
+
+    def _connected(self, _: None, member: Member, name: str, journal: str) -> None:
+        self._look_at_belief(member, name, 0)
+
+    @staticmethod
+    def _matched(member: Member, name: str) -> int:
+        return member.followers[name].match_index if name in member.followers else 0
+
+    def _look_at_belief(self, member: Member, name: str, before: int) -> None:
+        """What leader `member` believes that `name` holds, that one holds, durably: entries behind `before`."""
+        matched, node = self._matched(member, name), self.zone.nodes[name]
+        if matched <= before or not node.is_running or node.sink is None or node.has_hidden_loss:
+            return
+        theirs, ours = node.sink.journal, member._journal
+        if theirs.journal_id.hex() != member._peers.get(name) or node.sink.group.term > member.term:
+            return  # the connection is of an earlier life of its disk; it follows a later leader
+        who = f"{self.zone.nodes[member.name].who} believes that {node.who} holds entry"
+        self.audit.is_promised(matched <= node.durable_index, f"{who} {matched}, it holds {node.durable_index}")
+        for index in range(max(before + 1, ours.first_index, theirs.first_index), matched + 1):
+            terms = ours.term(index), theirs.term(index)
+            self.audit.is_promised(terms[0] == terms[1], f"{who} {index} of term {terms[0]}, it has one of {terms[1]}")
+
     # -- votes --------------------------------------------------------------------------------------------------------
 
+    def _begun(self, _: None, member: Member, *arguments: Any, **options: Any) -> None:
+        """A vote that has left is remembered, unless the member is muted for what its disk has lost."""
+        node = self.zone.nodes[member.name]
+        told, vote = node.told, (member.term, member._journal.getVotedForNodeId())
+        self.audit.is_promised(
+            member.muted
+            or node.has_hidden_loss
+            or not told.candidate
+            or member.term > told.vote_term
+            or vote == told[:2],
+            f"{node.who} voted in term {told.vote_term} for {told.candidate}, and remembers {vote}",
+        )
+
+    def _ticked(self, _: None, member: Member) -> None:
+        """Whoever may vote has all that is committed and that it ever held."""
+        node = self.zone.nodes[member.name]
+        node.note_held()
+        may_vote = member.is_member and not member.muted and not node.has_hidden_loss
+        last = member._journal.last_index
+        self.audit.is_promised(
+            not may_vote or last >= node.held_index,
+            f"{node.who} may vote and ends at entry {last}, it once held {node.held_index}, which is committed",
+        )
+
     def _answering(self, member: Member, name: str, message: Any) -> None:
-        if isinstance(message, Voted):
-            self._votes.setdefault(self.zone.nodes[member.name].who, []).append((message.term, name))
-        elif isinstance(message, RequestVote):
-            self._votes.setdefault(self.zone.nodes[member.name].who, []).append((message.term, member.name))
+        if isinstance(message, Voted | RequestVote | PreVoted) or (isinstance(message, Reply) and not message.outcome):
+            self._said.setdefault(self.zone.nodes[member.name].who, []).append((name, message))
 
     def _answers_leave(self, group: Group, frames: Any) -> None:
-        if frames is group.member.answers:
-            name = group.member.name
-            for term, candidate in self._votes.pop(self.zone.nodes[name].who, ()):
-                self.audit.votes(name, term, candidate)
+        if frames is not group.member.answers:
+            return
+        node = self.zone.nodes[group.member.name]
+        for to, message in self._said.pop(node.who, ()):
+            self._says(node, to, message, group)
+
+    def _says(self, node: "Node", to: str, message: Any, group: Group) -> None:
+        assert node.sink is not None
+        if isinstance(message, Reply):
+            journal, told = node.sink.journal.journal_id, node.told
+            matched, same = message.next_index - 1, (told.journal, told.term) == (journal, message.term)
+            node.told = told._replace(
+                journal=journal, term=message.term, matched=max(matched, told.matched) if same else matched
+            )
+            return
+        muted = node.sink.identity.muted
+        self.audit.is_promised(not muted, f"{node.who} takes part in an election, and is muted: {muted}")
+        if not isinstance(message, PreVoted):
+            candidate = to if isinstance(message, Voted) else node.name
+            self.audit.votes(node.name, message.term, candidate)
+            node.told = node.told._replace(vote_term=message.term, candidate=candidate)
