@@ -112,7 +112,7 @@ def _carry(outbox: Outbox, machine: Machine) -> None:
     reader = link.FrameReader()
     while True:
         outbox.flush(1_000)
-        frames, outbox.frames = outbox.frames, []
+        frames = outbox.take_frames()
         if not frames:
             return
         for frame in reader.feed(b"".join(frames)):

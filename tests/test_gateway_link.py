@@ -82,18 +82,20 @@ class NotingOutbox:
     """Stands for the outbox: remembers what the link has told it."""
 
     def __init__(self) -> None:
-        self.frames: list[bytes] = []
         self.is_up = False
-        self.streams_told = 0
+        self.times_told = 0
 
-    def link_up(self, opened: link.Opened) -> None:
+    def link_up(self, opened: link.Opened, group: int) -> None:
         self.is_up = True
 
-    def link_down(self, now_ms: int) -> None:
+    def link_down(self, now_ms: int, group: int) -> None:
         self.is_up = False
 
-    def set_streams(self, streams: tuple[object, ...]) -> None:
-        self.streams_told += 1
+    def streams_told(self, message: link.Streams, group: int) -> None:
+        self.times_told += 1
+
+    def take_frames(self, group: int) -> list[bytes]:
+        return []
 
     def refused(self, refused: link.Refused, now_ms: int) -> None:
         pass
@@ -192,7 +194,7 @@ async def test_a_sink_under_the_address_of_another_is_refused():
 async def test_streams_of_a_sink_that_does_not_lead_are_not_believed():
     async with three(c=True) as (a, b, c), running(a.dial, b.dial, c.dial) as sink_link:
         await up(sink_link, c)
-        assert sink_link._outbox.streams_told == 1
+        assert sink_link._outbox.times_told == 1
 
 
 # -- losing it --------------------------------------------------------------------------------------------------------

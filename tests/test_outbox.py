@@ -66,7 +66,7 @@ class Bench:
     def sent(self) -> list[tuple[Envelope, list[bytes]]]:
         """(envelope, payloads) of every batch that the outbox now wants to send."""
         self.outbox.flush(self.now_ms)
-        data, self.outbox.frames = b"".join(self.outbox.frames), []
+        data = b"".join(self.outbox.take_frames())
         parcels = [parcel for frame in link.FrameReader().feed(data) for parcel in envelope.unpack(frame.tail)]
         self.crcs = [read_header(parcel.batch).crc for parcel in parcels]
         return [(parcel.envelope, [record.payload for record in read_records(parcel.batch)]) for parcel in parcels]
@@ -535,7 +535,7 @@ def test_events_of_a_stream_that_is_gone_are_routed_anew():
     bench.outbox.set_streams((retired(ORDERS), EVENTS))
     bench.link_up()
     bench.outbox.flush(bench.now_ms)
-    (frame,) = link.FrameReader().feed(b"".join(bench.outbox.frames))
+    (frame,) = link.FrameReader().feed(b"".join(bench.outbox.take_frames()))
     (parcel,) = envelope.unpack(frame.tail)
     (record,) = read_records(parcel.batch)
     assert (parcel.envelope.stream, record.payload, record.key) == ("events", b"a", b"orders.new")
@@ -673,7 +673,7 @@ def test_a_gap_spends_the_sequences_of_what_it_counts():
 def envelopes(bench: Bench) -> Iterator[Envelope]:
     bench.now_ms += 1
     bench.outbox.flush(bench.now_ms)
-    data, bench.outbox.frames = b"".join(bench.outbox.frames), []
+    data = b"".join(bench.outbox.take_frames())
     for frame in link.FrameReader().feed(data):
         for parcel in envelope.unpack(frame.tail):
             yield parcel.envelope

@@ -23,6 +23,9 @@ A deduplication id that is on its way already is not sent twice: the second publ
 With a `spool` every step is noted there (`gateway.core.spool`), and whatever a step promises leaves when it is noted: a
 `logged` answer when the event is, a refusal when it is noted that the event is gone, a batch when its sequences are.
 
+Each of the zone's Raft groups has its own link, under a producer of its own, and some of the partitions. While a link is
+down, the partitions of its group wait, and those of the others go on; the room of a stream is one for all of them.
+
 Without a spool, most events take a shorter way: they ask nothing but to be kept, so after the first has come here, the
 next come by a lane (`gateway.core.lanes`), until something else comes or a batch is formed. Those whose publisher waits
 do so only while the link is up: for how long they have waited is then told by the link, and not kept for each.
@@ -57,6 +60,9 @@ AnswerMany = Callable[[str, Replies, AckForm, int], None]
 """answer_many(account, reply subjects in it, their PubAcks, the offset of event 0)"""
 
 
+_Place = tuple[bytes, int]  # incarnation of the stream, number of the partition
+
+
 class Counters:
     """What has become of events since the start; `refused` by error code."""
 
@@ -69,8 +75,24 @@ class Counters:
         self.refused[refusal.err_code] = self.refused.get(refusal.err_code, 0) + events
 
 
+class _Way:
+    """The way to one Raft group: its `producer` (id, epoch) while the link is up, and the frames that are to leave."""
+
+    __slots__ = ("down_since_ms", "frames", "last_sequences", "producer", "streams")
+
+    def __init__(self) -> None:
+        self.producer: tuple[int, int] | None = None
+        self.down_since_ms: int | None = None
+        self.last_sequences: dict[_Place, int] = {}
+        self.streams: int | None = None  # the revision of those that the link has told, while it is up
+        self.frames: list[bytes] = []
+
+
 class Outbox:
-    """Everything between `publish` and the sink link. Frames pile up in `frames`; answers go out through `answer`."""
+    """Everything between `publish` and the sink links, of which there is one for each Raft group, by its number.
+
+    Frames for a link wait until it takes them (`take_frames`); answers go out through `answer`.
+    """
 
     def __init__(
         self,
@@ -90,14 +112,11 @@ class Outbox:
         self._zone, self._answer, self._answer_when_kept = zone, answer, answer_when_kept or answer
         self._spool, self._engine = spool, engine
         self.is_shut = False  # while nothing more can be kept: as if every stream's part of the outbox were full
-        self._partitions: dict[tuple[bytes, int], PartitionOutbox] = {}
+        self._partitions: dict[_Place, PartitionOutbox] = {}
+        self._ways: dict[int, _Way] = {}
         self._rooms: dict[bytes, Room] = {}
         self._leaving: list[PartitionOutbox] = []  # gone, and something of theirs is in flight
-        self._producer: tuple[int, int] | None = None  # while the link is up
-        self._last_sequences: dict[tuple[bytes, int], int] = {}
-        self._link_down_since_ms: int | None = None
         self.routes = StreamRoutes()
-        self.frames: list[bytes] = []
         self._counters = Counters()
 
     @property
@@ -142,7 +161,7 @@ class Outbox:
         refusal = _unfit(stream, entry)
         if refusal is None and self._follows(partition, entry, wanted, stream):
             return bool(wanted), self.has_room(stream)
-        refusal = refusal or self._not_now(stream, wanted, now_ms)
+        refusal = refusal or self._not_now(partition, stream, wanted, now_ms)
         if refusal is not None:
             self._counters.refuse(refusal)
             self._tell(stream, wanted, publish.error_answer(stream.name, refusal))
@@ -158,7 +177,7 @@ class Outbox:
     ) -> bool:
         """Takes an event that asks nothing, unless it needs a closer look."""
         size_bytes = event_bytes_max(event)
-        takes_replies = self._producer is not None and stream.ack != "logged"
+        takes_replies = self._way_of(partition).producer is not None and stream.ack != "logged"
         if self._spool is not None or size_bytes > BATCH_BYTES_TARGET or (wanted and not takes_replies):
             return False
         if (gives_up or wanted) and not self.has_room(stream):
@@ -204,14 +223,18 @@ class Outbox:
         stream, key, number = plan
         return self._partition(stream, number), key
 
-    def _not_now(self, stream: StreamState, wanted: str, now_ms: int) -> Refusal | None:
+    def _not_now(self, partition: PartitionOutbox, stream: StreamState, wanted: str, now_ms: int) -> Refusal | None:
         """Why an event that somebody waits for cannot be taken at the moment."""
         if not wanted:
             return None
         if not self.has_room(stream):
             return publish.OUTBOX_FULL
-        down = self._link_down_since_ms
-        return publish.NO_LEADER if down is not None and now_ms - down >= NEVER_SENT_REFUSE_MS else None
+        return publish.NO_LEADER if self._is_leaderless(partition, now_ms) else None
+
+    def _is_leaderless(self, partition: PartitionOutbox, now_ms: int) -> bool:
+        """Whether there has been no leader for it for too long."""
+        down = self._way_of(partition).down_since_ms
+        return down is not None and now_ms - down >= NEVER_SENT_REFUSE_MS
 
     def _follows(self, partition: PartitionOutbox, entry: Entry, wanted: str, stream: StreamState) -> bool:
         """Whether an event of this id is on its way: then nothing is taken, and `wanted` gets that one's answer.
@@ -245,10 +268,20 @@ class Outbox:
         partition = self._partitions.get(key)
         if partition is None:
             lane = self._engine.lane(self._room(stream))
-            partition = PartitionOutbox(stream, number, self._last_sequences.get(key, 0) + 1, lane)
+            last_sequence = self._way(stream.group_of(number)).last_sequences.get(key, 0)
+            partition = PartitionOutbox(stream, number, last_sequence + 1, lane)
             self._partitions[key] = partition
             _configure(lane, stream)
         return partition
+
+    def _way(self, group: int) -> _Way:
+        way = self._ways.get(group)
+        if way is None:
+            way = self._ways[group] = _Way()
+        return way
+
+    def _way_of(self, partition: PartitionOutbox) -> _Way:
+        return self._way(partition.group)
 
     def _room(self, stream: StreamState) -> Room:
         room = self._rooms.get(stream.incarnation)
@@ -279,10 +312,10 @@ class Outbox:
 
     def flush(self, now_ms: int) -> bool:
         """Forms and sends what may be sent; returns whether something lingers and wants another flush soon."""
-        if self._producer is None:
-            return False
         lingers = False
         for partition in self._partitions.values():
+            if self._way_of(partition).producer is None:
+                continue
             while partition.may_form(now_ms):
                 self._send(partition, partition.form())
                 self._counters.batches_sent += 1
@@ -290,25 +323,36 @@ class Outbox:
         return lingers
 
     def _send(self, partition: PartitionOutbox, batch: Batch) -> None:
-        if self._producer is None:
+        way = self._way_of(partition)
+        if way.producer is None:
             return
         if self._spool is not None:
             self._spool.sent(partition, batch)
         partition.awaited += 1
-        self.frames.append(link.pack(link.Append(), partition.parcel(batch, *self._producer)))
+        way.frames.append(link.pack(link.Append(), partition.parcel(batch, *way.producer)))
 
-    def link_up(self, opened: link.Opened) -> None:
-        """The sink leads and knows us, under an epoch that no older link has had."""
-        self._producer, self._link_down_since_ms = (opened.producer_id, opened.epoch), None
+    def take_frames(self, group: int = 0) -> list[bytes]:
+        """What is ready to leave on the link to this group."""
+        way = self._way(group)
+        frames, way.frames = way.frames, []
+        return frames
+
+    def link_up(self, opened: link.Opened, group: int = 0) -> None:
+        """The sink leads the group and knows us, under an epoch that no older link has had."""
+        way = self._way(group)
+        way.producer, way.down_since_ms = (opened.producer_id, opened.epoch), None
         reached = {(one.incarnation, one.partition): one for one in opened.last}
-        self._last_sequences = {key: one.last_sequence for key, one in reached.items()}
-        for key, partition in self._partitions.items():
+        way.last_sequences = {key: one.last_sequence for key, one in reached.items()}
+        for key, partition in self._of_group(group):
             one = reached.get(key)
             if one is not None:
                 self._settle(partition, one)
             self._counters.batches_sent_again += partition.take_back()
             partition.next_sequence = one.last_sequence + 1 if one is not None else 1
         self._let_go()
+
+    def _of_group(self, group: int) -> list[tuple[_Place, PartitionOutbox]]:
+        return [(key, partition) for key, partition in self._partitions.items() if partition.group == group]
 
     def _settle(self, partition: PartitionOutbox, reached: link.Reached) -> None:
         """The outcome of what was in flight when an older link ended, as far as the sink has heard of it."""
@@ -325,22 +369,22 @@ class Outbox:
             else:
                 self._acknowledge_batch(partition, batch, answer.base_offset)
 
-    def link_down(self, now_ms: int) -> None:
-        """Nothing can be sent until `link_up`; answers that were on their way will not come."""
-        if self._link_down_since_ms is None:
-            self._link_down_since_ms = now_ms
-        self._producer = None
-        self.frames.clear()
-        for partition in self._partitions.values():
+    def link_down(self, now_ms: int, group: int = 0) -> None:
+        """Nothing can be sent to this group until `link_up`; answers that were on their way will not come."""
+        way = self._way(group)
+        if way.down_since_ms is None:
+            way.down_since_ms = now_ms
+        way.producer = way.streams = None
+        way.frames.clear()
+        for _, partition in self._of_group(group):
             partition.awaited = 0
             partition.lane.replies = None
 
     def tick(self, now_ms: int) -> None:
         """Refuses what waits for an answer, was never sent, and has had no leader for too long."""
-        down = self._link_down_since_ms
-        if down is None or now_ms - down < NEVER_SENT_REFUSE_MS:
-            return
         for partition in self._partitions.values():
+            if not self._is_leaderless(partition, now_ms):
+                continue
             partition.split_runs(awaited=True)
             hopeless = [
                 held
@@ -348,6 +392,16 @@ class Outbox:
                 if isinstance(held, Entry) and held.replies and now_ms - held.taken_ms >= NEVER_SENT_REFUSE_MS
             ]
             self._refuse_pending(partition, hopeless, publish.NO_LEADER)
+
+    def streams_told(self, message: link.Streams, group: int = 0) -> None:
+        """What a group knows of the zone's streams; the newest of what the open links have told counts.
+
+        Groups learn of a change one after the other. One that has not learnt of any stream yet does not count.
+        """
+        others = [way.streams for way in self._ways.values() if way.streams is not None]
+        if message.revision >= max(others, default=1):
+            self.set_streams(message.streams)
+        self._way(group).streams = message.revision
 
     def set_streams(self, streams: Iterable[StreamState]) -> None:
         """The zone's committed streams have changed."""
@@ -435,7 +489,7 @@ class Outbox:
     def _answered(self, message: link.Appended | link.Refused) -> tuple[PartitionOutbox, Batch] | None:
         """The batch that `message` answers. That a disk is full is said at once, ahead of older batches' answers."""
         partition = self._partitions.get((message.incarnation, message.partition))
-        if partition is None or self._producer != (message.producer_id, message.epoch):
+        if partition is None or self._way_of(partition).producer != (message.producer_id, message.epoch):
             return None
         partition.awaited -= 1
         for batch in partition.in_flight:

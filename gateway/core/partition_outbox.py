@@ -143,7 +143,7 @@ class PartitionOutbox:
 
     def __init__(self, stream: StreamState, number: int, next_sequence: int, lane: Lane | None = None) -> None:
         """`lane` leads to it, if there is one."""
-        self.stream, self.number = stream, number
+        self.stream, self.number, self.group = stream, number, stream.group_of(number)
         self.lane = lane or Lane(Room())
         self._pending: deque[Held] = deque()
         self._pending_bytes = 0

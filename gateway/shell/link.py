@@ -1,5 +1,5 @@
-"""The gateway's end of the link to its zone's sinks: finds the one that leads and keeps the link to it, sends the
-outbox's frames, asks for history.
+"""The gateway's end of the link to one Raft group of its zone's sinks: finds the one that leads it and keeps the link to
+it, sends the outbox's frames, asks for history.
 
 run: dial ─► Hello ─► Welcome, Streams ─► Open ─► Opened: the outbox may send
       ▲                  │ does not lead              │ lost, refused, or silent for too long
@@ -59,7 +59,8 @@ class SinkLink:
         now_ms: Callable[[], int],
         changed: Callable[[], None],
     ) -> None:
-        """`sinks` are those of the zone, at least one. `opening` gives every link a nonce of its own.
+        """`sinks` are those of the zone, at least one; `hello` names the group. `opening` gives every link a nonce of
+        its own.
 
         `changed` is called when the sink has said something that the outbox has taken in.
         """
@@ -74,6 +75,10 @@ class SinkLink:
         self.connects = 0
         self.failed_attempts = 0
         self.opened = asyncio.Event()  # once, for the first time
+
+    @property
+    def group(self) -> int:
+        return self._hello.group
 
     @property
     def is_up(self) -> bool:
@@ -94,11 +99,12 @@ class SinkLink:
         """Why there is no link, with what came of each sink; None while it is open."""
         if self.is_up:
             return None
-        return f"no sink of zone {self._hello.zone} leads: {self._search.report or 'not connected yet'}"
+        what = f" group {self.group}" if self.group else ""
+        return f"no sink of zone {self._hello.zone} leads{what}: {self._search.report or 'not connected yet'}"
 
     async def run(self) -> None:
         """Keeps the link until it is cancelled."""
-        self._outbox.link_down(self._now_ms())
+        self._outbox.link_down(self._now_ms(), self.group)
         pause_ms = RETRY_MS_MIN
         while True:
             if await self._try(self._search.next()):
@@ -141,7 +147,7 @@ class SinkLink:
         finally:
             self._connection = None
             connection.abort()
-            self._outbox.link_down(self._now_ms())
+            self._outbox.link_down(self._now_ms(), self.group)
             for future in self._requests.values():
                 if not future.done():
                     future.set_exception(LogError("LEADER_NOT_AVAILABLE", "the link to the sink was lost"))
@@ -149,7 +155,7 @@ class SinkLink:
 
     def _note_problem(self) -> None:
         if self.problem != self._last_problem:
-            log.warning("sink_link_down", zone=self._hello.zone, error=self.problem)
+            log.warning("sink_link_down", zone=self._hello.zone, group=self.group, error=self.problem)
         self._last_problem = self.problem
 
     # -- from the sink ------------------------------------------------------------------------------------------------
@@ -163,13 +169,13 @@ class SinkLink:
             if message.reason in ("FENCED", "NOT_LEADER"):
                 connection.end(f"refused: {message.reason}: {link.REASONS[message.reason]}")
         elif isinstance(message, link.Streams):
-            self._outbox.set_streams(message.streams)
+            self._outbox.streams_told(message, self.group)
         elif isinstance(message, link.Opened):
             connection.is_open = True
             self._search.found(connection.sink)
             self._last_problem = None
-            log.info("sink_link_up", sink=connection.sink, epoch=message.epoch)
-            self._outbox.link_up(message)
+            log.info("sink_link_up", sink=connection.sink, group=self.group, epoch=message.epoch)
+            self._outbox.link_up(message, self.group)
             self.opened.set()
         elif isinstance(message, link.Welcome):
             self._welcomed(connection, message)
@@ -205,8 +211,7 @@ class SinkLink:
 
     def send_outbox(self) -> None:
         """Sends what the outbox has made ready."""
-        if self._connection is not None and self._outbox.frames:
-            frames, self._outbox.frames = self._outbox.frames, []
+        if self._connection is not None and (frames := self._outbox.take_frames(self.group)):
             self._connection.write(frames)
 
     async def fetch(self, stream: str, partition: int, offset: int, bytes_max: int, wait_ms: int) -> link.Frame:

@@ -70,7 +70,7 @@ class Keeping(Hooks):
 
     def batches(self) -> list[tuple[envelope.Envelope, memoryview]]:
         self.outbox.flush(self.now_ms)
-        data, self.outbox.frames = b"".join(self.outbox.frames), []
+        data = b"".join(self.outbox.take_frames())
         frames = list(link.FrameReader().feed(data))
         return [(head, batch) for frame in frames for head, batch, _ in envelope.unpack(frame.tail)]
 

@@ -76,7 +76,7 @@ class Process:
         """Batches that may leave do so."""
         self.now_ms += 1
         self.outbox.flush(self.now_ms)
-        self.outbox.frames.clear()
+        self.outbox.take_frames()
 
     def appended(self, first_sequence: int, base_offset: int = 0, stream: str = "orders") -> None:
         self.outbox.appended(Appended(1, self.epoch, stream, stream.encode(), 0, first_sequence, base_offset))
