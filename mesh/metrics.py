@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from gateway.shell.gateway import Gateway
-from gateway.shell.link import SinkLink
+from gateway.shell.links import SinkLinks
 from gateway.shell.spool import SpoolFolder
 from mesh.monitor import Monitor
 from sinkd.shell.raft import STATES
@@ -50,8 +50,8 @@ class GatewayMetrics(Collector):
         yield _counter("mesh_gateway_batches_sent_again", again, events.batches_sent_again)
         yield _gauge("mesh_gateway_outbox_bytes", "Bytes of events on their way to the log", outbox.size_bytes)
         yield _gauge("mesh_gateway_publishers_paused", "Connections waiting for room", gateway.publishers_waiting)
-        if gateway.link is not None:
-            yield from _sink_link(gateway.link)
+        if gateway.links is not None:
+            yield from _sink_links(gateway.links)
         if gateway.spool is not None:
             yield from _spool(gateway.spool)
         if gateway.peers is not None:
@@ -65,15 +65,22 @@ class GatewayMetrics(Collector):
         yield _counter("mesh_gateway_log_records_shown", "Records shown to readers", gateway.history.records_shown)
 
 
-def _sink_link(sink_link: SinkLink) -> Iterator[Metric]:
-    yield _gauge("mesh_gateway_sink_link_up", "1 while a link to the sink that leads is open", sink_link.is_up)
-    on = GaugeMetricFamily("mesh_gateway_sink_link_on", "1 for the sink that the link is open to", labels=["sink"])
-    for sink in sink_link.sinks:
-        on.add_metric([sink], float(sink == sink_link.sink))
-    yield on
-    yield _counter("mesh_gateway_sink_link_connects", "Connections made to sinks", sink_link.connects)
-    failed = "Attempts to link that failed, with sinks that do not lead among them"
-    yield _counter("mesh_gateway_sink_link_attempts_failed", failed, sink_link.failed_attempts)
+def _sink_links(links: SinkLinks) -> Iterator[Metric]:
+    is_open = "1 while a link to the sink that leads the group is open"
+    up = GaugeMetricFamily("mesh_gateway_sink_link_up", is_open, labels=["group"])
+    to_sink = "1 for the sink that the link is open to"
+    on = GaugeMetricFamily("mesh_gateway_sink_link_on", to_sink, labels=["group", "sink"])
+    connects = CounterMetricFamily("mesh_gateway_sink_link_connects", "Connections made to sinks", labels=["group"])
+    why = "Attempts to link that failed, with sinks that do not lead among them"
+    failed = CounterMetricFamily("mesh_gateway_sink_link_attempts_failed", why, labels=["group"])
+    for each in links:
+        group = str(each.group)
+        up.add_metric([group], float(each.is_up))
+        for sink in each.sinks:
+            on.add_metric([group, sink], float(sink == each.sink))
+        connects.add_metric([group], each.connects)
+        failed.add_metric([group], each.failed_attempts)
+    yield from (up, on, connects, failed)
 
 
 def _spool(folder: SpoolFolder) -> Iterator[Metric]:

@@ -14,6 +14,7 @@ from gateway.core.connections import ConnzOptions, connz
 from gateway.core.nats_values import Building, Page
 from gateway.core.reports import SubszOptions
 from gateway.shell.gateway import Gateway
+from gateway.shell.link import SinkLink
 from mesh.monitor import Maker
 from mesh.query import Query
 from protocol.limits import TLS_TIMEOUT_MS
@@ -80,13 +81,10 @@ class GatewayPages:
             page["tls_required"] = True
         if tls is not None and (tls.verify or tls.map):
             page["tls_verify"] = True
-        if gateway.link is not None:
-            page["sink_link"] = {
-                "sink": gateway.link.sink,
-                "connects": gateway.link.connects,
-                "attempts_failed": gateway.link.failed_attempts,
-                "problem": gateway.link.problem or "",
-            }
+        if gateway.links is not None:
+            page["sink_link"], *others = [_sink_link(each) for each in gateway.links]
+            if others:
+                page["sink_links"] = [page["sink_link"], *others]
         if gateway.spool is not None:
             page["spool"] = gateway.spool.varz()
         return page
@@ -136,3 +134,12 @@ class GatewayPages:
         gateway = self._gateway
         name = query.text("acc")
         return reports.accountz(gateway.plane, name, started_ms=gateway.started_ms, moment=gateway.moment())
+
+
+def _sink_link(link: SinkLink) -> Page:
+    return {
+        "sink": link.sink,
+        "connects": link.connects,
+        "attempts_failed": link.failed_attempts,
+        "problem": link.problem or "",
+    }

@@ -335,7 +335,7 @@ async def test_a_gateway_says_who_a_sink_is_that_should_be_another(authority):
         listening(impostor.server, configuration.sink("eu-sink1").link.port),
         gateway_of(configuration) as (gateway, _),
     ):
-        await until(lambda: gateway.link.failed_attempts > 0, "an attempt")
+        await until(lambda: gateway.links[0].failed_attempts > 0, "an attempt")
         expected = "eu-sink1: the peer is mesh://acme/eu/sink/eu-sink2, expected mesh://acme/eu/sink/eu-sink1"
         assert gateway.health() == f"no sink of zone eu leads: {expected}"
 
@@ -347,6 +347,6 @@ async def test_a_gateway_without_tls_does_not_reach_a_sink_with_it_and_says_so(a
         text = '[mesh]\nname = "acme"\n[zones.eu.gateways.eu-gw1]\nclient = "127.0.0.1:0"\n'
         text += f'[zones.eu.sinks.eu-sink1]\nlink = "{address}"\ndata = "d"\n'
         async with gateway_of(config.parse(text, "mesh.toml")) as (gateway, _):
-            await until(lambda: gateway.link.failed_attempts > 0, "an attempt")
+            await until(lambda: gateway.links[0].failed_attempts > 0, "an attempt")
             assert "no sink of zone eu leads: eu-sink1: " in gateway.health()
     assert Listening.peers == []

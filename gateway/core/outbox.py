@@ -23,8 +23,8 @@ A deduplication id that is on its way already is not sent twice: the second publ
 With a `spool` every step is noted there (`gateway.core.spool`), and whatever a step promises leaves when it is noted: a
 `logged` answer when the event is, a refusal when it is noted that the event is gone, a batch when its sequences are.
 
-Each of the zone's Raft groups has its own link, under a producer of its own, and some of the partitions. While a link is
-down, the partitions of its group wait, and those of the others go on; the room of a stream is one for all of them.
+Each of the zone's Raft groups has its own link, under a producer of its own, and some of the partitions. While a link
+is down, the partitions of its group wait, and those of the others go on; the room of a stream is one for all of them.
 
 Without a spool, most events take a shorter way: they ask nothing but to be kept, so after the first has come here, the
 next come by a lane (`gateway.core.lanes`), until something else comes or a batch is formed. Those whose publisher waits

@@ -20,7 +20,7 @@ Plan: TypeAlias = tuple[StreamState, bytes, int]
 class StreamRoutes:
     """Account and subject → stream; subject and headers → key and partition.
 
-    `by_name` has the streams in force, `accounts` the account of every stream, retired ones too.
+    `by_name` has the streams in force, `every` has retired ones too. `groups` Raft groups of the zone have partitions.
     """
 
     def __init__(self, streams: Iterable[StreamState] = ()) -> None:
@@ -29,7 +29,8 @@ class StreamRoutes:
         self._named = [stream for stream in active if not stream.is_catch_all]
         self._catch_alls = {stream.account: stream for stream in active if stream.is_catch_all}
         self.by_name = {stream.name: stream for stream in active}
-        self.accounts = {stream.name: stream.account for stream in every}
+        self.every = {stream.name: stream for stream in every}
+        self.groups = max((stream.groups for stream in every), default=1)
         self._plans: dict[tuple[str, str], Plan | None] = {}
         self._characters = 0
 

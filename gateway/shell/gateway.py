@@ -1,9 +1,9 @@
-"""A gateway: clients on one side, the zone's sink on the other, and the data plane between them.
+"""A gateway: clients on one side, the zone's sinks on the other, and the data plane between them.
 
     client socket ─► Plane.receive ─► live subscribers
                          │ capture
                          ▼
-                      Outbox ─► SinkLink ─► sink ─► Outbox.appended ─► PubAck ─► Plane.publish ─► client socket
+                      Outbox ─► SinkLinks ─► sink ─► Outbox.appended ─► PubAck ─► Plane.publish ─► client socket
 
 This module wires the rooms together; it decides nothing but when a connection waits for room in the outbox.
 """
@@ -28,7 +28,8 @@ from gateway.core.session import Session
 from gateway.core.spool_format import Owner
 from gateway.shell import lame_duck
 from gateway.shell.history import HistoryService
-from gateway.shell.link import SinkDial, SinkLink
+from gateway.shell.link import SinkDial
+from gateway.shell.links import SinkLinks
 from gateway.shell.peers import ALONE, PeerLinks, Worker
 from gateway.shell.server import ClientServer
 from gateway.shell.spool import SpoolFolder
@@ -86,12 +87,14 @@ class Gateway:
             owner = Owner(mesh, self.zone, node, worker.number)
             self.spool = SpoolFolder(Path(self.node.spool), owner, worker.count, self._answer)
         self.outbox = _outbox(self.zone, self._answer, self.plane.answer, self.spool, engine)
-        self.link: SinkLink | None = None
+        self.links: SinkLinks | None = None
         self.plane.routes_changed(keeps_events=bool(sinks))
+        self._streams = _provisional(configuration, self.zone)
         if sinks:
-            self.outbox.set_streams(_provisional(configuration.effective_streams()))
+            self.outbox.set_streams(self._streams)
             hello = link.Hello(mesh, self.zone, node)
-            self.link = SinkLink(
+            self.links = SinkLinks(
+                _keeper(configuration, self.zone).groups,
                 sinks,
                 hello,
                 lambda: link.Open(node, worker.number, secrets.token_bytes(16)),
@@ -101,11 +104,11 @@ class Gateway:
             )
         self.history = HistoryService(
             self.plane,
-            self.link,
+            self.links,
             self.zone,
             self.server.flush_history,
             self._may_read,
-            lambda: self.outbox.routes.accounts,
+            lambda: self.outbox.routes.every,
             configuration.limits.max_pending_bytes,
         )
         self._waiting: dict[Session, tuple[StreamState, int]] = {}  # what for, since when
@@ -128,20 +131,20 @@ class Gateway:
         if self.plane.engine.name == "reference":
             log.warning("data_plane_is_slow", reason="it was built without a C compiler and runs as pure Python")
         if self.spool is not None:
-            streams = _provisional(self.configuration.effective_streams())
-            self.spool.open(self.outbox, streams, monotonic_ms(), self._wall_ms())
+            self.spool.open(self.outbox, self._streams, monotonic_ms(), self._wall_ms())
             self._routes = self.outbox.routes
-        if self.link is not None:
-            self._tasks.append(loop.create_task(self.link.run()))
+        if self.links is not None:
+            self.links.reach(self._routes.groups)
+            self._tasks.append(loop.create_task(self.links.run()))
         self._tasks.append(loop.create_task(self._tick()))
         if self.peers is not None:
             await self.peers.start()
         return await self.server.start()
 
     async def linked(self) -> None:
-        """Until the link to the sink is open for the first time."""
-        if self.link is not None:
-            await self.link.opened.wait()
+        """Until the links to all groups of the zone's sinks have been open."""
+        if self.links is not None:
+            await self.links.opened()
 
     async def retire(self) -> None:
         """Lame duck mode: returns when the last client has gone; `stop` is due then."""
@@ -160,7 +163,7 @@ class Gateway:
         """
         self.server.stop_reading()
         deadline = monotonic_ms() + OUTBOX_DRAIN_MS_MAX * drain
-        while self.link is not None and not self.outbox.is_empty and monotonic_ms() < deadline:
+        while self.links is not None and not self.outbox.is_empty and monotonic_ms() < deadline:
             self._flush_outbox()
             await asyncio.sleep(LINGER_S)
         self._flush_outbox()
@@ -182,7 +185,7 @@ class Gateway:
         """What is wrong, or None."""
         if self.spool is not None and self.spool.problem is not None:
             return f"spool {self.spool.path}: {self.spool.problem}"
-        if self.link is not None and (problem := self.link.problem) is not None:
+        if self.links is not None and (problem := self.links.problem) is not None:
             return problem
         if self.peers is not None and self.peers.missing:
             return f"no link to workers {self.peers.missing}"
@@ -202,11 +205,11 @@ class Gateway:
     # -- what the plane asks for (gateway.core.plane.Hooks) -----------------------------------------------------------
 
     def keeps(self, account: str, subject: str) -> bool:
-        return self.link is not None and self.outbox.routes.plan(account, subject, b"") is not None
+        return self.links is not None and self.outbox.routes.plan(account, subject, b"") is not None
 
     def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
         """An event for the log, if a stream takes it; whether the log will answer it."""
-        if self.link is None:
+        if self.links is None:
             return False
         times, gives_up = (monotonic_ms(), self._wall_ms()), session in self._given_up
         event = session.account.name, subject, reply, header_block, payload
@@ -217,7 +220,7 @@ class Gateway:
         return answers
 
     def lane(self, account: str, subject: str) -> tuple[Lane, bytes] | None:
-        return self.outbox.lane(account, subject) if self.link is not None else None
+        return self.outbox.lane(account, subject) if self.links is not None else None
 
     def wall_ms(self) -> int:
         return self._wall_ms()
@@ -254,8 +257,8 @@ class Gateway:
     def _flush_outbox(self) -> None:
         self._outbox_scheduled = False
         lingers = self.outbox.flush(monotonic_ms())
-        if self.link is not None and (self.spool is None or self.spool.write()):
-            self.link.send_outbox()
+        if self.links is not None and (self.spool is None or self.spool.write()):
+            self.links.send_outbox()
         if self.spool is not None:
             self.server.flush()  # answers that waited for it
         if lingers:
@@ -272,6 +275,8 @@ class Gateway:
         if self.outbox.routes is not self._routes:
             self._routes = self.outbox.routes
             self.plane.routes_changed()
+            if self.links is not None:
+                self.links.reach(self._routes.groups)
         self._flush_outbox_soon()
         self._resume_waiting()
         self.server.flush()
@@ -369,7 +374,13 @@ def _outbox(zone: str, answer: Answer, answer_many: AnswerMany, spool: SpoolFold
     return Outbox(zone, answer, spool=spool.spool, answer_when_kept=spool.hold, engine=engine)
 
 
-def _provisional(streams: tuple[config.Stream, ...]) -> list[StreamState]:
+def _keeper(configuration: config.Config, zone: str) -> config.Zone:
+    """The zone whose sinks keep the events of `zone`."""
+    return configuration.zones[configuration.zones[zone].kept_by or zone]
+
+
+def _provisional(configuration: config.Config, zone: str) -> list[StreamState]:
     """What the file says, to route by until the sink has told what is committed; nothing is sent before that."""
+    groups, streams = _keeper(configuration, zone).groups, configuration.effective_streams()
     definitions = (StreamDefinition.of(stream, b"?" + stream.name.encode()) for stream in streams)
-    return [definition.committed(0, definition.incarnation) for definition in definitions]
+    return [definition.committed(0, definition.incarnation, groups) for definition in definitions]

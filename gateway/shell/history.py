@@ -19,36 +19,38 @@ from gateway.core.history import FetchProgress, Reader
 from gateway.core.plane import Plane
 from gateway.core.session import Session, Subscription
 from gateway.shell.link import SinkLink
+from gateway.shell.links import DescribedPartition, SinkLinks
 from protocol import history, link, subjects
 from protocol.errors import FrameError, LogError
 from protocol.history import FetchRequest, MetadataRequest, OffsetsRequest, read_request, stream_and_zone
 from protocol.limits import FETCH_CHUNK_BYTES, FETCH_PENDING_PART, FETCH_SCAN_BYTES_MAX, FETCHES_PER_CONNECTION_MAX
 from protocol.records import split_batches
+from protocol.streams import StreamState
 
 PACE_S = 0.005
 log = structlog.get_logger()
 
 
 class HistoryService:
-    """One per gateway. `sink` is None where this zone keeps no log."""
+    """One per gateway. `sinks` is None where this zone keeps no log."""
 
     def __init__(
         self,
         plane: Plane,
-        sink: SinkLink | None,
+        sinks: SinkLinks | None,
         zone: str,
         flush: Callable[[Session], None],
         may_read: Callable[[Session, str], bool],
-        accounts: Callable[[], Mapping[str, str]],
+        streams: Callable[[], Mapping[str, StreamState]],
         pending_bytes_max: int,
     ) -> None:
         """`may_read(session, stream)` is whether the user may read that log at all.
 
-        `accounts()` has the account of every stream, by name: streams of others are not there for a session.
+        `streams()` has every stream, by name: those of other accounts are not there for a session.
         `flush(session)` sends what is queued for it, and lets it be slow to take that.
         """
-        self._plane, self._sink, self._zone, self._flush, self._may_read = plane, sink, zone, flush, may_read
-        self._accounts = accounts
+        self._plane, self._sinks, self._zone, self._flush, self._may_read = plane, sinks, zone, flush, may_read
+        self._streams = streams
         self._queued_bytes_max = pending_bytes_max // FETCH_PENDING_PART
         self._tasks: dict[int, dict[asyncio.Task[None], str]] = {}  # of each session: task → reply subject
         self.requests = {"FETCH": 0, "OFFSETS": 0, "METADATA": 0, "other": 0}
@@ -119,26 +121,26 @@ class HistoryService:
     def _fail_json(self, session: Session, reply: str, error: LogError) -> None:
         self._plane.deliver(session, reply, reply, "", b"", history.error_json(error))
 
-    def _log_of(self, session: Session, name: str) -> tuple[str, SinkLink]:
-        """(stream, link) of the log `name`, if there is one here and this user may read it."""
+    def _log_of(self, session: Session, name: str) -> tuple[StreamState, SinkLinks]:
+        """The stream of the log `name` and the links, if there is one here and this user may read it."""
         stream, zone = stream_and_zone(name, self._zone)
-        if self._sink is None:
+        if self._sinks is None:
             raise LogError("NO_LOG", f"zone {self._zone} runs as delivery-fabric: it keeps no log")
         if zone != self._zone:
             raise LogError("UNKNOWN_STREAM", f"no log of zone {zone!r} is kept here; this zone is {self._zone!r}")
         if not self._may_read(session, stream):
             raise LogError("AUTHORIZATION_FAILED", f"this user may not read the history of {stream}")
-        self._check_account(session, stream, self._sink)
-        return stream, self._sink
+        return self._stream(session, stream, self._sinks), self._sinks
 
-    def _check_account(self, session: Session, stream: str, sink: SinkLink) -> None:
-        accounts, own = self._accounts(), session.account.name
-        if accounts.get(stream) == own:
-            return
-        if stream not in accounts and (problem := sink.problem) is not None:  # it may be new
+    def _stream(self, session: Session, name: str, sinks: SinkLinks) -> StreamState:
+        streams, own = self._streams(), session.account.name
+        stream = streams.get(name)
+        if stream is not None and stream.account == own:
+            return stream
+        if stream is None and (problem := sinks.problem) is not None:  # it may be new
             raise LogError("LEADER_NOT_AVAILABLE", problem)
-        known = ", ".join(sorted(name for name, account in accounts.items() if account == own)) or "none"
-        raise LogError("UNKNOWN_STREAM", f"no stream {stream!r}; streams are {known}")
+        known = ", ".join(sorted(each.name for each in streams.values() if each.account == own)) or "none"
+        raise LogError("UNKNOWN_STREAM", f"no stream {name!r}; streams are {known}")
 
     # -- $LOG.FETCH ---------------------------------------------------------------------------------------------------
 
@@ -147,25 +149,27 @@ class HistoryService:
         partition = history.partition_number(tokens[-1])
         if len(tokens) != 4 or partition is None:
             raise LogError("UNKNOWN_REQUEST", f"{subject}: expected $LOG.FETCH.<stream>.<partition>")
-        stream, sink = self._log_of(session, tokens[2])
+        stream, sinks = self._log_of(session, tokens[2])
         request = read_request(FetchRequest, body)
         offset = request.offset
         if offset is None:
-            offset = await self._offset_at(sink, stream, partition, request.timestamp or 0)
+            offset = await self._offset_at(sinks, stream, partition, request.timestamp or 0)
         may_show = None if session.permissions.hears_all else session.may_subscribe
-        progress = FetchProgress((stream, self._zone, partition), request, offset, may_show)
-        ends = await self._show(session, sink, reply, (stream, partition), request, progress)
+        progress = FetchProgress((stream.name, self._zone, partition), request, offset, may_show)
+        ends = await self._show(
+            session, sinks.of(stream, partition), reply, (stream.name, partition), request, progress
+        )
         if ends is not None:
             end = history.end_of_batch(progress.next_offset, ends.high_watermark, ends.start_offset)
             self._plane.deliver(session, reply, reply, "", end, b"")
 
-    async def _offset_at(self, sink: SinkLink, stream: str, partition: int, timestamp_ms: int) -> int:
+    async def _offset_at(self, sinks: SinkLinks, stream: StreamState, partition: int, timestamp_ms: int) -> int:
         """The first offset at or after the time, or the high watermark where there is none yet."""
         for at in ("timestamp", "latest"):
-            answer = await sink.offsets(stream, (partition,), at, timestamp_ms)
-            if answer.offsets[0][1] >= 0:
-                return answer.offsets[0][1]
-        raise LogError("OFFSET_OUT_OF_RANGE", f"{stream} partition {partition} has no offsets")
+            ((_, offset, _),) = await sinks.offsets(stream, (partition,), at, timestamp_ms)
+            if offset >= 0:
+                return offset
+        raise LogError("OFFSET_OUT_OF_RANGE", f"{stream.name} partition {partition} has no offsets")
 
     async def _show(
         self,
@@ -231,28 +235,22 @@ class HistoryService:
 
     async def _metadata(self, session: Session, name: str) -> dict[str, Any]:
         if name:
-            stream, sink = self._log_of(session, name)
-        elif self._sink is None:
-            return {"zone": self._zone, "streams": []}
+            streams = [self._log_of(session, name)[0]]
         else:
-            stream, sink = "", self._sink
-        described = await sink.describe(stream)
-        rows = [
-            _stream_row(state, self._zone, described, partitions)
-            for state, partitions in described.streams
-            if state.account == session.account.name and self._may_read(session, state.name)
-        ]
+            streams = [each for each in self._streams().values() if self._is_shown(session, each)]
+        described = await self._sinks.describe(streams) if self._sinks is not None else []
+        rows = [_stream_row(state, self._zone, partitions) for state, partitions in described]
         return {"zone": self._zone, "streams": rows}
 
+    def _is_shown(self, session: Session, stream: StreamState) -> bool:
+        return stream.account == session.account.name and self._may_read(session, stream.name)
+
     async def _offsets(self, session: Session, name: str, request: OffsetsRequest) -> dict[str, Any]:
-        stream, sink = self._log_of(session, name)
-        partitions = request.partitions
-        if partitions is None:
-            described = await sink.describe(stream)
-            partitions = tuple(range(described.streams[0][0].partitions))
-        answer = await sink.offsets(stream, partitions, request.at, request.timestamp or 0)
-        rows = [dict(zip(("partition", "offset", "timestamp"), row, strict=True)) for row in answer.offsets]
-        return {"stream": stream, "zone": self._zone, "offsets": rows}
+        stream, sinks = self._log_of(session, name)
+        partitions = range(stream.partitions) if request.partitions is None else request.partitions
+        answer = await sinks.offsets(stream, partitions, request.at, request.timestamp or 0)
+        rows = [dict(zip(("partition", "offset", "timestamp"), row, strict=True)) for row in answer]
+        return {"stream": stream.name, "zone": self._zone, "offsets": rows}
 
 
 def _reader(subscription: Subscription, subject: str) -> Reader:
@@ -263,9 +261,7 @@ def _reader(subscription: Subscription, subject: str) -> Reader:
     return Reader(b"%b %b %b " % (verb, subjects.encode(subject), subscription.sid), headed, most)
 
 
-def _stream_row(
-    state: Any, zone: str, described: link.Described, partitions: tuple[link.PartitionDescription, ...]
-) -> dict[str, Any]:
+def _stream_row(state: StreamState, zone: str, partitions: list[DescribedPartition]) -> dict[str, Any]:
     return {
         "stream": state.name,
         "zone": zone,
@@ -277,12 +273,12 @@ def _stream_row(
         "partitions": [
             {
                 "partition": row.partition,
-                "leader": described.leader,
-                "leader_epoch": described.term,
+                "leader": leader,
+                "leader_epoch": term,
                 "log_start_offset": row.start_offset,
                 "high_watermark": row.high_watermark,
                 "size_bytes": row.size_bytes,
             }
-            for row in partitions
+            for row, leader, term in partitions
         ],
     }

@@ -1,5 +1,5 @@
-"""The gateway's end of the link to one Raft group of its zone's sinks: finds the one that leads it and keeps the link to
-it, sends the outbox's frames, asks for history.
+"""The gateway's end of the link to one Raft group of its zone's sinks: finds the sink that leads it and keeps the link
+to that one, sends the outbox's frames, asks for history.
 
 run: dial ─► Hello ─► Welcome, Streams ─► Open ─► Opened: the outbox may send
       ▲                  │ does not lead              │ lost, refused, or silent for too long
