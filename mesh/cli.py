@@ -6,7 +6,7 @@ command), then the default. What a person did wrong ends with one line on stderr
 Exit status: 0, 1 (it failed), 2 (the command line is wrong), 130 (Ctrl-C), 141 (nobody reads the output any more).
 """
 
-import asyncio
+import importlib
 import json
 import os
 import sys
@@ -128,6 +128,8 @@ def _settings(context: click.Context) -> ClientSettings:
 
 def _run(coroutine: Coroutine[Any, Any, None]) -> None:
     """Runs it; what a person can do something about becomes a Failure."""
+    import asyncio
+
     from nats import errors
 
     try:
@@ -265,6 +267,7 @@ def _stream(text: str) -> tuple[str, tuple[str, ...]]:
 @click.pass_context
 def up(context: click.Context, /, streams: tuple[tuple[str, tuple[str, ...]], ...], **given: Any) -> None:
     """Run a gateway and a sink in this process, without configuration."""
+    _load_structlog()
     from mesh.daemon import run_up
 
     names = [name for name, _ in streams]
@@ -301,6 +304,7 @@ def gateway(
     run_dir: str | None,
 ) -> None:
     """Run one gateway of a configured mesh."""
+    _load_structlog()
     from mesh import daemon, logs
 
     if worker is None or run_dir is None:
@@ -318,10 +322,22 @@ def gateway(
 @click.pass_context
 def sinkd(context: click.Context, config: str, node: str, log_level: str, log_format: str) -> None:
     """Run one sink of a configured mesh."""
+    _load_structlog()
     from mesh import daemon, logs
 
     logs.configure(log_level, log_format)
     context.exit(_daemon(lambda: daemon.run_sinkd(config, node)))
+
+
+def _load_structlog() -> None:
+    """Without rich, all of which it loads where it finds it, for tracebacks in frames: a tenth of a daemon's start."""
+    if "rich" in sys.modules or "structlog" in sys.modules:
+        return
+    sys.modules["rich"] = None  # type: ignore[assignment]  # as the import system has it: there is none
+    try:
+        importlib.import_module("structlog")
+    finally:
+        del sys.modules["rich"]
 
 
 def _daemon(run: Callable[[], int]) -> int:
@@ -622,6 +638,7 @@ def main() -> None:
 def gateway_main() -> None:
     """The console script `gateway`: `mesh gateway`; by the name `nats-server` it takes that one's command line."""
     if os.path.basename(sys.argv[0]) == "nats-server":
+        _load_structlog()
         from mesh.nats_server import nats_server_main
 
         nats_server_main()

@@ -3,6 +3,9 @@
 SIGINT and SIGTERM drain: no more is taken from clients, what was taken goes into the log, files are closed in order. A
 second signal ends the process at once; what was acknowledged is safe all the same. SIGUSR2 makes a gateway part with
 its clients slowly (`gateway.shell.lame_duck`) and then drains.
+
+Processes are started often, by tests too, and most of a start is imports: the code of gateways, of sinks, and of TLS
+between nodes is imported where it is known that it will run (`tests/test_imports.py`).
 """
 
 import asyncio
@@ -17,28 +20,32 @@ import sys
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 import uvloop
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
-from gateway.core.engine import Engine
 from gateway.core.nats_values import Page
-from gateway.shell.gateway import Gateway, new_server_id
-from gateway.shell.link import Dial, SinkDial
-from mesh import logs, node_tls
+from mesh import logs
 from mesh.advice import advice
 from mesh.availability import not_available
 from mesh.memory import keep_freed_blocks
 from mesh.metrics import GatewayMetrics, MonitorMetrics, SinkMetrics
 from mesh.monitor import Maker, Monitor
-from mesh.pages import GatewayPages, ProcessUsage
 from mesh.query import Query
 from mesh.settings import UpOptions, program_version
+from mesh.usage import ProcessUsage
 from mesh.worker_folder import Orders
 from protocol import config
 from protocol.errors import ConfigError, DamagedFile, DataError
-from sinkd.shell.sink import Sink
+
+if TYPE_CHECKING:
+    from gateway.core.engine import Engine
+    from gateway.shell.gateway import Gateway
+    from gateway.shell.link import Dial, SinkDial
+    from mesh.pages import GatewayPages
+    from sinkd.shell.sink import Sink
 
 VERSION = program_version()
 REFILLS_MAX = 3  # in the life of one process
@@ -51,7 +58,7 @@ class Node:
     The monitor is there first and goes last, so that who probes it hears why there is no service yet, or no longer.
     """
 
-    def __init__(self, gateway: Gateway | None, sink: Sink | None, *, monitor_path: str = "") -> None:
+    def __init__(self, gateway: "Gateway | None", sink: "Sink | None", *, monitor_path: str = "") -> None:
         """With `monitor_path` the pages are shown on that socket, to a supervisor that merges those of several."""
         self.gateway, self.sink = gateway, sink
         registry = CollectorRegistry()
@@ -59,7 +66,7 @@ class Node:
         PlatformCollector(registry=registry)
         self._registry = registry
         self._usage = ProcessUsage()
-        self._pages = GatewayPages(gateway, merges=bool(monitor_path)) if gateway is not None else None
+        self._pages = _pages(gateway, merges=bool(monitor_path)) if gateway is not None else None
         self._not_serving: str | None = "starting"
         self.monitor: Monitor | None = None
         self._monitor_address: config.Address | None = None
@@ -128,6 +135,12 @@ class Node:
         return page
 
 
+def _pages(gateway: "Gateway", *, merges: bool) -> "GatewayPages":
+    from mesh.pages import GatewayPages
+
+    return GatewayPages(gateway, merges=merges)
+
+
 @contextlib.contextmanager
 def _naming(purpose: str, address: config.Address | None) -> Iterator[None]:
     """Lets an address that cannot be had be named in the error, with what it is for."""
@@ -157,6 +170,8 @@ def run_up(options: UpOptions) -> int:
 
 def run_gateway(file: str, node: str) -> int:
     """`gateway --config FILE --node NODE`."""
+    from gateway.shell.gateway import Gateway, new_server_id
+
     content = Path(file).read_bytes()
     configuration = load(file, content)
     gateway = configuration.gateway(node)
@@ -180,9 +195,19 @@ def _run_workers(gateway: config.Gateway, orders: Orders) -> int:
 
 def run_sinkd(file: str, node: str) -> int:
     """`sinkd --config FILE --node NODE`."""
+    from sinkd.shell.sink import Sink
+
     configuration = load(file, Path(file).read_bytes())
+
+    def make() -> Node:
+        if configuration.tls_nodes is None:
+            return Node(None, Sink(configuration, node))
+        from mesh import node_tls
+
+        return Node(None, Sink(configuration, node, tls=node_tls.for_sink(configuration, node)))
+
     return _run(
-        lambda: Node(None, Sink(configuration, node, tls=node_tls.for_sink(configuration, node))),
+        make,
         lambda running: _print_node(
             "sinkd", node, link=running.sink.listening if running.sink else None, monitor=running.monitored
         ),
@@ -192,11 +217,12 @@ def run_sinkd(file: str, node: str) -> int:
 def run_configured(
     configuration: config.Config,
     node: str,
-    engine: Engine,
+    engine: "Engine",
     made: Callable[[Node], None],
     started: Callable[[Node], None],
 ) -> int:
     """A gateway of a configuration at hand that keeps nothing; `made` is called before it listens, `started` then."""
+    from gateway.shell.gateway import Gateway
 
     def make() -> Node:
         running = Node(Gateway(configuration, node, (), VERSION, engine=engine), None)
@@ -219,8 +245,13 @@ def load(file: str, content: bytes) -> config.Config:
 
 
 def _embedded(configuration: config.Config) -> Node:
+    from gateway.shell.gateway import Gateway
+    from gateway.shell.link import SinkDial
+
     if configuration.mesh.mode == "delivery-fabric":
         return Node(Gateway(configuration, "gw1", (), VERSION), None)
+    from sinkd.shell.sink import Sink
+
     sink = Sink(configuration, "sink1", embedded=True)
 
     async def dial(factory: Callable[[], asyncio.Protocol]) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
@@ -232,16 +263,20 @@ def _embedded(configuration: config.Config) -> Node:
     return Node(Gateway(configuration, "gw1", (SinkDial("sink1", dial),), VERSION), sink)
 
 
-def dial_sinks(configuration: config.Config, gateway: config.Gateway) -> tuple[SinkDial, ...]:
+def dial_sinks(configuration: config.Config, gateway: config.Gateway) -> "tuple[SinkDial, ...]":
     """How to reach the sinks of the gateway's zone, or of the zone that keeps its events.
 
     ConfigError: certificates of `[tls.nodes]` are of no use.
     """
+    from gateway.shell.link import SinkDial
+
     if configuration.mode_of(gateway.name) == "delivery-fabric":
         return ()
     keeper = configuration.zones[configuration.zones[gateway.zone].kept_by or gateway.zone]
     if configuration.tls_nodes is None:
         return tuple(SinkDial(sink.name, _plain(sink.link)) for sink in keeper.sinks.values())
+    from mesh import node_tls
+
     own = node_tls.name_of(configuration, gateway.name)
     context = node_tls.contexts(configuration.tls_nodes, own).client
     return tuple(
@@ -250,7 +285,7 @@ def dial_sinks(configuration: config.Config, gateway: config.Gateway) -> tuple[S
     )
 
 
-def _plain(address: config.Address) -> Dial:
+def _plain(address: config.Address) -> "Dial":
     async def dial(factory: Callable[[], asyncio.Protocol]) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
         return await asyncio.get_running_loop().create_connection(factory, address.host, address.port)
 

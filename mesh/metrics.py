@@ -4,20 +4,22 @@ Names: `mesh_<what>_<unit>`, counters end in `_total`; docs/metrics.md is checke
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from gateway.shell.gateway import Gateway
-from gateway.shell.links import SinkLinks
-from gateway.shell.spool import SpoolFolder
 from mesh.monitor import Monitor
-from sinkd.shell.raft import STATES
-from sinkd.shell.sink import Sink
+
+if TYPE_CHECKING:  # a gateway runs without the code of sinks, and the other way round
+    from gateway.shell.gateway import Gateway
+    from gateway.shell.links import SinkLinks
+    from gateway.shell.spool import SpoolFolder
+    from sinkd.shell.sink import Sink
 
 
 class GatewayMetrics(Collector):
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: "Gateway") -> None:
         self._gateway = gateway
 
     def collect(self) -> Iterator[Metric]:
@@ -65,7 +67,7 @@ class GatewayMetrics(Collector):
         yield _counter("mesh_gateway_log_records_shown", "Records shown to readers", gateway.history.records_shown)
 
 
-def _sink_links(links: SinkLinks) -> Iterator[Metric]:
+def _sink_links(links: "SinkLinks") -> Iterator[Metric]:
     is_open = "1 while a link to the sink that leads the group is open"
     up = GaugeMetricFamily("mesh_gateway_sink_link_up", is_open, labels=["group"])
     to_sink = "1 for the sink that the link is open to"
@@ -83,7 +85,7 @@ def _sink_links(links: SinkLinks) -> Iterator[Metric]:
     yield from (up, on, connects, failed)
 
 
-def _spool(folder: SpoolFolder) -> Iterator[Metric]:
+def _spool(folder: "SpoolFolder") -> Iterator[Metric]:
     yield _gauge("mesh_gateway_spool_bytes", "Bytes of spool files", folder.size_bytes)
     yield _gauge("mesh_gateway_spool_events", "Events in the spool on their way to the log", folder.spool.events)
     yield _gauge("mesh_gateway_spool_shut", "1 while nothing more can be spooled", folder.problem is not None)
@@ -94,7 +96,7 @@ def _spool(folder: SpoolFolder) -> Iterator[Metric]:
 
 
 class SinkMetrics(Collector):
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: "Sink") -> None:
         self._sink = sink
 
     def collect(self) -> Iterator[Metric]:
@@ -133,8 +135,10 @@ class SinkMetrics(Collector):
         yield from (start, end, size)
 
 
-def _member(sink: Sink) -> Iterator[Metric]:
+def _member(sink: "Sink") -> Iterator[Metric]:
     """How a sink stands in its group, and what it knows of the others."""
+    from sinkd.shell.raft import STATES
+
     member = sink.group.member
     state = GaugeMetricFamily("mesh_sink_raft_state", "1 for the state that this sink is in", labels=["state"])
     for number, name in STATES.items():

@@ -20,7 +20,8 @@ from typing import Final, NamedTuple
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from gateway.shell.tls import CIPHERS_1_2, file_problems, peer_certificate
+from gateway.shell.certificates import file_problems, peer_certificate
+from gateway.shell.tls import CIPHERS_1_2
 from protocol import config
 from protocol.config import TlsNodes
 from protocol.errors import ConfigError, FrameError

@@ -9,14 +9,16 @@ Source: nats-server `server/monitor.go` (decodeBool, decodeInt, decodeUint64, de
 import json
 import re
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from gateway.core.connections import State
 from gateway.core.nats_values import BadQuery
+
+if TYPE_CHECKING:
+    from gateway.core.connections import State
 
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"", "0", "f", "F", "FALSE", "false", "False"})
-_STATES: Final[dict[str, State]] = {"": "open", "open": "open", "closed": "closed", "any": "any", "all": "any"}
+_STATES: Final[dict[str, "State"]] = {"": "open", "open": "open", "closed": "closed", "any": "any", "all": "any"}
 _SIGNED: Final = re.compile(r"[+-]?[0-9]+")
 _UNSIGNED: Final = re.compile(r"[0-9]+")
 _DIGITS_MAX: Final = 20  # of 64 bits
@@ -51,7 +53,7 @@ class Query:
         """64 bits without one."""
         return self._number(name, _UNSIGNED, range(2**64), ("uint64", "ParseUint"))
 
-    def state(self) -> State:
+    def state(self) -> "State":
         """Which connections."""
         text = self.text("state")
         try:

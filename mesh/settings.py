@@ -2,7 +2,6 @@
 
 import platform
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from typing import Final
 
 DEFAULT_SERVER: Final = "nats://127.0.0.1:4222"
@@ -48,6 +47,8 @@ class UpOptions:
 
 
 def program_version() -> str:
+    from importlib.metadata import version
+
     return version("event-mesh")
 
 

@@ -20,8 +20,8 @@ from gateway.core.nats_values import BadQuery, Page, Window
 from mesh import worker_pages
 from mesh.metrics import MonitorMetrics
 from mesh.monitor import Maker, Monitor, Unavailable
-from mesh.pages import ProcessUsage
 from mesh.query import Query
+from mesh.usage import ProcessUsage
 from mesh.worker_folder import WorkerFolder
 from protocol import config
 from protocol.limits import WORKER_PAGE_MS_MAX

@@ -6,18 +6,15 @@
 
 A file is checked whole, before anything starts, and `ConfigError` holds everything that is wrong with it: one line per
 problem, with file, line, key, what is wrong and what would be right.
+
+Everybody knows what a configuration is, few read one: what reading takes is imported by those who do.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
-
-import tomli
+from typing import TYPE_CHECKING, Any, Final
 
 from protocol import limits
-from protocol.config_build import build
-from protocol.config_checks import CATCH_ALL, check
-from protocol.config_lines import locate
 from protocol.config_model import (
     Ack,
     Config,
@@ -36,12 +33,13 @@ from protocol.config_model import (
     User,
     Zone,
 )
-from protocol.config_problems import Problem, dotted
 from protocol.config_units import Address, format_duration, format_size, named, parse_duration, parse_size
 from protocol.errors import ConfigError
 
+if TYPE_CHECKING:
+    from protocol.config_problems import Problem
+
 __all__ = [
-    "CATCH_ALL",
     "Ack",
     "Address",
     "Config",
@@ -70,6 +68,10 @@ __all__ = [
 
 def parse(text: str, file: str) -> Config:
     """The configuration in `text`, which was read from `file`; ConfigError holds all problems, in order of lines."""
+    from protocol.config_build import build
+    from protocol.config_checks import check
+    from protocol.config_lines import locate
+
     data = _read_toml(text, file)
     checked, problems = check(data)
     if problems:
@@ -80,6 +82,8 @@ def parse(text: str, file: str) -> Config:
 
 
 def _read_toml(text: str, file: str) -> dict[str, Any]:
+    import tomli
+
     if len(text) > limits.CONFIG_CHARACTERS_MAX:
         raise ConfigError(
             [f"{file}: is {len(text)} characters long; a configuration has at most {limits.CONFIG_CHARACTERS_MAX}"]
@@ -108,6 +112,9 @@ def embedded(
     The rules of files hold; ConfigError names the flag where a file's problems name a key. Its revision is 0: there is
     no file to count in, and what the process was started with is the newest there is.
     """
+    from protocol.config_build import build
+    from protocol.config_checks import check
+
     gateway: dict[str, Any] = {"client": str(client)}
     if monitor is not None:
         gateway["monitor"] = str(monitor)
@@ -135,8 +142,10 @@ def embedded(
 _EMBEDDED_GATEWAY: Final = "zones.local.gateways.gw1."
 
 
-def _flag(problem: Problem) -> str:
+def _flag(problem: "Problem") -> str:
     """The option of `mesh up` that a problem comes from."""
+    from protocol.config_problems import dotted
+
     match problem.path:
         case ("streams", str(name), *_):
             return f"--stream {name}" if name.isprintable() else f"--stream {named(name)}"

@@ -110,7 +110,7 @@ def _link(zones: tuple[str, str], link: schema.Link) -> model.Link:
 
 def _catch_alls(file: schema.File) -> dict[str, model.Stream]:
     """Every account's, by name; those without a table of their own are tuned as `events` is."""
-    common = file.streams.get(CATCH_ALL, schema.Stream())
+    common = file.streams.get(CATCH_ALL, schema.Stream.empty())
     names = {catch_all_of(account): account for account in (DEFAULT_ACCOUNT, *file.accounts)}
     return {name: _stream(name, account, file.streams.get(name, common)) for name, account in names.items()}
 
@@ -141,8 +141,8 @@ def _stream(name: str, account: str, stream: schema.Stream) -> model.Stream:
 
 
 def _user(user: schema.User) -> model.User:
-    publish = user.permissions.publish or schema.PublishRule()
-    subscribe = user.permissions.subscribe or schema.SubscribeRule()
+    publish = user.permissions.publish or schema.PublishRule.empty()
+    subscribe = user.permissions.subscribe or schema.SubscribeRule.empty()
     responses = user.permissions.allow_responses
     return model.User(
         account=user.account,

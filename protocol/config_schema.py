@@ -10,7 +10,7 @@ All models are frozen, strict (no text is taken for a number) and refuse unknown
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
 
@@ -207,9 +207,14 @@ Replicate = Annotated[
 
 
 class Table(BaseModel):
-    """A table of the file."""
+    """A table of the file. A validator takes long to build: there is one, of the whole `File`, and it is built late."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", defer_build=True)
+
+    @classmethod
+    def empty(cls) -> Self:
+        """The table without any key, of which none is required; it takes no validator of its own."""
+        return cls.model_construct()
 
 
 class Mesh(Table):
@@ -431,11 +436,11 @@ class Stream(Table):
         json_schema_extra={"default": '`"always"`; `events`: `"header"`'},
     )
     replicate: Replicate = Field(default=("*",), description="Zones that get a copy of the log.")
-    retention: Retention = Retention()
-    hold_for_zones: Hold = Hold()
-    dedup: Dedup = Dedup()
-    outbox: Outbox = Outbox()
-    geo: Geo = Geo()
+    retention: Retention = Field(default_factory=Retention.empty)
+    hold_for_zones: Hold = Field(default_factory=Hold.empty)
+    dedup: Dedup = Field(default_factory=Dedup.empty)
+    outbox: Outbox = Field(default_factory=Outbox.empty)
+    geo: Geo = Field(default_factory=Geo.empty)
 
 
 class PublishRule(Table):
@@ -487,7 +492,7 @@ class User(Table):
         default=None,
         description="Ready-made permissions; what `permissions` gives takes their place. Unset: everything.",
     )
-    permissions: Permissions = Permissions()
+    permissions: Permissions = Field(default_factory=Permissions.empty)
 
 
 class Account(Table):
@@ -528,11 +533,11 @@ class Tls(Table):
 class File(Table):
     """The whole file."""
 
-    mesh: Mesh = Mesh()
-    limits: Limits = Limits()
+    mesh: Mesh = Field(default_factory=Mesh.empty)
+    limits: Limits = Field(default_factory=Limits.empty)
     zones: dict[str, Zone] = {}
     links: dict[str, dict[str, Link]] = {}
     accounts: dict[str, Account] = {}
     streams: dict[str, Stream] = {}
     users: Annotated[tuple[User, ...], Field(strict=False)] = ()
-    tls: Tls = Tls()
+    tls: Tls = Field(default_factory=Tls.empty)

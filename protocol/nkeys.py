@@ -12,8 +12,6 @@ import binascii
 import re
 from typing import Final
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fastcrc import crc16
 
 _USER_PREFIX: Final = 20 << 3
@@ -38,6 +36,9 @@ def user_key(nkey: str) -> bytes:
 
 def is_signed(nkey: str, nonce: str, signature: str) -> bool:
     """Whether `signature` (base64, URL-safe without padding or plain with it) is that of `nkey` over `nonce`."""
+    from cryptography.exceptions import InvalidSignature  # late: few configurations have nkeys
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
     raw = _signature_bytes(signature)
     if raw is None:
         return False

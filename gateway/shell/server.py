@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-import bcrypt
 import structlog
 
 from gateway.core.identity import UserEntry, Verification
@@ -230,6 +229,8 @@ class ClientServer:
 
 def check_password(verification: Verification) -> UserEntry | None:
     """Whose bcrypt hash fits. Takes a good part of a second per hash: never in the loop."""
+    import bcrypt
+
     secret = verification.secret.encode("utf-8", "surrogatepass")
     if len(secret) > PASSWORD_BYTES_MAX or b"\0" in secret:
         return None
