@@ -59,7 +59,7 @@ SEEDS ?= 3000
 simulate: install-test
 	SEEDS=$(SEEDS) $(BIN)/pytest tests/simulation
 
-# Three sinks and a gateway as processes, under load and faults at random; SEED= replays the choices of a run.
+# Three sinks and two gateways as processes, under load and faults at random; SEED= replays the choices of a run.
 chaos: export CHAOS_SECONDS ?= 120
 chaos: export SEED ?=
 chaos: export PYTHONPATH := tests:.

@@ -1,4 +1,4 @@
-"""Three `sinkd` and a `gateway` as processes, under faults and load: everything acknowledged is on every sink, once.
+"""Three `sinkd` and two `gateway`s as processes, under faults and load: everything acknowledged is on every sink, once.
 
 `make chaos` does the same at random and for long, with more faults (`tests/support/chaos.py`). That all sinks restart
 one after the other under load is in `test_group_operating.py`.

@@ -105,7 +105,7 @@ def _rows(section: str) -> list[list[str]]:
 async def test_a_data_folder_that_is_deleted_under_load_is_filled_again(tmp_path: Path) -> None:
     async with running(tmp_path) as zone:
         async with publishing(zone) as load:
-            await load.goes_on(500)
+            await load.goes_on(250)
             leader, victim = await zone.leader(), await zone.follower()
             shutil.rmtree(zone.data[victim])
             assert await zone.daemons[victim].ended() == 1  # it notices by itself, and says what is missing

@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from random import Random
 
-from support.group import GATEWAY, Load, ProcessZone, nothing_is_lost, publishing, running
+from support.group import GATEWAYS, Load, ProcessZone, nothing_is_lost, publishing, running
 
 DISK_MIB = 400
 DATA_SUFFIXES = (".journal", ".segment", ".index")
@@ -82,9 +82,10 @@ class Chaos:
         return ""
 
     async def kill_gateway(self, _: str) -> str:
-        self._zone.kill(GATEWAY)
-        await self._zone.start_gateway()
-        return ""
+        gateway = self._random.choice(GATEWAYS)
+        self._zone.kill(gateway)
+        await self._zone.start_gateway(gateway)
+        return gateway
 
     async def freeze(self, victim: str) -> str:
         duration_s = self._random.uniform(0.2, 4)
@@ -107,10 +108,10 @@ class Chaos:
         return ""
 
     async def part(self, victim: str) -> str:
-        from_gateway, duration_s = self._random.random() < 0.5, self._random.uniform(0.5, 4)
-        with self._zone.parted(victim, from_gateway=from_gateway):
+        from_gateways, duration_s = self._random.random() < 0.5, self._random.uniform(0.5, 4)
+        with self._zone.parted(victim, from_gateways=from_gateways):
             await asyncio.sleep(duration_s)
-        return f"for {duration_s:.1f} s, {'from gateway and' if from_gateway else 'only from'} sinks"
+        return f"for {duration_s:.1f} s, {'from gateways and' if from_gateways else 'only from'} sinks"
 
     # -- disks --------------------------------------------------------------------------------------------------------
 
@@ -163,7 +164,7 @@ class Chaos:
         shutil.copytree(data, copy)
         await self._zone.start(victim)
         await self._zone.whole()
-        await self._load.goes_on(100)
+        await self._load.goes_on(50)
         await self._zone.whole()
         self._zone.kill(victim)
         if only_journal:
@@ -199,7 +200,7 @@ FAULTS: dict[str, Callable[[Chaos, str], Coroutine[None, None, str]]] = {
     "SIGKILL": Chaos.kill,
     "SIGKILL of the leader": Chaos.kill,
     "SIGKILL of all": Chaos.kill_all,
-    "SIGKILL of the gateway": Chaos.kill_gateway,
+    "SIGKILL of a gateway": Chaos.kill_gateway,
     "SIGSTOP": Chaos.freeze,
     "SIGSTOP of the leader": Chaos.freeze,
     "SIGTERM": Chaos.terminate,

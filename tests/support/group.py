@@ -1,11 +1,12 @@
-"""A zone as a person runs it: `sinkd` and `gateway` processes that form a group, and clients that publish meanwhile.
+"""A zone as a person runs it: `sinkd` and `gateway` processes, and clients that publish meanwhile.
 
 Between any two nodes there is a wire of ours (`support.proxy`), so that a test can part the network: a sink finds the
-others at ports of this process, and so does the gateway. Each node therefore reads a file of its own; `mesh.toml`, with
+others at ports of this process, and so does a gateway. Each node therefore reads a file of its own; `mesh.toml`, with
 the true addresses, is the operator's.
 """
 
 import asyncio
+import bisect
 import contextlib
 import itertools
 import shutil
@@ -23,7 +24,7 @@ from support.processes import POLL_S, Daemon, Folder, client, free_ports
 from support.proxy import Wire
 from support.sinks import LinkedGateway
 
-GATEWAY = "gw1"
+GATEWAYS = ("gw1", "gw2")
 STATUS_S_MAX = 2.0
 ANSWER_S_MAX = 2.0  # then a publisher asks again
 LAG_ENTRIES_MAX = 20  # of a follower that keeps up with a load
@@ -31,17 +32,18 @@ PADDING_BYTES = 1_000
 
 
 class ProcessZone:
-    """Sinks s1 to s3 of zone eu, a gateway, and room for sink s4. Use `running`."""
+    """Sinks s1 to s3 of zone eu, two gateways, and room for sink s4. Use `running`."""
 
     def __init__(self, path: Path) -> None:
         self.folder, self.names = Folder(path), ["s1", "s2", "s3"]
         everybody = [*self.names, "s4"]
-        pairs = [*itertools.combinations(everybody, 2), *((GATEWAY, name) for name in everybody)]
-        ports = iter(free_ports(3 * len(everybody) + len(pairs)))
+        pairs = [*itertools.combinations(everybody, 2), *itertools.product(GATEWAYS, everybody)]
+        ports = iter(free_ports(3 * len(everybody) + len(pairs) + len(GATEWAYS)))
+        self.client_ports = {name: next(ports) for name in GATEWAYS}
         self.link, self.raft, self.monitor = ({name: next(ports) for name in everybody} for _ in range(3))
         self._wire_ports = {pair: next(ports) for pair in pairs}
         self.wires = {
-            (one, other): Wire(port, (self.link if one == GATEWAY else self.raft)[other])
+            (one, other): Wire(port, (self.link if one in GATEWAYS else self.raft)[other])
             for (one, other), port in self._wire_ports.items()
         }
         self.daemons: dict[str, Daemon] = {}
@@ -52,15 +54,16 @@ class ProcessZone:
 
     def write_files(self) -> None:
         """A file for each node, and the operator's."""
-        for node in ("mesh", GATEWAY, *self.names):
+        for node in ("mesh", *GATEWAYS, *self.names):
             (self.folder.path / f"{node}.toml").write_text(self._file(node))
 
     def _file(self, reader: str) -> str:
-        lines = ["[mesh]", 'name = "acme"', "revision = 1", f"[zones.eu.gateways.{GATEWAY}]"]
-        lines += [f'client = "127.0.0.1:{self.folder.client_port}"']
+        gateway = reader if reader in GATEWAYS else GATEWAYS[0]
+        lines = ["[mesh]", 'name = "acme"', "revision = 1", f"[zones.eu.gateways.{gateway}]"]
+        lines += [f'client = "127.0.0.1:{self.client_ports[gateway]}"']
         for name in self.names:
-            link = self._wire_ports.get((reader, name), 0) if reader == GATEWAY else 0
-            raft = self._wire_ports.get((reader, name), 0) if reader != GATEWAY else 0
+            link = self._wire_ports.get((reader, name), 0) if reader in GATEWAYS else 0
+            raft = self._wire_ports.get((reader, name), 0) if reader not in GATEWAYS else 0
             lines += [f"[zones.eu.sinks.{name}]", f'link = "127.0.0.1:{link or self.link[name]}"']
             lines += [f'raft = "127.0.0.1:{raft or self.raft[name]}"', f'monitor = "127.0.0.1:{self.monitor[name]}"']
             lines += [f'data = "{self.data[name]}"', 'disk_reserve = "1MiB"']
@@ -75,9 +78,12 @@ class ProcessZone:
         for name in names or self.names:
             await self.daemons[name].serving()
 
-    async def start_gateway(self) -> None:
-        self.daemons[GATEWAY] = self.folder.run("gateway", "--config", f"{GATEWAY}.toml", "--node", GATEWAY)
-        await self.daemons[GATEWAY].serving()
+    async def start_gateway(self, name: str) -> None:
+        self.daemons[name] = self.folder.run("gateway", "--config", f"{name}.toml", "--node", name)
+        await self.daemons[name].serving()
+
+    def url(self, gateway: str) -> str:
+        return f"nats://127.0.0.1:{self.client_ports[gateway]}"
 
     def kill(self, name: str) -> None:
         self.daemons[name].kill()
@@ -90,9 +96,11 @@ class ProcessZone:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @contextlib.contextmanager
-    def parted(self, name: str, *, from_gateway: bool = True) -> Iterator[None]:
+    def parted(self, name: str, *, from_gateways: bool = True) -> Iterator[None]:
         """Sink `name` hears nobody and is heard by nobody."""
-        wires = [wire for pair, wire in self.wires.items() if name in pair and (from_gateway or GATEWAY not in pair)]
+        wires = [
+            wire for pair, wire in self.wires.items() if name in pair and (from_gateways or pair[0] not in GATEWAYS)
+        ]
         for wire in wires:
             wire.hold()
         try:
@@ -153,7 +161,7 @@ def are_whole(status: dict[str, dict[str, Any]]) -> bool:
 
 @contextlib.asynccontextmanager
 async def running(path: Path, disks: dict[str, Path] | None = None) -> AsyncIterator[ProcessZone]:
-    """A whole group and its gateway. `disks` are data folders that stand elsewhere."""
+    """A whole group and its gateways. `disks` are data folders that stand elsewhere."""
     zone = ProcessZone(path)
     zone.data |= disks or {}
     zone.write_files()
@@ -162,7 +170,8 @@ async def running(path: Path, disks: dict[str, Path] | None = None) -> AsyncIter
             await stack.enter_async_context(wire)
         stack.callback(zone.folder.close)
         await zone.start()
-        await zone.start_gateway()
+        for name in GATEWAYS:
+            await zone.start_gateway(name)
         await zone.whole()
         yield zone
 
@@ -171,14 +180,15 @@ class Load:
     """Writers that each wait for the acknowledgement of an event before they publish the next.
 
     What is not acknowledged is published again under its id, so that in the end everything is, and nothing is there
-    twice. Use `publishing`.
+    twice. The writers take turns in choosing one of `connections`. Use `publishing`.
     """
 
-    def __init__(self, connection: Client, writers: int, pause_s: float) -> None:
-        self._stream, self._pause_s = connection.jetstream(timeout=ANSWER_S_MAX), pause_s
+    def __init__(self, connections: list[Client], writers: int, pause_s: float) -> None:
+        self._streams = [connection.jetstream(timeout=ANSWER_S_MAX) for connection in connections]
+        self._pause_s = pause_s
         self._is_over = False
         self.acknowledged: dict[bytes, int] = {}  # payload → offset
-        self.acknowledged_at: list[float] = [time.monotonic()]
+        self._acknowledged_at = [[time.monotonic()] for _ in connections]
         self.repeated = 0
         self._writers = [asyncio.create_task(self._write(number)) for number in range(writers)]
 
@@ -189,35 +199,35 @@ class Load:
             payload = b"%d/%d " % (writer, number)
             payload += b"." * (PADDING_BYTES - len(payload))
             self.acknowledged[payload] = await self._publish(writer, number, payload)
-            self.acknowledged_at.append(time.monotonic())
+            self._acknowledged_at[writer % len(self._streams)].append(time.monotonic())
             await asyncio.sleep(self._pause_s)
 
     async def _publish(self, writer: int, number: int, payload: bytes) -> int:
         """The offset; asked for until it is known."""
-        headers = {"Nats-Msg-Id": f"{writer}/{number}"}
+        headers, stream = {"Nats-Msg-Id": f"{writer}/{number}"}, self._streams[writer % len(self._streams)]
         while True:
             try:
-                answer = await self._stream.publish(f"orders.{writer}", payload, stream="orders", headers=headers)
+                answer = await stream.publish(f"orders.{writer}", payload, stream="orders", headers=headers)
             except (Error, TimeoutError):
                 self.repeated += 1
                 await asyncio.sleep(POLL_S)
             else:
                 return answer.seq - 1
 
-    async def goes_on(self, count: int = 50, within_s: float = 30.0) -> None:
-        """Until `count` more events are acknowledged."""
-        wanted, deadline = len(self.acknowledged) + count, time.monotonic() + within_s
-        while len(self.acknowledged) < wanted:
-            ended = [writer.exception() for writer in self._writers if writer.done()]
-            assert not ended, ended
-            assert time.monotonic() < deadline, f"no {count} acknowledgements within {within_s} s"
-            await asyncio.sleep(POLL_S)
+    async def goes_on(self, count: int = 25, within_s: float = 30.0) -> None:
+        """Until `count` more events are acknowledged by each gateway."""
+        deadline = time.monotonic() + within_s
+        for times in self._acknowledged_at:
+            wanted = len(times) + count
+            while len(times) < wanted:
+                ended = [writer.exception() for writer in self._writers if writer.done()]
+                assert not ended, ended
+                assert time.monotonic() < deadline, f"no {count} acknowledgements within {within_s} s"
+                await asyncio.sleep(POLL_S)
 
     def gap_s(self, since: float) -> float:
-        """The longest time without any acknowledgement since that moment of the monotonic clock."""
-        first = next(position for position, at in enumerate(reversed(self.acknowledged_at), 1) if at <= since)
-        times = [since, *self.acknowledged_at[-first + 1 :], time.monotonic()]
-        return max(later - earlier for earlier, later in itertools.pairwise(times))
+        """The longest time without any acknowledgement of one gateway since that moment of the monotonic clock."""
+        return max(_longest_gap_s(times, since) for times in self._acknowledged_at)
 
     async def finish(self) -> None:
         self._is_over = True
@@ -225,12 +235,18 @@ class Load:
             await asyncio.gather(*self._writers)
 
 
+def _longest_gap_s(times: list[float], since: float) -> float:
+    until_now = [since, *times[bisect.bisect_right(times, since) :], time.monotonic()]
+    return max(later - earlier for earlier, later in itertools.pairwise(until_now))
+
+
 @contextlib.asynccontextmanager
 async def publishing(zone: ProcessZone, writers: int = 8, pause_s: float = 0.01) -> AsyncIterator[Load]:
-    """Ends with every event acknowledged."""
+    """By all gateways. Ends with every event acknowledged."""
     again = {"allow_reconnect": True, "max_reconnect_attempts": -1, "reconnect_time_wait": 0.05}
-    async with client(zone.folder.url, **again) as connection:
-        load = Load(connection, writers, pause_s)
+    async with contextlib.AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(client(zone.url(name), **again)) for name in GATEWAYS]
+        load = Load(connections, writers, pause_s)
         await load.goes_on()
         yield load
         await load.finish()
