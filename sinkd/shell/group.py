@@ -75,17 +75,20 @@ class Group:
         send: Callable[[str, bytes], None] = lambda name, frame: None,
         changed: Callable[[], None] = lambda: None,
         unmute: Callable[[], None] = lambda: None,
+        unmuted: Callable[[], None] = lambda: None,
         offered: Callable[[], None] = lambda: None,
     ) -> None:
         """`alone` is the address of a sink that is the only one of its zone: it needs no list of members to begin.
 
         With `fsync_interval_ms` answers do not wait for an fdatasync, which comes so often: a power cut may cost what
         was acknowledged since. Votes wait for theirs all the same. `muted` is why this member may not vote;
-        `unmute` makes durable that it may (it blocks, and runs on a thread). `checkpoint` gives the latest durable one
-        with its file's bytes; `offered` says that the leader has sent its own (`member.offered`).
+        `unmute` makes durable that it may (it blocks, and runs on a thread), then `unmuted` is called. `checkpoint`
+        gives the latest durable one with its file's bytes; `offered` says that the leader has sent its own
+        (`member.offered`).
         """
         self._journal, self._machine, self._store, self._now_ms = journal, machine, store, now_ms
-        self._send, self._changed, self._unmute, self._offered = send, changed, unmute, offered
+        self._send, self._changed, self._offered = send, changed, offered
+        self._unmute, self._unmuted = unmute, unmuted
         membership = self._membership(applied_index, {node: alone} if alone else {})
         self.member = Member(node, journal, applied_index, self._apply, membership, muted=muted, checkpoint=checkpoint)
         self._inbound: deque[tuple[str, Frame | str | None]] = deque()  # a journal id: connected; None: disconnected
@@ -330,6 +333,7 @@ class Group:
             await loop.run_in_executor(self._syncer, self._unmute)
             log.info("member_whole", node=member.name, was=member.muted, term=member.term)
             member.muted, member.whole_at = "", None
+            self._unmuted()
         self._send_all(member.answers)
         while self._between:
             work, then, done = self._between.popleft()

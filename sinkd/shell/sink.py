@@ -153,7 +153,7 @@ class Sink:
             muted=folder.identity.muted if born else UNBORN,
             checkpoint=partial(checkpoints.read_with_bytes, folder.path),
             send=self._send, changed=self._leadership_changed, offered=self._checkpoint_offered,
-            unmute=partial(folder.update, muted=""),
+            unmute=partial(folder.update, muted=""), unmuted=self._tell_peers,
         )  # fmt: skip
         self.group.no_space = not has_spare
         self.links = LinkServer(
@@ -189,6 +189,11 @@ class Sink:
     def _send(self, name: str, frame: bytes) -> None:
         if self.peers is not None:
             self.peers.links.send(name, frame)
+
+    def _tell_peers(self) -> None:
+        """What they know of this sink has changed: whole again, it may fill others."""
+        if self.peers is not None:
+            self.peers.links.tell()
 
     async def _until_caught_up(self) -> None:
         caught_up = asyncio.get_running_loop().create_task(self.group.caught_up())
