@@ -144,6 +144,25 @@ def _run(coroutine: Coroutine[Any, Any, None]) -> None:
         raise Failure(_os_error(error)) from error
 
 
+def _load(name: str, *, without: str) -> None:
+    """Imports `name`, which would load all of `without` where it is installed, for something that we do not ask of it.
+
+    That would be a large part of the time that a process takes to start.
+    """
+    if name not in sys.modules and without not in sys.modules:
+        sys.modules[without] = None  # type: ignore[assignment]  # what the import system takes for: there is none
+        try:
+            importlib.import_module(name)
+        finally:
+            del sys.modules[without]
+
+
+def _load_client(context: click.Context) -> None:
+    """nats-py, which needs aiohttp for WebSockets alone."""
+    if not any(url.strip().lower().startswith("ws") for url in _settings(context).server.split(",")):
+        _load("nats.aio.client", without="aiohttp")
+
+
 def _os_error(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
 
@@ -267,7 +286,7 @@ def _stream(text: str) -> tuple[str, tuple[str, ...]]:
 @click.pass_context
 def up(context: click.Context, /, streams: tuple[tuple[str, tuple[str, ...]], ...], **given: Any) -> None:
     """Run a gateway and a sink in this process, without configuration."""
-    _load_structlog()
+    _load("structlog", without="rich")  # which makes tracebacks in frames of it
     from mesh.daemon import run_up
 
     names = [name for name, _ in streams]
@@ -304,7 +323,7 @@ def gateway(
     run_dir: str | None,
 ) -> None:
     """Run one gateway of a configured mesh."""
-    _load_structlog()
+    _load("structlog", without="rich")
     from mesh import daemon, logs
 
     if worker is None or run_dir is None:
@@ -322,22 +341,11 @@ def gateway(
 @click.pass_context
 def sinkd(context: click.Context, config: str, node: str, log_level: str, log_format: str) -> None:
     """Run one sink of a configured mesh."""
-    _load_structlog()
+    _load("structlog", without="rich")
     from mesh import daemon, logs
 
     logs.configure(log_level, log_format)
     context.exit(_daemon(lambda: daemon.run_sinkd(config, node)))
-
-
-def _load_structlog() -> None:
-    """Without rich, all of which it loads where it finds it, for tracebacks in frames: a tenth of a daemon's start."""
-    if "rich" in sys.modules or "structlog" in sys.modules:
-        return
-    sys.modules["rich"] = None  # type: ignore[assignment]  # as the import system has it: there is none
-    try:
-        importlib.import_module("structlog")
-    finally:
-        del sys.modules["rich"]
 
 
 def _daemon(run: Callable[[], int]) -> int:
@@ -398,6 +406,7 @@ def pub(
 
     It is acknowledged once it is safely in the log, and sent again until it is; it will be there once.
     """
+    _load_client(context)
     from mesh.commands import publish
 
     if lines is not None and (body is not None or count > 1):
@@ -437,6 +446,7 @@ def _body(given: str | None) -> bytes:
 @click.pass_context
 def sub(context: click.Context, subject: str, queue: str, count: int | None, raw: bool) -> None:
     """Show live events as they come, until Ctrl-C."""
+    _load_client(context)
     from mesh.commands import subscribe
 
     if any(character.isspace() for character in queue):
@@ -475,6 +485,7 @@ def replay(context: click.Context, /, stream: str, until: Any, follow: bool, raw
     PLACE is earliest, latest, an offset, a time like 2026-11-25T01:00:00Z, 10m (ago), or @MILLISECONDS since 1970.
     --from is included, --until is not. Partitions are shown one after the other, with --follow as events come.
     """
+    _load_client(context)
     from mesh.commands import replay as replaying
 
     if follow and context.get_parameter_source("until") != click.core.ParameterSource.DEFAULT:
@@ -489,6 +500,7 @@ def replay(context: click.Context, /, stream: str, until: Any, follow: bool, raw
 @click.pass_context
 def streams(context: click.Context, stream: str | None) -> None:
     """Show which streams there are, and what they hold."""
+    _load_client(context)
     from mesh.commands import streams as showing
 
     _run(showing.run(_settings(context), stream, _wants_json(context)))
@@ -638,7 +650,7 @@ def main() -> None:
 def gateway_main() -> None:
     """The console script `gateway`: `mesh gateway`; by the name `nats-server` it takes that one's command line."""
     if os.path.basename(sys.argv[0]) == "nats-server":
-        _load_structlog()
+        _load("structlog", without="rich")
         from mesh.nats_server import nats_server_main
 
         nats_server_main()

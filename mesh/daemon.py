@@ -24,15 +24,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 import uvloop
-from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 
 from gateway.core.nats_values import Page
 from mesh import logs
 from mesh.advice import advice
 from mesh.availability import not_available
 from mesh.memory import keep_freed_blocks
-from mesh.metrics import GatewayMetrics, MonitorMetrics, SinkMetrics
-from mesh.monitor import Maker, Monitor
+from mesh.monitor import Maker, Monitor, Sources
 from mesh.query import Query
 from mesh.settings import UpOptions, program_version
 from mesh.usage import ProcessUsage
@@ -41,6 +39,8 @@ from protocol import config
 from protocol.errors import ConfigError, DamagedFile, DataError
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from gateway.core.engine import Engine
     from gateway.shell.gateway import Gateway
     from gateway.shell.link import Dial, SinkDial
@@ -61,10 +61,6 @@ class Node:
     def __init__(self, gateway: "Gateway | None", sink: "Sink | None", *, monitor_path: str = "") -> None:
         """With `monitor_path` the pages are shown on that socket, to a supervisor that merges those of several."""
         self.gateway, self.sink = gateway, sink
-        registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        self._registry = registry
         self._usage = ProcessUsage()
         self._pages = _pages(gateway, merges=bool(monitor_path)) if gateway is not None else None
         self._not_serving: str | None = "starting"
@@ -76,8 +72,9 @@ class Node:
             pages: dict[str, Maker] = {"/varz": self.varz}
             if self._pages is not None:
                 pages |= self._pages.by_path()
-            self.monitor = Monitor(bind.host, bind.port, self.health, registry, pages, path=monitor_path)
-            registry.register(MonitorMetrics(self.monitor))
+            sources = Sources(self.health, self.metrics, pages)
+            self.monitor = Monitor(bind.host, bind.port, sources, path=monitor_path)
+        self._sink_is_up = False
         self.retiring: asyncio.Task[None] | None = None  # lame duck mode
         self.clients: tuple[str, int] | None = None
         self.monitored: tuple[str, int] | None = None
@@ -90,12 +87,11 @@ class Node:
         if self.sink is not None:
             self._not_serving = f"recovering the log in {self.sink.node.data}"
             await self.sink.start()
-            self._registry.register(SinkMetrics(self.sink))
+            self._sink_is_up = True
             self._not_serving = "starting"
         if self.gateway is not None:
             with _naming("clients", self.gateway.node.bind(self.gateway.node.client)):
                 self.clients = await self.gateway.start()
-            self._registry.register(GatewayMetrics(self.gateway))
             if self.sink is not None:
                 await self.gateway.linked()
         self._not_serving = None
@@ -119,6 +115,23 @@ class Node:
             return self._not_serving
         parts = (self.sink, self.gateway)
         return next((problem for part in parts if part is not None and (problem := part.health())), None)
+
+    def metrics(self) -> "CollectorRegistry":
+        """Of this process, of its monitor, and of those parts that have started."""
+        from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+
+        from mesh.metrics import GatewayMetrics, MonitorMetrics, SinkMetrics
+
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        if self.monitor is not None:
+            registry.register(MonitorMetrics(self.monitor))
+        if self.sink is not None and self._sink_is_up:
+            registry.register(SinkMetrics(self.sink))
+        if self.gateway is not None and self.clients is not None:
+            registry.register(GatewayMetrics(self.gateway))
+        return registry
 
     def varz(self, query: Query) -> Page:
         """`/varz`: the gateway under nats-server's names, the process and the monitor too, the sink under its own."""

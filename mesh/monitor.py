@@ -5,175 +5,119 @@
     /          an index of these, and of the pages given
     any page   what it is called by, as JSON
 
-It knows neither gateway nor sink, so one serves a process that runs either or both. The callables run in the event loop
-for every request and only read state; a page that takes long takes turns, and one page is made at a time. Names, shapes
-and refusals are nats-server's, so its exporters and dashboards work; like it there is no JSONP: `callback`
-is ignored. A supervisor of several workers has to ask them first: what it hands over may be awaited.
+It knows neither gateway nor sink, so one serves a process that runs either or both. Names, shapes and refusals are
+nats-server's, so its exporters and dashboards work; like it there is no JSONP: `callback` is ignored. A supervisor of
+several workers has to ask them first: what it hands over may be awaited.
 
-Source: nats-server `server/monitor.go` (HandleRoot, HandleHealthz, ResponseHandler).
+    listens ──first connection──▶ loads `mesh.monitor_pages`, on a thread ──▶ hands over those that wait ──▶ serves
+
+An HTTP server takes longer to load than a gateway, and many processes are never looked at.
 """
 
 import asyncio
+import gc
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from html import escape
-from typing import Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-import msgspec
-from aiohttp import web
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
-
-from gateway.core.nats_values import BadQuery, Building, Page
+from gateway.core.nats_values import Building, Page
 from mesh.query import Query
-from protocol.limits import MONITOR_INDENTED_BYTES_MAX
 
-STOP_GRACE_S = 1.0  # for requests under way
-A = TypeVar("A")
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from mesh.monitor_pages import Application
+
 Maker = Callable[[Query], Page | Building | Awaitable[Page]]
-Handler = Callable[[web.Request], Awaitable[web.Response]]
-
-_ALIASES: Final = {"/subscriptionsz": "/subsz"}
-_SCOPES: Final = ("js-enabled", "js-enabled-only", "js-server-only", "js-meta-only")
-_EVERYBODY: Final = {"Access-Control-Allow-Origin": "*"}
 
 
 class Unavailable(Exception):
     """Nobody is there who could make the page; the text says why."""
 
 
+class Sources(NamedTuple):
+    """What is shown: `healthz` says what is wrong, or None; `registry` holds the metrics; `pages` are made by path."""
+
+    healthz: "Callable[[], str | Awaitable[str | None] | None]"
+    registry: "Callable[[], CollectorRegistry | Awaitable[CollectorRegistry]]"
+    pages: Mapping[str, Maker]
+
+
 class Monitor:
     """Listens on `host`:`port` (0: any free one), or on a socket named `path` instead.
 
-    `healthz` says what is wrong, or None; `pages` are made by path. `requests` counts those for each page.
+    `requests` counts those for each page.
     """
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        healthz: Callable[[], str | Awaitable[str | None] | None],
-        registry: CollectorRegistry | Callable[[], Awaitable[CollectorRegistry]],
-        pages: Mapping[str, Maker],
-        *,
-        path: str = "",
-    ) -> None:
+    def __init__(self, host: str, port: int, sources: Sources, *, path: str = "") -> None:
         self._host, self._port, self._path = host, port, path
-        self._healthz = healthz
-        self._registry = registry
-        self._pages = dict(pages)
-        self._making = asyncio.Lock()
-        self._runner: web.AppRunner | None = None
+        self._sources = sources
+        self._server: asyncio.Server | None = None
+        self._application: Application | None = None
+        self._loading: asyncio.Task[None] | None = None
+        self._waiting: set[_Waiting] = set()
         self.requests: Counter[str] = Counter()
 
     async def start(self) -> tuple[str, int]:
         """Serve; the address that is listened on ("" and 0 for a path). OSError when it cannot be had."""
-        application = web.Application()
-        handlers: dict[str, Handler] = {"/": self._index, "/healthz": self._health, "/metrics": self._metrics}
-        handlers |= {path: self._show(path, maker) for path, maker in self._pages.items()}
-        handlers |= {alias: handlers[path] for alias, path in _ALIASES.items() if path in handlers}
-        for path, handler in handlers.items():
-            application.router.add_route("*", path, handler)
-        application.router.add_route("*", "/{path:.*}", _not_found)
-        runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=STOP_GRACE_S)
-        await runner.setup()
-        self._runner = runner
-        site = web.UnixSite(runner, self._path) if self._path else web.TCPSite(runner, self._host, self._port)
-        try:
-            await site.start()
-        except OSError:
-            await self.stop()
-            raise
-        host, port = ("", 0) if self._path else runner.addresses[0][:2]
+        loop = asyncio.get_running_loop()
+        if self._path:
+            self._server = await loop.create_unix_server(self._accept, self._path)
+            return "", 0
+        self._server = await loop.create_server(self._accept, self._host, self._port)
+        host, port = self._server.sockets[0].getsockname()[:2]
         return host, port
 
     async def stop(self) -> None:
         """Stop serving; requests under way are answered."""
-        if self._runner is not None:
-            await self._runner.cleanup()
-            self._runner = None
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        if self._loading is not None:
+            await self._loading
+        if self._application is not None:
+            await self._application.stop()
 
-    # -- pages --------------------------------------------------------------------------------------------------------
+    def _accept(self) -> asyncio.Protocol:
+        if self._application is not None:
+            return self._application.accept()
+        if self._loading is None:
+            self._loading = asyncio.ensure_future(self._load())
+        return _Waiting(self._waiting)
 
-    def _show(self, path: str, maker: Maker) -> Handler:
-        async def show(request: web.Request) -> web.Response:
-            self.requests[path] += 1
-            try:
-                async with self._making:
-                    made = maker(Query(request.query))
-                    page = await (_in_turns(made) if isinstance(made, Generator) else _awaited(made))
-            except BadQuery as refusal:
-                return web.Response(status=400, text=str(refusal))
-            except Unavailable as reason:
-                return web.Response(status=503, text=str(reason))
-            return _json(page)
-
-        return show
-
-    async def _health(self, request: web.Request) -> web.Response:
-        """nats-server's parameters narrow down what of JetStream is looked at: here it is always all."""
-        self.requests["/healthz"] += 1
-        query = Query(request.query)
-        try:
-            details = [query.boolean(name) for name in (*_SCOPES, "details")][-1]
-        except BadQuery as refusal:
-            return web.Response(status=400, text=str(refusal))
-        misfit = _misfit(query)
-        if misfit is not None:
-            return _unhealthy(400, "error", misfit, "BAD_REQUEST", details)
-        problem = await _awaited(self._healthz())
-        if problem is not None:
-            return _unhealthy(503, "unavailable", problem, "JETSTREAM", details)
-        return _json({"status": "ok"}, indents=False)
-
-    async def _metrics(self, request: web.Request) -> web.Response:
-        self.requests["/metrics"] += 1
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        registry = await self._registry() if callable(self._registry) else self._registry
-        return web.Response(body=encode(registry), headers={"Content-Type": content_type})
-
-    async def _index(self, request: web.Request) -> web.Response:
-        self.requests["/"] += 1
-        paths = [*self._pages, "/healthz", "/metrics"]
-        links = "".join(f'<li><a href=".{escape(path)}">{escape(path)}</a></li>' for path in paths)
-        page = f'<!DOCTYPE html><html lang="en"><title>Event Mesh</title><h1>Event Mesh</h1><ul>{links}</ul></html>'
-        return web.Response(text=page, content_type="text/html")
+    async def _load(self) -> None:
+        module = await asyncio.to_thread(import_module, "mesh.monitor_pages")
+        gc.freeze()  # as what was there at the start: no full collection need look at it
+        application = cast("Application", module.Application(self._sources, self.requests))
+        await application.start()
+        self._application = application
+        for waiting in tuple(self._waiting):
+            waiting.hand_over(application.accept())
 
 
-async def _awaited(value: A | Awaitable[A]) -> A:
-    return await value if isinstance(value, Awaitable) else value
+class _Waiting(asyncio.Protocol):
+    """A connection that is there before the application is: what has come is kept, and no more is read."""
 
+    def __init__(self, waiting: "set[_Waiting]") -> None:
+        self._waiting = waiting
+        self._received = b""
 
-async def _in_turns(building: Building) -> Page:
-    while True:
-        try:
-            next(building)
-        except StopIteration as end:
-            page: Page = end.value
-            return page
-        await asyncio.sleep(0)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._waiting.add(self)
 
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        self._transport.pause_reading()
 
-def _misfit(query: Query) -> str | None:
-    """What a question for the health of a stream or consumer lacks."""
-    for asked, needed in (("stream", "account"), ("consumer", "stream")):
-        if query.text(asked) and not query.text(needed):
-            return f'"{needed}" must not be empty when checking {asked} health'
-    return None
+    def connection_lost(self, error: Exception | None) -> None:
+        self._waiting.discard(self)
 
-
-def _unhealthy(status: int, word: str, problem: str, kind: str, details: bool) -> web.Response:
-    if details:
-        return _json({"status": "error", "errors": [{"type": kind, "error": problem}]}, status, indents=False)
-    return _json({"status": word, "error": problem}, status, indents=False)
-
-
-async def _not_found(request: web.Request) -> web.Response:
-    return web.Response(status=404, text="404 page not found\n")
-
-
-def _json(values: Mapping[str, Any], status: int = 200, *, indents: bool = True) -> web.Response:
-    body = msgspec.json.encode(values)
-    if indents and len(body) <= MONITOR_INDENTED_BYTES_MAX:
-        body = msgspec.json.format(body, indent=2)
-    return web.Response(body=body, status=status, content_type="application/json", headers=_EVERYBODY)
+    def hand_over(self, protocol: asyncio.Protocol) -> None:
+        self._waiting.discard(self)
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
+        if self._received:
+            protocol.data_received(self._received)
+            self._transport.resume_reading()

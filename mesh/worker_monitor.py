@@ -7,9 +7,8 @@ because a worker was started again must not look like one that fell.
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-import aiohttp
 import msgspec
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -19,12 +18,15 @@ from prometheus_client.registry import Collector
 from gateway.core.nats_values import BadQuery, Page, Window
 from mesh import worker_pages
 from mesh.metrics import MonitorMetrics
-from mesh.monitor import Maker, Monitor, Unavailable
+from mesh.monitor import Maker, Monitor, Sources, Unavailable
 from mesh.query import Query
 from mesh.usage import ProcessUsage
 from mesh.worker_folder import WorkerFolder
 from protocol import config
 from protocol.limits import WORKER_PAGE_MS_MAX
+
+if TYPE_CHECKING:
+    import aiohttp
 
 SUPERVISOR: Final = "supervisor"  # what stands in the label where a worker's number does
 _OF_THE_FIRST: Final = ("/routez", "/leafz", "/gatewayz")  # every worker would say the same
@@ -60,7 +62,7 @@ class SupervisorMonitor:
         self._address = "", 0
         pages: dict[str, Maker] = {"/varz": self._varz, "/connz": self._connz, "/accountz": self._accountz}
         pages |= {"/subsz": self._subsz} | {path: self._of_first(path) for path in _OF_THE_FIRST}
-        self._monitor = Monitor(bind.host, bind.port, self._healthz, self._gather_metrics, pages)
+        self._monitor = Monitor(bind.host, bind.port, Sources(self._healthz, self._gather_metrics, pages))
         self._own = CollectorRegistry()
         ProcessCollector(registry=self._own)
         PlatformCollector(registry=self._own)
@@ -81,6 +83,8 @@ class SupervisorMonitor:
 
     async def _ask(self, worker: int, path: str, parameters: dict[str, str]) -> _Answer | None:
         """One worker's answer; None if there is none in time."""
+        import aiohttp  # somebody has asked us by HTTP: it is loaded by now
+
         client = self._clients.get(worker)
         if client is None:
             timeout = aiohttp.ClientTimeout(total=WORKER_PAGE_MS_MAX / 1_000)

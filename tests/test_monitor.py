@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from gateway.core.nats_values import BadQuery, Building
-from mesh.monitor import Monitor
+from mesh.monitor import Monitor, Sources
 from mesh.query import Query
 from protocol.limits import MONITOR_INDENTED_BYTES_MAX
 
@@ -54,7 +54,7 @@ async def monitor(state: State) -> AsyncIterator[Monitor]:
     registry = CollectorRegistry()
     Counter("things", "Things that happened", registry=registry).inc(3)
     pages = {"/varz": echo, "/connz": long_page, "/subsz": refuse}
-    monitor = Monitor("127.0.0.1", 0, lambda: state.problem, registry, pages)
+    monitor = Monitor("127.0.0.1", 0, Sources(lambda: state.problem, lambda: registry, pages))
     yield monitor
     await monitor.stop()
 
@@ -139,7 +139,29 @@ async def test_health(get: Get, state: State) -> None:
 async def test_an_address_in_use_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        monitor = Monitor("127.0.0.1", port, lambda: None, CollectorRegistry(), {})
+        monitor = Monitor("127.0.0.1", port, Sources(lambda: None, CollectorRegistry, {}))
         with pytest.raises(OSError, match="in use"):
             await monitor.start()
         await asyncio.wait_for(monitor.stop(), 1)
+
+
+async def test_who_comes_before_the_application_is_loaded_is_served(monitor: Monitor) -> None:
+    address = await monitor.start()
+    readers = [await asyncio.open_connection(*address) for _ in range(3)]
+    (first, asks_first), (second, asks_second), (_, goes) = readers
+    for piece in (b"GET /varz?name=a HTTP/1.1\r\n", b"Host: x\r\n\r\n"):
+        asks_first.write(piece)
+    goes.close()
+    assert (await asyncio.wait_for(first.readline(), WAIT_S)).startswith(b"HTTP/1.1 200")
+    asks_second.write(b"GET /varz HTTP/1.0\r\n\r\n")
+    assert (await asyncio.wait_for(second.read(), WAIT_S)).startswith(b"HTTP/1.0 200")
+    for writer in (asks_first, asks_second):
+        writer.close()
+
+
+async def test_it_stops_while_the_application_is_being_loaded(monitor: Monitor) -> None:
+    address = await monitor.start()
+    reader, writer = await asyncio.open_connection(*address)
+    await asyncio.wait_for(monitor.stop(), WAIT_S)
+    assert await asyncio.wait_for(reader.read(), WAIT_S) == b""
+    writer.close()

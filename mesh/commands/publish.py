@@ -7,17 +7,19 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
 from nats import errors
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from mesh.commands.failure import Failure
 from mesh.connection import Connection, HeaderPairs, connect, too_large
 from mesh.lines import STDIN, LineTooLong, read_lines, size_bytes
 from mesh.publisher import PubAck, Publisher, PublishError
 from mesh.settings import ClientSettings
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _PROGRESS_S = 0.1
 
@@ -183,6 +185,9 @@ def _progress(options: PublishOptions, tally: _Tally, many: bool) -> Iterator[No
         yield
         return
     known = size_bytes(options.lines) if options.lines is not None else options.count * (len(options.body) + 1)
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
     columns = (TextColumn("{task.fields[done]}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("", total=known, done="")
@@ -193,7 +198,7 @@ def _progress(options: PublishOptions, tally: _Tally, many: bool) -> Iterator[No
             refreshing.cancel()
 
 
-async def _refresh(progress: Progress, bar: object, tally: _Tally) -> None:
+async def _refresh(progress: "Progress", bar: object, tally: _Tally) -> None:
     while True:
         done = tally.acknowledged or tally.sent
         progress.update(bar, completed=tally.sent_bytes, done=f"{done:,}")  # type: ignore[arg-type]
