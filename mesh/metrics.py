@@ -3,7 +3,7 @@
 Names: `mesh_<what>_<unit>`, counters end in `_total`; docs/metrics.md is checked against this module by a test.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # a gateway runs without the code of sinks, and the other way
     from gateway.shell.gateway import Gateway
     from gateway.shell.links import SinkLinks
     from gateway.shell.spool import SpoolFolder
+    from sinkd.shell.replica import Replica
     from sinkd.shell.sink import Sink
 
 
@@ -100,69 +101,109 @@ class SinkMetrics(Collector):
         self._sink = sink
 
     def collect(self) -> Iterator[Metric]:
-        sink, group, journal = self._sink, self._sink.group, self._sink.journal
-        yield _gauge("mesh_sink_raft_leads", "1 while this sink leads its group", group.leads)
-        yield _gauge("mesh_sink_raft_term", "Raft term", group.term)
-        yield _gauge("mesh_sink_raft_commit_index", "Index of the last committed entry", group.commit_index)
-        yield _gauge("mesh_sink_raft_applied_index", "Index of the last applied entry", group.applied_index)
-        yield _gauge("mesh_sink_raft_last_index", "Index of the last entry in the journal", journal.last_index)
-        yield from _member(sink)
-        yield _gauge("mesh_sink_checkpoint_index", "Index that the last checkpoint stands for", sink.checkpoint_index)
-        yield _counter(
-            "mesh_sink_commands_committed", "Raft commands applied since the start", group.commands_committed
-        )
-        yield _counter("mesh_sink_journal_syncs", "Journal fdatasyncs since the start", group.syncs)
-        yield _gauge("mesh_sink_journal_bytes", "Bytes of journal files", journal.size_bytes)
-        yield _gauge("mesh_sink_hot_bytes", "Committed bytes that are not in segments yet", sink.store.hot_bytes)
+        sink = self._sink
+        for replicas in (_raft, _member_state, _peers, _logs):
+            yield from replicas(sink.replicas)
         yield _gauge("mesh_sink_disk_free_bytes", "Free bytes on the data folder's disk", sink.free_bytes)
         yield _gauge("mesh_sink_storage_full", "1 while appends are refused for lack of space", sink.is_storage_full())
-        yield _counter("mesh_sink_appends", "Batches received from gateways", sink.links.appends)
-        yield _counter("mesh_sink_appends_refused_full", "Batches refused for lack of space", sink.links.refused_full)
-        yield _counter("mesh_sink_fetches", "Reads served", sink.links.fetches)
-        yield _gauge("mesh_sink_links", "Links to gateways now", len(sink.links.connections))
-        yield from self._logs()
-
-    def _logs(self) -> Iterator[Metric]:
-        labels = ["stream", "partition"]
-        start = GaugeMetricFamily("mesh_log_start_offset", "First offset of a log", labels=labels)
-        end = GaugeMetricFamily("mesh_log_high_watermark", "Offset behind the last committed event", labels=labels)
-        size = GaugeMetricFamily("mesh_log_bytes", "Bytes of a log", labels=labels)
-        for partition in self._sink.store.partitions:
-            names = [partition.stream.name, str(partition.number)]
-            start.add_metric(names, partition.start_offset)
-            end.add_metric(names, partition.high_watermark)
-            size.add_metric(names, partition.size_bytes)
-        yield from (start, end, size)
 
 
-def _member(sink: "Sink") -> Iterator[Metric]:
-    """How a sink stands in its group, and what it knows of the others."""
+def _raft(replicas: "list[Replica]") -> Iterator[Metric]:
+    """What there is one number of for each group."""
+    for name, help_text, value in _GAUGES:
+        gauge = GaugeMetricFamily(name, help_text, labels=["group"])
+        for each in replicas:
+            gauge.add_metric([str(each.number)], float(value(each)))
+        yield gauge
+    for name, help_text, value in _COUNTERS:
+        counter = CounterMetricFamily(name, help_text, labels=["group"])
+        for each in replicas:
+            counter.add_metric([str(each.number)], float(value(each)))
+        yield counter
+
+
+_Value = Callable[["Replica"], float]
+_GAUGES: tuple[tuple[str, str, _Value], ...] = (
+    ("mesh_sink_raft_leads", "1 while this sink leads the group", lambda it: it.group.leads),
+    ("mesh_sink_raft_term", "Raft term", lambda it: it.group.term),
+    ("mesh_sink_raft_commit_index", "Index of the last committed entry", lambda it: it.group.commit_index),
+    ("mesh_sink_raft_applied_index", "Index of the last applied entry", lambda it: it.group.applied_index),
+    ("mesh_sink_raft_last_index", "Index of the last entry in the journal", lambda it: it.journal.last_index),
+    ("mesh_sink_raft_leader_known", "1 while this sink leads or knows who does", lambda it: bool(it.group.leader)),
+    (
+        "mesh_sink_raft_muted",
+        "1 while this sink may not vote: it is not whole",
+        lambda it: bool(it.group.member.muted),
+    ),
+    ("mesh_sink_checkpoint_index", "Index that the last checkpoint stands for", lambda it: it.checkpoint_index),
+    ("mesh_sink_journal_bytes", "Bytes of journal files", lambda it: it.journal.size_bytes),
+    ("mesh_sink_hot_bytes", "Committed bytes that are not in segments yet", lambda it: it.store.hot_bytes),
+    ("mesh_sink_links", "Links to gateways now", lambda it: len(it.links.connections)),
+)
+_COUNTERS: tuple[tuple[str, str, _Value], ...] = (
+    (
+        "mesh_sink_raft_filled_bytes",
+        "Bytes pulled from other sinks to fill this one",
+        lambda it: it.filling.pulled_bytes if it.filling is not None else 0,
+    ),
+    (
+        "mesh_sink_raft_checkpoints_sent",
+        "Checkpoints sent to sinks that lacked what the journal no longer has",
+        lambda it: it.group.member.checkpoints_sent,
+    ),
+    (
+        "mesh_sink_commands_committed",
+        "Raft commands applied since the start",
+        lambda it: it.group.commands_committed,
+    ),
+    ("mesh_sink_journal_syncs", "Journal fdatasyncs since the start", lambda it: it.group.syncs),
+    ("mesh_sink_appends", "Batches received from gateways", lambda it: it.links.appends),
+    ("mesh_sink_appends_refused_full", "Batches refused for lack of space", lambda it: it.links.refused_full),
+    ("mesh_sink_fetches", "Reads served", lambda it: it.links.fetches),
+)
+
+
+def _member_state(replicas: "list[Replica]") -> Iterator[Metric]:
     from sinkd.shell.raft import STATES
 
-    member = sink.group.member
-    state = GaugeMetricFamily("mesh_sink_raft_state", "1 for the state that this sink is in", labels=["state"])
-    for number, name in STATES.items():
-        state.add_metric([name], float(member.state == number))
+    what = "1 for the state that this sink is in"
+    state = GaugeMetricFamily("mesh_sink_raft_state", what, labels=["group", "state"])
+    for each in replicas:
+        for number, name in STATES.items():
+            state.add_metric([str(each.number), name], float(each.group.member.state == number))
     yield state
-    yield _gauge("mesh_sink_raft_leader_known", "1 while this sink leads or knows who does", bool(sink.group.leader))
-    yield _gauge("mesh_sink_raft_muted", "1 while this sink may not vote: it is not whole", bool(member.muted))
-    filled = "Bytes pulled from other sinks to fill this one"
-    yield _counter("mesh_sink_raft_filled_bytes", filled, sink.filling.pulled_bytes if sink.filling is not None else 0)
-    sent = "Checkpoints sent to sinks that lacked what the journal no longer has"
-    yield _counter("mesh_sink_raft_checkpoints_sent", sent, member.checkpoints_sent)
-    connected = GaugeMetricFamily("mesh_sink_raft_peer_connected", "1 while the sink is connected", labels=["sink"])
-    muted = GaugeMetricFamily(
-        "mesh_sink_raft_peer_muted", "1 while the sink says that it may not vote", labels=["sink"]
-    )
+
+
+def _peers(replicas: "list[Replica]") -> Iterator[Metric]:
+    """What this sink knows of the others."""
+    labels = ["group", "sink"]
+    connected = GaugeMetricFamily("mesh_sink_raft_peer_connected", "1 while the sink is connected", labels=labels)
+    may_not = "1 while the sink says that it may not vote"
+    muted = GaugeMetricFamily("mesh_sink_raft_peer_muted", may_not, labels=labels)
     lacks = "Entries that the sink lacks, as the leader knows it"
-    lag = GaugeMetricFamily("mesh_sink_raft_peer_lag_entries", lacks, labels=["sink"])
-    for peer in sink.links.operator.peers():
-        connected.add_metric([peer["node"]], float(peer["connected"]))
-        if "muted" in peer:
-            muted.add_metric([peer["node"]], float(bool(peer["muted"])))
-        if "lag_entries" in peer:
-            lag.add_metric([peer["node"]], float(peer["lag_entries"]))
+    lag = GaugeMetricFamily("mesh_sink_raft_peer_lag_entries", lacks, labels=labels)
+    for each in replicas:
+        for peer in each.links.operator.peers():
+            names = [str(each.number), peer["node"]]
+            connected.add_metric(names, float(peer["connected"]))
+            if "muted" in peer:
+                muted.add_metric(names, float(bool(peer["muted"])))
+            if "lag_entries" in peer:
+                lag.add_metric(names, float(peer["lag_entries"]))
     yield from (connected, muted, lag)
+
+
+def _logs(replicas: "list[Replica]") -> Iterator[Metric]:
+    labels = ["stream", "partition"]
+    start = GaugeMetricFamily("mesh_log_start_offset", "First offset of a log", labels=labels)
+    end = GaugeMetricFamily("mesh_log_high_watermark", "Offset behind the last committed event", labels=labels)
+    size = GaugeMetricFamily("mesh_log_bytes", "Bytes of a log", labels=labels)
+    for partition in [partition for each in replicas for partition in each.store.partitions]:
+        names = [partition.stream.name, str(partition.number)]
+        start.add_metric(names, partition.start_offset)
+        end.add_metric(names, partition.high_watermark)
+        size.add_metric(names, partition.size_bytes)
+    yield from (start, end, size)
 
 
 class MonitorMetrics(Collector):

@@ -120,7 +120,7 @@ async def test_what_is_appended_is_read_back_before_and_after_it_is_flushed_and_
         assert (await running.peer.append(b"1", b"2")).base_offset == 0
         assert (await running.peer.append(b"3")).base_offset == 2
         assert await running.peer.payloads() == [b"1", b"2", b"3"]
-        await running.sink._flush()
+        await running.sink.main.flush()
         assert running.sink.store.hot_bytes == 0
         assert (await running.peer.append(b"4")).base_offset == 3
         assert await running.peer.payloads() == [b"1", b"2", b"3"]  # whole batches of the segments
@@ -182,7 +182,7 @@ async def test_offsets_by_time(tmp_path):
             assert await offset("latest") == 4
             assert [await offset("timestamp", t) for t in (0, 1_001, 3_001, 4_001)] == [0, 1, 3, -1]
             assert [await offset("until", t) for t in (1_000, 1_001, 2_001, 9_000)] == [0, 1, 3, 4]
-            await running.sink._flush()
+            await running.sink.main.flush()
 
 
 async def test_retention_by_size_and_age_moves_the_start(tmp_path):
@@ -190,11 +190,11 @@ async def test_retention_by_size_and_age_moves_the_start(tmp_path):
     async with Running(tmp_path, age="60s", now_ms=lambda: now_ms) as running:
         for _ in range(12):
             await running.peer.append(bytes(1_000), timestamp_ms=now_ms)
-        await running.sink._flush()
-        await running.sink._retain()
+        await running.sink.main.flush()
+        await running.sink.main.retain()
         assert running.sink.store.partition("orders", 0).start_offset == 0
         now_ms += 61_000
-        await running.sink._retain()
+        await running.sink.main.retain()
         start_offset = running.sink.store.partition("orders", 0).start_offset
         assert 0 < start_offset < 12
         failed = (await running.peer.ask(link.Fetch(1, "orders", 0, 0, 100, 0))).message
@@ -276,7 +276,7 @@ async def test_a_segment_that_says_otherwise_than_the_journal_is_damage(tmp_path
     folder = tmp_path / "data"
     async with Running(folder) as running:
         await running.peer.append(b"one")
-        await running.sink._flush()
+        await running.sink.main.flush()
         shutil.copytree(folder, tmp_path / "copy")  # as a kill would leave it: in segments, behind no checkpoint
     (segment,) = (tmp_path / "copy").glob("log/orders-*/0/*.segment")
     data = segment.read_bytes()

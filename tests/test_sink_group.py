@@ -88,7 +88,7 @@ async def test_a_sink_that_was_away_for_long_is_filled_from_segments(tmp_path):
         await zone.until(lambda: journal.first_index > had, "the journal is cut")
         await zone.start(late)
         await all_have(zone, PAYLOADS)
-        assert zone.sinks[late].filling.pulled_bytes > 0
+        assert zone.sinks[late].main.filling.pulled_bytes > 0
         assert zone.sinks[late].checkpoint_index > had
 
 
@@ -264,7 +264,7 @@ async def test_a_follower_below_its_reserve_acknowledges_no_more_until_there_is_
         await zone.level()
         full = next(name for name in zone.names if name != zone.leader)
         zone.sinks[full].group.is_below_reserve = True
-        zone.sinks[full]._look_at_disk = lambda: None
+        zone.sinks[full].main._look_at_disk = lambda: None
         await publish(zone, [b"a" * 200_000])
         peer = lambda: next(one for one in zone.status(zone.leader)["peers"] if one["node"] == full)  # noqa: E731
         await zone.until(lambda: peer()["why"] == "its disk is below its reserve", "the leader knows")

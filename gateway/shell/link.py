@@ -118,7 +118,8 @@ class SinkLink:
         """One connection from its beginning to its end; whether it was opened."""
         connection = _Connection(sink, self._take, asyncio.get_running_loop().create_future())
         try:
-            await asyncio.wait_for(self._dials[sink](lambda: connection), LINK_DIAL_MS_MAX / 1000)
+            async with asyncio.timeout(LINK_DIAL_MS_MAX / 1000):  # `wait_for` may swallow a cancellation
+                await self._dials[sink](lambda: connection)
         except OSError as error:
             why = _explained(error)
         else:

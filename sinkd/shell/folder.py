@@ -7,6 +7,10 @@
     log/            sinkd.shell.segments, one folder for each stream incarnation and partition
     checkpoint      sinkd.shell.checkpoint
     damaged/        what was set aside, by number: journal and checkpoint of a member that its peers fill again
+    group-1/        the same, without a lock, for Raft group 1 of the zone; group-2/ and so on
+
+What stands in the folder itself is group 0's. Once made, a group's folder is used, whatever the file says later: only
+a configuration that is committed can say that a group is needed no more.
 
 The disk id makes a wiped disk another disk, and the journal id makes bytes of another journal foreign.
 """
@@ -27,6 +31,7 @@ from sinkd.shell.files import TEMPORARY_SUFFIX, make_folder, read_at, sync_folde
 VERSION: Final = 2
 IDENTITY_NAME: Final = "identity.json"
 LOCK_NAME: Final = "lock"
+GROUP_PREFIX: Final = "group-"
 _FORMAT: Final = "event-mesh data folder"
 # Names that a folder may hold without belonging to anybody: ours from a start that crashed, and a file system's own.
 _NOBODYS: Final = frozenset({LOCK_NAME, IDENTITY_NAME + TEMPORARY_SUFFIX, "lost+found"})
@@ -61,43 +66,11 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{crc32.iscsi(lines.encode()):08x}"
 
 
-class DataFolder:
-    """A locked data folder; open it with `DataFolder.open`, keep it until the process ends."""
+class GroupFolder:
+    """What a sink keeps of one Raft group."""
 
-    def __init__(self, path: Path, lock: int, identity: Identity) -> None:
+    def __init__(self, path: Path, identity: Identity) -> None:
         self.path, self.identity = path, identity
-        self._lock: int | None = lock
-
-    @classmethod
-    def open(cls, path: Path, *, mesh: str, zone: str, node: str) -> "DataFolder":
-        """Locks the folder of this node, made and given an identity if it is absent or empty.
-
-        FolderInUse: a process has it, or it is somebody else's. FolderUnusable: it is a file, or cannot be made.
-        DamagedFile: its identity cannot be read.
-        """
-        try:
-            make_folder(path)
-        except OSError as error:
-            what = f"{error.strerror}; give a folder that can be written, or one that can be made"
-            raise FolderUnusable(f"data folder {path} cannot be made: {what}") from error
-        _refuse_foreign(path)
-        lock = _lock(path)
-        try:
-            os.ftruncate(lock, 0)
-            write_at(lock, [f"{os.getpid()}\n".encode()], 0)
-            identity = _read_identity(path) or _write_identity(path, mesh, zone, node)
-            if (identity.mesh, identity.zone, identity.node) != (mesh, zone, node):
-                raise FolderInUse(
-                    f"data folder {path} belongs to node {identity.node} in zone {identity.zone} of mesh "
-                    f"{identity.mesh}, this is node {node} in zone {zone} of mesh {mesh}; give another --data"
-                )
-            folder = cls(path, lock, identity)
-            if identity.version == 1:
-                folder.update(group=secrets.token_hex(_ID_BYTES), state="active")
-        except BaseException:  # whatever it was, the lock is nobody's now
-            os.close(lock)
-            raise
-        return folder
 
     @property
     def journal_folder(self) -> Path:
@@ -144,6 +117,55 @@ class DataFolder:
         for old in numbers[: max(0, len(numbers) + 1 - _ASIDE_MAX)]:
             shutil.rmtree(asides / str(old))
         return aside
+
+
+class DataFolder(GroupFolder):
+    """A locked data folder, which is also that of group 0; `DataFolder.open` opens it, until the process ends."""
+
+    def __init__(self, path: Path, lock: int, identity: Identity) -> None:
+        super().__init__(path, identity)
+        self._lock: int | None = lock
+
+    @classmethod
+    def open(cls, path: Path, *, mesh: str, zone: str, node: str) -> "DataFolder":
+        """Locks the folder of this node, made and given an identity if it is absent or empty.
+
+        FolderInUse: a process has it, or it is somebody else's. FolderUnusable: it is a file, or cannot be made.
+        DamagedFile: its identity cannot be read.
+        """
+        try:
+            make_folder(path)
+        except OSError as error:
+            what = f"{error.strerror}; give a folder that can be written, or one that can be made"
+            raise FolderUnusable(f"data folder {path} cannot be made: {what}") from error
+        _refuse_foreign(path)
+        lock = _lock(path)
+        try:
+            os.ftruncate(lock, 0)
+            write_at(lock, [f"{os.getpid()}\n".encode()], 0)
+            identity = _identity(path, mesh, zone, node)
+            folder = cls(path, lock, identity)
+            if identity.version == 1:
+                folder.update(group=secrets.token_hex(_ID_BYTES), state="active")
+        except BaseException:  # whatever it was, the lock is nobody's now
+            os.close(lock)
+            raise
+        return folder
+
+    @property
+    def groups(self) -> int:
+        """Up to which number there are folders of groups."""
+        numbers = [path.name.removeprefix(GROUP_PREFIX) for path in self.path.glob(f"{GROUP_PREFIX}*")]
+        return 1 + max((int(number) for number in numbers if number.isdecimal()), default=0)
+
+    def of_group(self, number: int) -> GroupFolder:
+        """The folder of that group, made if it is missing. Errors as of `open`."""
+        if number == 0:
+            return self
+        path, own = self.path / f"{GROUP_PREFIX}{number}", self.identity
+        make_folder(path)
+        _refuse_foreign(path)
+        return GroupFolder(path, _identity(path, own.mesh, own.zone, own.node))
 
     def free_bytes(self) -> int:
         """What is left on the disk for us."""
@@ -192,6 +214,17 @@ def _read_identity(path: Path) -> Identity | None:
         raise DamagedFile(str(file), 0, what)
     if identity.crc32c != identity.check():
         raise DamagedFile(str(file), 0, f"its CRC-32C is {identity.check()}, it says {identity.crc32c}")
+    return identity
+
+
+def _identity(path: Path, mesh: str, zone: str, node: str) -> Identity:
+    """Whose the folder is: this node's, or it is refused."""
+    identity = _read_identity(path) or _write_identity(path, mesh, zone, node)
+    if (identity.mesh, identity.zone, identity.node) != (mesh, zone, node):
+        raise FolderInUse(
+            f"data folder {path} belongs to node {identity.node} in zone {identity.zone} of mesh "
+            f"{identity.mesh}, this is node {node} in zone {zone} of mesh {mesh}; give another --data"
+        )
     return identity
 
 

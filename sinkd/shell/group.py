@@ -24,7 +24,7 @@ from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from protocol.link import Appended, Refused
 from sinkd.core import commands
 from sinkd.core.formats import Checkpoint
-from sinkd.core.machine import Machine, Result, Taken
+from sinkd.core.machine import Configured, Machine, Result, Taken
 from sinkd.core.membership import Members, Membership, problem_of_change
 from sinkd.shell.files import NO_SPACE
 from sinkd.shell.journal import Journal
@@ -77,6 +77,7 @@ class Group:
         unmute: Callable[[], None] = lambda: None,
         unmuted: Callable[[], None] = lambda: None,
         offered: Callable[[], None] = lambda: None,
+        configured: Callable[[], None] = lambda: None,
     ) -> None:
         """`alone` is the address of a sink that is the only one of its zone: it needs no list of members to begin.
 
@@ -84,10 +85,10 @@ class Group:
         was acknowledged since. Votes wait for theirs all the same. `muted` is why this member may not vote;
         `unmute` makes durable that it may (it blocks, and runs on a thread), then `unmuted` is called. `checkpoint`
         gives the latest durable one with its file's bytes; `offered` says that the leader has sent its own
-        (`member.offered`).
+        (`member.offered`), `configured` that streams were committed.
         """
         self._journal, self._machine, self._store, self._now_ms = journal, machine, store, now_ms
-        self._send, self._changed, self._offered = send, changed, offered
+        self._send, self._changed, self._offered, self._configured = send, changed, offered, configured
         self._unmute, self._unmuted = unmute, unmuted
         membership = self._membership(applied_index, {node: alone} if alone else {})
         self.member = Member(node, journal, applied_index, self._apply, membership, muted=muted, checkpoint=checkpoint)
@@ -170,7 +171,9 @@ class Group:
         self._wake()
 
     async def submit(
-        self, kind: int, body: commands.Configure | commands.OpenProducer | commands.Trim | commands.MembersAre
+        self,
+        kind: int,
+        body: commands.Configure | commands.Adopt | commands.OpenProducer | commands.Trim | commands.MembersAre,
     ) -> Result:
         """The result of a command once it is committed, fsynced and applied. UnknownOutcome: see there.
 
@@ -491,6 +494,8 @@ class Group:
             for taken in result:
                 if taken.placement is not None:
                     self._store.note(taken.placement, index, term)
+        elif isinstance(result, Configured):
+            self._decided.append(self._configured)
         return result
 
     def _answer(self) -> None:

@@ -1,13 +1,14 @@
 """The sink's end of the links to gateways: takes appends into the group, serves history and facts about the log.
 
-One `LinkConnection` per gateway worker. Appends go to the group and are answered when they are committed and fsynced;
-reads are tasks of their own, so that one which waits at the high watermark holds nobody up. When the gateway does not
-take what it asked for, reads wait for it (`pause_writing`); what it may have outstanding is bounded.
+One `LinkConnection` per gateway worker and Raft group: its Hello names the group. Appends go there and are answered
+when they are committed and fsynced; reads are tasks of their own, so that one which waits at the high watermark holds
+nobody up. When the gateway does not take what it asked for, reads wait for it (`pause_writing`); what it may have
+outstanding is bounded.
 """
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import cast
 
@@ -32,7 +33,7 @@ log = structlog.get_logger()
 
 
 class LinkServer:
-    """All links of this sink."""
+    """The links about one Raft group; `siblings` has those about each group of this sink, by its number."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class LinkServer:
         operator: Operator,
         storage_full: Callable[[], bool],
         failed: Callable[[BaseException], None],
+        siblings: Mapping[int, "LinkServer"],
         identify: Callable[[ssl.SSLObject], str] | None = None,
     ) -> None:
         """`names`: mesh, zone, node of this sink. `failed` is told of damage, which ends the sink.
@@ -53,11 +55,12 @@ class LinkServer:
         self.mesh, self.zone, self.node = names
         self.disk_id, self.group, self.machine, self.store = disk_id, group, machine, store
         self.operator, self.storage_full, self.failed = operator, storage_full, failed
-        self.identify = identify
+        self.siblings, self.identify = siblings, identify
         self.connections: set[LinkConnection] = set()
         self.appends = self.fetches = self.refused_full = 0
 
     def accept(self) -> "LinkConnection":
+        """It is about this group, until it says something else."""
         return LinkConnection(self)
 
     def streams_changed(self) -> None:
@@ -155,7 +158,17 @@ class LinkConnection(asyncio.Protocol):
         else:
             raise FrameError(f"sink link: a gateway does not send {type(message).__name__}")
 
+    def _belong_to(self, group: int) -> None:
+        """FrameError: this sink does not run that group."""
+        siblings = self._server.siblings
+        if group not in siblings:
+            raise FrameError(f"group {group} does not run on sink {self._server.node}; its file says {len(siblings)}")
+        self._server.connections.discard(self)
+        self._server = siblings[group]
+        self._server.connections.add(self)
+
     def _hello(self, message: link.Hello) -> None:
+        self._belong_to(message.group)
         server = self._server
         if (message.mesh, message.zone) != (server.mesh, server.zone):
             asked = f"{message.mesh}/{message.zone}"
@@ -225,7 +238,7 @@ class LinkConnection(asyncio.Protocol):
     async def _describe(self, message: link.Describe) -> None:
         group = self._server.group
         if message.stream:
-            self._server.store.partition(message.stream, 0)
+            self._server.store.stream(message.stream)
         rows = tuple(
             (stream.state, tuple(self._descriptions(stream.state)))
             for stream in self._server.machine.state.streams.values()
@@ -234,7 +247,7 @@ class LinkConnection(asyncio.Protocol):
         self._send(link.Described(message.request, group.term, self._server.node, rows))
 
     def _descriptions(self, state: StreamState) -> Iterator[link.PartitionDescription]:
-        for number in range(state.partitions):
+        for number in state.partitions_of(self._server.machine.number):
             partition = self._server.store.partition(state.name, number)
             ends = partition.start_offset, partition.high_watermark
             yield link.PartitionDescription(number, *ends, partition.size_bytes)

@@ -8,45 +8,50 @@ from sinkd.core.replication import Follower, Phase
 from sinkd.shell.raft import STATES
 
 if TYPE_CHECKING:
+    from sinkd.shell.replica import Replica
     from sinkd.shell.sink import Sink
 
 JOIN_LAG_ENTRIES_MAX = 1_000  # a sink that is added lacks no more than this, so that the group hardly waits for it
 
 
 class Operator:
-    def __init__(self, sink: "Sink") -> None:
-        self._sink = sink
+    """What there is to say and to change of one Raft group of a sink."""
+
+    def __init__(self, sink: "Sink", replica: "Replica") -> None:
+        self._sink, self._replica = sink, replica
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
         """Everything as plain values for JSON; docs/cli.md names them."""
-        sink, group, member = self._sink, self._sink.group, self._sink.group.member
+        sink, replica, group, member = self._sink, self._replica, self._replica.group, self._replica.group.member
         return {
             "node": sink.node.name,
             "zone": sink.node.zone,
-            "group": sink.identity.group,
+            "number": replica.number,
+            "groups": len(sink.replicas),
+            "group": replica.folder.identity.group,
             "state": "leader" if group.leads else STATES[member.state],
             "member": member.is_member,
             "leader": group.leader,
             "term": group.term,
             "commit_index": group.commit_index,
             "applied_index": group.applied_index,
-            "last_index": sink.journal.last_index,
-            "checkpoint_index": sink.checkpoint_index,
+            "last_index": replica.journal.last_index,
+            "checkpoint_index": replica.checkpoint_index,
             "muted": member.muted,
             "waits": self.why_nobody_leads(),
             "busy": member.busy,
-            "filling": sink.filling.now if sink.filling is not None else "",
+            "filling": replica.filling.now if replica.filling is not None else "",
             "members": dict(member.members),
             "peers": self.peers(),
             "fsync": sink.node.fsync,
-            "journal_bytes": sink.journal.size_bytes,
-            "journal_files": sink.journal.file_count,
-            "hot_bytes": sink.store.hot_bytes,
+            "journal_bytes": replica.journal.size_bytes,
+            "journal_files": replica.journal.file_count,
+            "hot_bytes": replica.store.hot_bytes,
             "free_bytes": sink.free_bytes,
             "storage_full": sink.is_storage_full(),
-            "revision": sink.machine.state.revision,
+            "revision": replica.machine.state.revision,
             "configuration_problems": list(sink.config_problems),
             "last_error": sink.last_error,
             "logs": self._logs(),
@@ -54,12 +59,12 @@ class Operator:
 
     def why_nobody_leads(self) -> str:
         """What the group lacks, and what to do about it; "" while somebody leads, or soon will."""
-        sink, member = self._sink, self._sink.group.member
-        if sink.peers is None or sink.group.leader:
+        peers, member = self._replica.peers, self._replica.group.member
+        if peers is None or self._replica.group.leader:
             return ""
-        if sink.peers.waits or not member.members:
-            return sink.peers.waits
-        hellos = {**sink.peers.hellos, sink.node.name: sink.peers.hello()}
+        if peers.waits or not member.members:
+            return peers.waits
+        hellos = {**peers.hellos, member.name: peers.hello()}
         down = sorted(member.members.keys() - hellos.keys())
         muted = {
             name: hellos[name].muted for name in sorted(member.members.keys() & hellos.keys()) if hellos[name].muted
@@ -75,11 +80,11 @@ class Operator:
 
     def peers(self) -> list[dict[str, Any]]:
         """The other sinks of the zone: what they said, and what this one knows of them if it leads."""
-        sink = self._sink
-        if sink.peers is None:
+        peers, member = self._replica.peers, self._replica.group.member
+        if peers is None:
             return []
-        member, hellos, errors = sink.group.member, sink.peers.hellos, sink.peers.links.errors
-        names = sorted((set(sink.sinks) | set(member.members) | set(hellos)) - {sink.node.name})
+        hellos, errors = peers.hellos, peers.links.errors
+        names = sorted((set(self._sink.zone.sinks) | set(member.members) | set(hellos)) - {member.name})
         return [
             {
                 "node": name,
@@ -99,12 +104,12 @@ class Operator:
     def _follows(self, follower: Follower | None) -> dict[str, Any]:
         if follower is None:
             return {}
-        lag = self._sink.journal.last_index - follower.match_index
+        lag = self._replica.journal.last_index - follower.match_index
         phase = follower.phase.value
         return {"match_index": follower.match_index, "lag_entries": lag, "phase": phase, "why": follower.why}
 
     def _logs(self) -> list[dict[str, Any]]:
-        sizes = {(one.stream.incarnation, one.number): one.size_bytes for one in self._sink.store.partitions}
+        sizes = {(one.stream.incarnation, one.number): one.size_bytes for one in self._replica.store.partitions}
         return [
             {
                 "stream": stream.name,
@@ -114,7 +119,7 @@ class Operator:
                 "bytes": sizes.get((stream.incarnation, number), 0),
                 "retired": stream.retired,
             }
-            for stream, number, partition in self._sink.machine.partitions()
+            for stream, number, partition in self._replica.machine.partitions()
         ]
 
     # -- changing -----------------------------------------------------------------------------------------------------
@@ -124,7 +129,7 @@ class Operator:
 
         LogError INVALID_REQUEST: it cannot be done so; LEADER_NOT_AVAILABLE: another one leads, or leads now.
         """
-        members = dict(self._sink.group.member.members)
+        members = dict(self._replica.group.member.members)
         if add:
             members[add] = self._address_of(add)
         if remove:
@@ -135,11 +140,11 @@ class Operator:
                 self.transfer("")
                 raise LogError("LEADER_NOT_AVAILABLE", f"sink {remove} leads: it hands over first; ask the next leader")
             del members[remove]
-        await self._sink.group.change_members(members)
+        await self._replica.group.change_members(members)
 
     def _address_of(self, name: str) -> str:
         """The raft address of a sink that may be added now."""
-        group, peers = self._sink.group, self._sink.peers
+        group, peers = self._replica.group, self._replica.peers
         if peers is None:
             what = "this sink is the only one of its zone: name the others in the file of every sink and restart them"
             raise LogError("INVALID_REQUEST", what)
@@ -151,7 +156,7 @@ class Operator:
         if hello is None or follower is None:
             why = peers.links.errors.get(name, "it has never been seen")
             raise LogError("INVALID_REQUEST", f"sink {name} is not connected to the leader: {why}")
-        lag = self._sink.journal.last_index - follower.match_index
+        lag = self._replica.journal.last_index - follower.match_index
         if follower.phase is not Phase.REPLICATE or lag > JOIN_LAG_ENTRIES_MAX:
             why = follower.why or f"it lacks {lag} entries"
             raise LogError("INVALID_REQUEST", f"sink {name} is still being filled ({why}); try again when it is whole")
@@ -159,6 +164,6 @@ class Operator:
 
     def transfer(self, to: str) -> None:
         """Begins to hand over. LogError as above."""
-        problem = self._sink.group.member.transfer(to)
+        problem = self._replica.group.member.transfer(to)
         if problem:
             raise LogError("INVALID_REQUEST", problem)

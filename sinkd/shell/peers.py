@@ -1,4 +1,4 @@
-"""The other sinks of the zone, as this one sees them: who they are, how their group began, and what they hold for it.
+"""The other sinks of the zone, as one Raft group sees them: who they are, how it began, and what they hold for it.
 
 raft link ─► Hello ─► birth (`sinkd.core.birth`)        ─► Raft's messages go to the group
           ─► Pull, Pulled: committed batches, for one that has to be filled
@@ -17,12 +17,13 @@ from protocol import config
 from protocol.errors import DamagedFile, LogError
 from protocol.frames import Frame
 from protocol.limits import PULL_BYTES, PULL_MS_MAX
-from protocol.streams import StreamDefinition, StreamState
+from protocol.streams import StreamState
 from sinkd.core.birth import ACTIVE, CHOSEN, next_step
+from sinkd.core.commands import Configure
 from sinkd.core.raft_messages import CODEC, Hello, Propose, Pull, Pulled
-from sinkd.shell.folder import DataFolder
+from sinkd.shell.folder import GroupFolder
 from sinkd.shell.group import Group
-from sinkd.shell.raft_links import NodeTls, RaftLinks
+from sinkd.shell.raft_links import RaftLinks, RaftPort
 from sinkd.shell.store import Store
 
 UNBORN = "its group has not begun yet"
@@ -31,25 +32,26 @@ log = structlog.get_logger()
 
 
 class Peers:
-    """`proposed(revision, streams)` is called with a configuration that another sink proposes."""
+    """Of group `number`. `proposed` is called with a configuration that another sink proposes."""
 
     def __init__(
         self,
         mesh: str,
         zone: config.Zone,
         node: config.Sink,
-        folder: DataFolder,
+        number: int,
+        port: RaftPort,
+        folder: GroupFolder,
         group: Group,
         store: Store,
-        proposed: Callable[[int, tuple[StreamDefinition, ...]], None],
+        proposed: Callable[[Propose], None],
         failed: Callable[[BaseException], None],
-        tls: NodeTls | None,
     ) -> None:
-        self._mesh, self._zone, self._node = mesh, zone, node
+        self._mesh, self._zone, self._node, self._number = mesh, zone, node, number
         self._folder, self._group, self._store = folder, group, store
         self._proposed, self._failed = proposed, failed
         self.hellos: dict[str, Hello] = {}
-        self.links = RaftLinks(node.name, self.hello, self._connected, self._received, self._disconnected, tls)
+        self.links = RaftLinks(port, node.name, self.hello, self._connected, self._received, self._disconnected)
         self._numbers = itertools.count(1)
         self._pulls: dict[int, tuple[str, asyncio.Future[Frame]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -61,7 +63,7 @@ class Peers:
         return Hello(
             mesh=self._mesh,
             zone=self._zone.name,
-            number=0,
+            number=self._number,
             node=self._node.name,
             group=identity.group,
             state=identity.state,
@@ -72,10 +74,8 @@ class Peers:
             address=str(self._node.raft or ""),
         )
 
-    async def start(self) -> None:
-        """OSError: the port cannot be had."""
-        assert self._node.raft is not None
-        await self.links.start(self._node.bind(self._node.raft))
+    def start(self) -> None:
+        """The port listens."""
         self.dial()
         self._go_on_being_born()
 
@@ -99,6 +99,7 @@ class Peers:
         if identity.group and hello.group and hello.group != identity.group:
             log.error(
                 "foreign_group",
+                number=self._number,
                 peer=hello.node,
                 its_group=hello.group,
                 our_group=identity.group,
@@ -129,7 +130,7 @@ class Peers:
             if future is not None and not future.done():
                 future.set_result(frame)
         elif isinstance(message, Propose):
-            self._proposed(message.revision, message.streams)
+            self._proposed(message)
         else:
             self._group.take(name, frame)
 
@@ -143,9 +144,10 @@ class Peers:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._failed(error)
 
-    def propose(self, leader: str, revision: int, streams: tuple[StreamDefinition, ...]) -> None:
+    def propose(self, leader: str, proposal: Configure) -> None:
         """Tells the leader of a newer configuration."""
-        self.links.send(leader, CODEC.pack(Propose(revision, streams)))
+        message = Propose(proposal.revision, proposal.streams, proposal.groups)
+        self.links.send(leader, CODEC.pack(message))
 
     # -- birth --------------------------------------------------------------------------------------------------------
 
@@ -179,7 +181,9 @@ class Peers:
             await loop.run_in_executor(None, identity)
             if step.state == ACTIVE:
                 self._group.member.muted = muted
-            log.info("group_birth", node=self._node.name, state=step.state, group=group, muted=muted)
+            log.info(
+                "group_birth", node=self._node.name, number=self._number, state=step.state, group=group, muted=muted
+            )
             self.links.tell()
 
     # -- pulls --------------------------------------------------------------------------------------------------------

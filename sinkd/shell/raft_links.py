@@ -1,4 +1,10 @@
-"""The connections between the sinks of a zone: one for each pair, dialled by the one whose name comes first.
+"""The connections between the sinks of a zone: one for each pair in each Raft group.
+
+The sink whose name comes first dials.
+
+    RaftPort ─ accepts, and watches all of them ─► Hello names the group ─► RaftLinks of that group
+
+All groups share a port. A connection of its own keeps the appends of one group from waiting behind those of another.
 
 A connection begins with `Hello` both ways and is given up after a silence, so that a peer which was stopped or cut off
 is dialled anew when it is back. What was sent on a lost connection may have arrived or not: Raft starts over from what
@@ -37,30 +43,15 @@ class NodeTls(NamedTuple):
     identify_node: Callable[[ssl.SSLObject], str]
 
 
-class RaftLinks:
-    """Calls `connected(hello, is_new)`, `received(name, frame)` and `disconnected(name)`; `hello` makes our own.
+class RaftPort:
+    """Where the other sinks find this one. `links` are those of each group, by its number."""
 
-    `is_new` is False where a peer that is connected already says its Hello anew.
-    """
-
-    def __init__(
-        self,
-        node: str,
-        hello: Callable[[], Hello],
-        connected: Callable[[Hello, bool], None],
-        received: Callable[[str, Frame], None],
-        disconnected: Callable[[str], None],
-        tls: NodeTls | None = None,
-    ) -> None:
-        self.node, self.hello, self.tls = node, hello, tls
-        self.connected, self.received, self.disconnected = connected, received, disconnected
-        self._peers: dict[str, PeerConnection] = {}
-        self._dialling: dict[str, asyncio.Task[None]] = {}
-        self._addresses: dict[str, Address] = {}
-        self._all: set[PeerConnection] = set()
+    def __init__(self, tls: NodeTls | None = None) -> None:
+        self.tls = tls
+        self.links: dict[int, RaftLinks] = {}
+        self.connections: set[PeerConnection] = set()
         self._server: asyncio.Server | None = None
         self._watching: asyncio.Task[None] | None = None
-        self.errors: dict[str, str] = {}  # why a peer is not connected
 
     async def start(self, bind: Address) -> None:
         """Listens. OSError: the port cannot be had."""
@@ -68,6 +59,52 @@ class RaftLinks:
         context = self.tls.server if self.tls is not None else None
         self._server = await loop.create_server(lambda: PeerConnection(self), bind.host, bind.port, ssl=context)
         self._watching = loop.create_task(self._watch())
+
+    async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait({self._watching})
+        if self._server is not None:
+            self._server.close()
+        for peer in list(self.connections):
+            peer.abort("closing")
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(RAFT_PING_INTERVAL_MS / 1000)
+            for peer in list(self.connections):
+                peer.watch()
+
+    def links_of(self, number: int) -> "RaftLinks":
+        """FrameError: this sink does not run that group."""
+        if number not in self.links:
+            raise FrameError(f"raft link: group {number} does not run here; the file says groups = {len(self.links)}")
+        return self.links[number]
+
+
+class RaftLinks:
+    """Those of one group.
+
+    Calls `connected(hello, is_new)`, `received(name, frame)` and `disconnected(name)`; `hello` makes our own.
+    `is_new` is False where a peer that is connected already says its Hello anew.
+    """
+
+    def __init__(
+        self,
+        port: RaftPort,
+        node: str,
+        hello: Callable[[], Hello],
+        connected: Callable[[Hello, bool], None],
+        received: Callable[[str, Frame], None],
+        disconnected: Callable[[str], None],
+    ) -> None:
+        self.port, self.node, self.hello = port, node, hello
+        self.connected, self.received, self.disconnected = connected, received, disconnected
+        self._peers: dict[str, PeerConnection] = {}
+        self._dialling: dict[str, asyncio.Task[None]] = {}
+        self._addresses: dict[str, Address] = {}
+        self.errors: dict[str, str] = {}  # why a peer is not connected
+        port.links[hello().number] = self
 
     def dial(self, addresses: Mapping[str, Address]) -> None:
         """Keeps connections to these sinks, and only to these; those with a smaller name dial us."""
@@ -90,25 +127,21 @@ class RaftLinks:
             peer.write(CODEC.pack(self.hello()))
 
     async def close(self) -> None:
+        """Dials nobody any more; the connections end with the port."""
         tasks = list(self._dialling.values())
-        if self._watching is not None:
-            tasks.append(self._watching)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._server is not None:
-            self._server.close()
-        for peer in list(self._all):
-            peer.abort("closing")
 
     # -- keeping them -------------------------------------------------------------------------------------------------
 
     async def _keep(self, name: str) -> None:
         pause_ms = RAFT_RETRY_MS_MIN
         while True:
-            peer = PeerConnection(self, name)
+            peer = PeerConnection(self.port, self, name)
             try:
-                await asyncio.wait_for(self._dial(name, peer), RAFT_DIAL_MS_MAX / 1000)
+                async with asyncio.timeout(RAFT_DIAL_MS_MAX / 1000):  # `wait_for` may swallow a cancellation
+                    await self._dial(name, peer)
             except (OSError, TimeoutError) as error:
                 self.errors[name] = str(error) or "it does not answer"
             else:
@@ -119,21 +152,13 @@ class RaftLinks:
             pause_ms = min(pause_ms * 2, RAFT_RETRY_MS_MAX)
 
     async def _dial(self, name: str, peer: "PeerConnection") -> None:
-        address, context = self._addresses[name], self.tls.client if self.tls is not None else None
+        address, tls = self._addresses[name], self.port.tls
+        context = tls.client if tls is not None else None
         await asyncio.get_running_loop().create_connection(
             lambda: peer, address.host, address.port, ssl=context, server_hostname=address.host if context else None
         )
 
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(RAFT_PING_INTERVAL_MS / 1000)
-            for peer in list(self._all):
-                peer.watch()
-
     # -- from connections ---------------------------------------------------------------------------------------------
-
-    def opened(self, peer: "PeerConnection") -> None:
-        self._all.add(peer)
 
     def introduced(self, peer: "PeerConnection", hello: Hello) -> None:
         """A peer has said who it is, or that something of that has changed."""
@@ -146,7 +171,6 @@ class RaftLinks:
         self.connected(hello, there is not peer)
 
     def ended(self, peer: "PeerConnection", why: str) -> None:
-        self._all.discard(peer)
         if peer.name and self._peers.get(peer.name) is peer:
             del self._peers[peer.name]
             self.errors[peer.name] = why
@@ -154,10 +178,10 @@ class RaftLinks:
 
 
 class PeerConnection(asyncio.Protocol):
-    """Moves bytes. `expected` is whom we dialled, "" if it dialled us."""
+    """Moves bytes. `expected` is whom we dialled for these `links`; who dialled us says for which group."""
 
-    def __init__(self, links: RaftLinks, expected: str = "") -> None:
-        self._links, self._expected = links, expected
+    def __init__(self, port: RaftPort, links: RaftLinks | None = None, expected: str = "") -> None:
+        self._port, self._links, self._expected = port, links, expected
         self._reader = FrameReader(CODEC)
         self._transport: asyncio.Transport | None = None
         self._silent_watches = 0
@@ -167,12 +191,15 @@ class PeerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._links.opened(self)
-        self.write(CODEC.pack(self._links.hello()))
+        self._port.connections.add(self)
+        if self._links is not None:
+            self.write(CODEC.pack(self._links.hello()))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._links.ended(self, self._why or str(exc or "closed by the peer"))
+        self._port.connections.discard(self)
+        if self._links is not None:
+            self._links.ended(self, self._why or str(exc or "closed by the peer"))
         if not self.lost.done():
             self.lost.set_result(None)
 
@@ -188,25 +215,28 @@ class PeerConnection(asyncio.Protocol):
     def _take(self, frame: Frame) -> None:
         message: Message = frame.message
         if isinstance(message, Hello):
-            self._introduce(message)
-        elif not self.name:
+            if self._links is None:
+                self._links = self._port.links_of(message.number)
+                self.write(CODEC.pack(self._links.hello()))
+            self._introduce(message, self._links)
+        elif not self.name or self._links is None:
             raise FrameError(f"raft link: {type(message).__name__} before Hello")
         elif not isinstance(message, Ping):
             self._links.received(self.name, frame)
 
-    def _introduce(self, hello: Hello) -> None:
-        own = self._links.hello()
+    def _introduce(self, hello: Hello, links: RaftLinks) -> None:
+        own = links.hello()
         ours, theirs = (own.mesh, own.zone, own.number), (hello.mesh, hello.zone, hello.number)
         if ours != theirs:
             raise FrameError(f"raft link: group {theirs} speaks to group {ours}")
         if hello.node == own.node or self._expected not in ("", hello.node) or self.name not in ("", hello.node):
             raise FrameError(f"raft link: a peer calls itself {hello.node}, {self._expected or 'another'} was expected")
-        if self._links.tls is not None and self._transport is not None:
-            certified = self._links.tls.identify(self._transport.get_extra_info("ssl_object"))
+        if self._port.tls is not None and self._transport is not None:
+            certified = self._port.tls.identify(self._transport.get_extra_info("ssl_object"))
             if certified != hello.node:
                 raise FrameError(f"raft link: {hello.node} has the certificate of {certified}")
         self.name = hello.node
-        self._links.introduced(self, hello)
+        links.introduced(self, hello)
 
     def watch(self) -> None:
         """Counted in calls, not by the clock: when this process was held up, what waits to be read is no silence."""
@@ -214,7 +244,8 @@ class PeerConnection(asyncio.Protocol):
             self.abort(f"silent for {RAFT_SILENCE_MS_MAX} ms")
             return
         self._silent_watches += 1
-        self.write(CODEC.pack(Ping()))
+        if self._links is not None:  # Hello comes first
+            self.write(CODEC.pack(Ping()))
 
     def write(self, frame: bytes) -> None:
         if self._transport is None or self._transport.is_closing():

@@ -103,16 +103,21 @@ class Store:
 
     def partition(self, name: str, number: int) -> Partition:
         """LogError UNKNOWN_STREAM, UNKNOWN_PARTITION."""
+        state = self.stream(name)
+        if not 0 <= number < state.partitions:
+            known = f"partitions 0 to {state.partitions - 1}"
+            raise LogError("UNKNOWN_PARTITION", f"stream {name} has {known}, not {number}")
+        if (group := state.group_of(number)) != self.group:
+            raise LogError("UNKNOWN_PARTITION", f"partition {number} of {name} is in group {group} of this zone")
+        return self._known(state, number)
+
+    def stream(self, name: str) -> StreamState:
+        """LogError UNKNOWN_STREAM."""
         stream = self._machine.state.streams.get(name)
         if stream is None:
             known = ", ".join(sorted(self._machine.state.streams)) or "none"
             raise LogError("UNKNOWN_STREAM", f"no stream {name!r}; streams are {known}")
-        count = stream.state.partitions
-        if not 0 <= number < count:
-            raise LogError("UNKNOWN_PARTITION", f"stream {name} has partitions 0 to {count - 1}, not {number}")
-        if (group := stream.state.group_of(number)) != self._machine.number:
-            raise LogError("UNKNOWN_PARTITION", f"partition {number} of {name} is in group {group} of this zone")
-        return self._known(stream.state, number)
+        return stream.state
 
     def _known(self, state: StreamState, number: int) -> Partition:
         partition = self._partitions.get((state.incarnation, number))

@@ -22,11 +22,11 @@ async def shown(zone: ProcessZone) -> dict[str, dict[str, Any]]:
 
 
 async def scraped(zone: ProcessZone, name: str) -> dict[str, float]:
-    """The metrics `mesh_sink_raft_*` of sink `name`, without that beginning, labels included."""
+    """The metrics `mesh_sink_raft_*` of sink `name` and group 0, without that beginning, other labels included."""
     url = f"http://127.0.0.1:{zone.monitor[name]}/metrics"
     async with aiohttp.ClientSession() as session, session.get(url) as answer:
-        found = re.findall(r"^mesh_sink_raft_(\S+) (\S+)$", await answer.text(), re.MULTILINE)
-    return {name: float(value) for name, value in found}
+        found = re.findall(r'^mesh_sink_raft_(\w+){group="0"(\S*)} (\S+)$', await answer.text(), re.MULTILINE)
+    return {name + f"{{{labels[1:]}}}" * bool(labels): float(value) for name, labels, value in found}
 
 
 def rows(ran: Ran) -> dict[str, list[str]]:

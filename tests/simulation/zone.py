@@ -253,7 +253,7 @@ class Zone:
             error = task.exception()
             if isinstance(error, DamagedFile) and not node.is_whole:
                 self.seen["damage found by a reader"] += 1
-                node.process.run(node.sink._fail, error)
+                node.process.run(node.sink.main.fail, error)
                 node.loses(self.audit.last_index)
                 self._until(self.loop.now + 5, lambda node=node: node.sink is None, f"{node.who} does not end")
                 return False

@@ -21,7 +21,7 @@ from sinkd.shell.filling import Filling
 from sinkd.shell.group import Group
 from sinkd.shell.journal import Journal
 from sinkd.shell.raft import Member
-from sinkd.shell.sink import Sink
+from sinkd.shell.replica import Replica
 
 Patch = pytest.MonkeyPatch
 
@@ -81,7 +81,7 @@ def j4_the_checkpoint_is_no_witness(patch: Patch) -> None:
 def j5_a_fill_is_not_marked_as_one(patch: Patch) -> None:
     replace = dataclasses.replace
     patch.setattr(
-        "sinkd.shell.sink.dataclasses.replace",
+        "sinkd.shell.replica.dataclasses.replace",
         lambda saved, **changes: replace(saved, **(changes | {"installed_over": 0} if changes else changes)),
     )
 
@@ -159,19 +159,19 @@ def a_checkpoint_is_installed_without_its_segments(patch: Patch) -> None:
 
 
 def checkpoints_are_written_before_the_segments(patch: Patch) -> None:
-    async def hasty(self: Sink) -> None:
+    async def hasty(self: Replica) -> None:
         return
 
-    write = Sink._write_checkpoint
+    write = Replica._write_checkpoint
 
-    async def unflushed(self: Sink) -> None:
-        self._flush = hasty.__get__(self)
+    async def unflushed(self: Replica) -> None:
+        self.flush = hasty.__get__(self)
         try:
             await write(self)
         finally:
-            del self._flush
+            del self.flush
 
-    patch.setattr(Sink, "_write_checkpoint", unflushed)
+    patch.setattr(Replica, "_write_checkpoint", unflushed)
 
 
 DISK = ("power", "power", "power_of_all", "power_of_all", "pause", "partition", "slow_disk")
