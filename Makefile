@@ -29,8 +29,10 @@ types:
 rooms:
 	$(BIN)/lint-imports
 
+# Side by side: the tests of processes mostly wait. A worker that has run out of tests takes some of another's.
+WORKERS ?= 3
 pytest:
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 # The locked versions, from pyproject.toml, for every platform and Python that we support.
 lock:
@@ -57,7 +59,7 @@ lock:
 # replays it.
 SEEDS ?= 3000
 simulate: install-test
-	SEEDS=$(SEEDS) $(BIN)/pytest tests/simulation
+	SEEDS=$(SEEDS) $(BIN)/pytest -n $(WORKERS) --dist worksteal tests/simulation
 
 # Three sinks and two gateways as processes, under load and faults at random; SEED= replays the choices of a run.
 chaos: export CHAOS_SECONDS ?= 120
