@@ -494,12 +494,61 @@ def test_a_failed_write_is_final(folder, call):
     journal.close()
 
 
-def test_a_sync_near_the_end_of_a_file_goes_on_in_the_spare(folder):
+def sync_and_meanwhile(journal, work):
+    """As when another thread adds while an fdatasync is under way."""
+    with mock.patch("sinkd.shell.journal.os.fdatasync", side_effect=lambda _: work()):
+        journal.sync()
+
+
+def test_a_sync_covers_what_was_added_before_it_began(folder):
+    journal = reopen(folder)
+    fill(journal, 3)
+    sync_and_meanwhile(journal, lambda: fill(journal, 2))
+    assert (journal.synced_index, journal.last_index, journal.dirty) == (3, 5, True)
+    journal.sync()
+    assert (journal.synced_index, journal.dirty) == (5, False)
+    journal.close()
+
+
+def test_what_is_truncated_while_a_sync_is_under_way_is_not_synced(folder):
+    journal = reopen(folder)
+    fill(journal, 5)
+
+    def replace():
+        journal.deleteEntriesFrom(2)
+        fill(journal, 3, term=2)
+
+    sync_and_meanwhile(journal, replace)
+    assert (journal.synced_index, journal.last_index) == (2, 5)
+    journal.close()
+
+
+def test_a_mark_speaks_for_what_its_sync_covered_and_not_for_what_stands_between(folder):
+    journal = reopen(folder)
+    fill(journal, 3)
+    sync_and_meanwhile(journal, lambda: fill(journal, 2))  # the mark stands behind entry 5
+    position = journal.locate(5).position
+    journal.close()
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    flip(numbered(copy)[0], position, 1)
+    journal = reopen(copy)
+    assert journal.last_index == 4  # a torn tail
+    journal.close()
+    journal = reopen(folder)  # from now on all that is here counts as synced
+    journal.close()
+    flip(numbered(folder)[0], position, 1)
+    assert "a mark says" in str(refused(folder))
+
+
+def test_near_the_end_of_a_file_it_goes_on_in_the_spare(folder):
     journal = reopen(folder)
     journal.prepare_spare()
     fill(journal, 11)
     fill(journal, 1, size_bytes=30)  # less than a sixteenth of the file is left
     journal.sync()
+    assert journal.is_nearly_full
+    journal.roll_early()
     assert journal.file_count == 2
     assert not journal.dirty
     journal.close()

@@ -204,6 +204,18 @@ def test_answers_count_only_as_far_as_the_leader_has_synced_itself(wire):
     assert wire.member.raftCommitIndex == index
 
 
+def test_what_was_added_while_a_sync_was_under_way_waits_for_the_next_one(wire):
+    wire.append(2, 0, 5)
+    message = Append(5, 1, 2, 3, 5, 4, 4, ((5, len(REGULAR + b"of 5")),))
+    promises, synced = wire.member.promises, wire.journal.synced_index  # here a sync begins
+    wire.member.receive("s2", message, REGULAR + b"of 5")
+    wire.member.tick()
+    wire.member.synced(promises)
+    assert (wire.sent(), wire.member.raftCommitIndex, wire.journal.synced_index) == ([], synced, 3)
+    assert wire.tick() == [("s2", Reply(5, 1, 2, MATCHED, 5))]
+    assert wire.member.raftCommitIndex == 4
+
+
 def test_votes_count_once_for_each_member(wire):
     wire.receive("s2", PreVoted(wire.tick(1.0)[0][1].term))
     assert wire.member.state == CANDIDATE
@@ -242,6 +254,7 @@ def test_another_entry_in_its_place_is_not_taken_for_it(wire):
     wire.member.append(REGULAR + b"x", lambda *result: decided.append(result))
     index = wire.journal.last_index
     wire.append(2, 0, *[term + 1] * (index - 2), term=term + 1, commit=index)
+    wire.tick()
     assert wire.applied[-1][:2] == (b"of %d" % (term + 1), index)
     assert decided == [(None, False)]
 
@@ -358,6 +371,8 @@ def test_another_leader_sets_another_goal(muted):
     muted.append(2, 0, 5, 5, term=6, last=6, commit=4)
     assert muted.member.whole_at is None
     muted.append(4, 5, 6, 6, term=6, last=6, commit=6)
+    assert muted.member.whole_at is None  # it was not on its disk when it came
+    muted.append(6, 6, term=6, last=6, commit=6)
     assert muted.member.whole_at == (6, "s2")
 
 
@@ -385,6 +400,7 @@ def test_a_tick_applies_a_bounded_number(wire):
 
 def test_commands_are_applied_as_the_bytes_that_they_are_each_once(wire):
     wire.append(2, 0, 5, 5, commit=4)
+    wire.tick()
     assert wire.applied[1:] == [(b"of 5", 3, 5), (b"of 5", 4, 5)]  # behind the list of members
     wire.append(4, 5, commit=4)
     assert len(wire.applied) == 3

@@ -4,8 +4,10 @@
     peers' messages ───┴─► tick ─► into the journal ─► fdatasync (thread) ─► votes and answers leave ─► ...
                             └─► committed, applied ─► answers to gateways
 
-While an fdatasync runs, what comes piles up, and the next one serves it all: group commit without a timer. Nothing
-ticks meanwhile, so whatever the next tick counts as held by this member is on its disk.
+While an fdatasync runs, ticks go on: what comes is written and sent on at once, and the next one serves it all: group
+commit without a timer. Whatever a tick counts as held by this member is on its disk all the same: `Member` looks at
+what was synced. Only where nobody else's word is needed, in a group of one, a tick waits for it. And all other work on
+the journal (`between_ticks`, a new file) is done while nothing ticks and nothing is unsynced.
 """
 
 import asyncio
@@ -106,6 +108,8 @@ class Group:
         self._fsync_interval_s, self._synced_at = fsync_interval_ms / 1000, 0.0
         self._pending_bytes = self._inbound_bytes = 0
         self._is_filling = False
+        self._syncing: asyncio.Future[None] | None = None
+        self._sync_failure: BaseException | None = None
         self.no_space = self.is_below_reserve = False
         self.commands_committed = 0
         self.syncs = 0
@@ -300,9 +304,11 @@ class Group:
     async def run(self) -> None:
         """Ticks until `stop()`. OSError, DamagedFile, FrameError: this sink can no longer be trusted and must end."""
         try:
-            while not self._halted and (not self._stopping or self._has_work()):
+            while not self._halted and (not self._stopping or self._has_work() or self._syncing is not None):
                 if not self._has_work():
                     await self._wait_for_work()
+                if self._sync_failure is not None:
+                    raise self._sync_failure
                 await self._step()
         finally:
             self._has_ended = True
@@ -325,26 +331,68 @@ class Group:
         self._hand_over()
         member.replicate()
         self._send_all(member.urgent)
+        self._sync()
+        if self._between or member.whole_at is not None or self._journal.is_nearly_full or len(member.members) == 1:
+            await self._settle_journal()
+            await self._work_between()
+        self._look_whether_leading()
+
+    # -- the journal's thread -----------------------------------------------------------------------------------------
+
+    def _sync(self) -> None:
+        """Begins a sync, unless one is under way: the next one serves all that comes meanwhile."""
+        loop = asyncio.get_running_loop()
+        if self._syncing is not None:
+            return
         if self._journal.dirty and self._is_sync_due(loop.time()):
             self.syncs += 1
             self._synced_at = loop.time()
-            await loop.run_in_executor(self._syncer, self._journal.sync)
+            self._syncing = loop.run_in_executor(self._syncer, self._journal.sync)
+            self._syncing.add_done_callback(partial(self._synced, self.member.promises))
+        else:
+            if self._journal.dirty:
+                self._journal.trust()
+            self._leave(self.member.promises)
+
+    def _synced(self, promises: int, sync: asyncio.Future[None]) -> None:
+        """A sync has ended that began behind the first `promises` answers."""
+        self._syncing = None
+        self._sync_failure = sync.exception()
+        if self._sync_failure is None:
+            self._leave(promises)
+            self._sync()
+        self._wake()
+
+    def _leave(self, promises: int) -> None:
+        if not self._halted:
+            self.member.synced(promises)
+            self._send_all(self.member.answers)
+
+    async def _settle_journal(self) -> None:
+        """Waits until all that was added is on the disk, if it is to be."""
+        while self._syncing is not None:
+            await asyncio.wait({self._syncing})
+        if self._sync_failure is not None:
+            raise self._sync_failure
+
+    async def _work_between(self) -> None:
+        """What must not be done while a tick adds to the journal."""
+        loop, member = asyncio.get_running_loop(), self.member
         if self._halted:
             return
-        member.synced()
+        if self._journal.is_nearly_full:
+            await loop.run_in_executor(self._syncer, self._journal.roll_early)
         if member.whole_at is not None:
             await loop.run_in_executor(self._syncer, self._unmute)
             log.info("member_whole", node=member.name, was=member.muted, term=member.term)
             member.muted, member.whole_at = "", None
             self._unmuted()
-        self._send_all(member.answers)
         while self._between:
             work, then, done = self._between.popleft()
             await loop.run_in_executor(self._syncer, work)
             then()
             if not done.done():
                 done.set_result(None)
-        self._look_whether_leading()
 
     def _lacks(self) -> tuple[str, int]:
         """Why this member takes no more from a leader, and what it takes all the same: trims, which make space."""

@@ -9,7 +9,9 @@ are at hand as they were given: a leader applies a command, and sends it to each
     checkpoint written ─► cut(index): files that hold only older entries are recycled
     leader's checkpoint written ─► reset(index): the next file begins behind it, all older ones are recycled
 
-One thread adds; `sync` and `cut` may run on another one while nothing is added. `read` works from any thread, any time.
+One thread adds. `sync` may run on another one meanwhile: it covers what was added before it began, and `synced_index`
+says how far that goes. `cut`, `reset` and `roll_early` may run on another one while nothing is added. `read` works from
+any thread, any time.
 
 A write or an fdatasync that has failed is final (the kernel may have dropped the pages and forgotten it): `failed` is
 set and every later add and sync raises, until the process has ended and read the journal anew.
@@ -19,6 +21,7 @@ What PySyncObj must not do with its journal, and why, stands with `clear`, `dele
 
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, overload
@@ -113,8 +116,10 @@ class Journal:
         self._term, self._voted_for = recovered.term, recovered.voted_for
         self._end = recovered.end
         self._active: JournalFile
+        self._adding = threading.Lock()  # what a sync covers, and its mark, stand between two records
         self._dirty = self._has_unsynced_vote = False
         self._failed = False
+        self._synced_index = self._covered_index = 0  # on the disk; what the sync that is under way covers
 
     @classmethod
     def open(
@@ -149,6 +154,7 @@ class Journal:
                 journal._begin(1, 0)
             if checkpoint is not None:
                 journal._adopt(checkpoint)
+            journal._synced_index = journal.last_index
         except BaseException:  # whatever it was, the descriptors are nobody's now
             journal.close()
             raise
@@ -173,7 +179,10 @@ class Journal:
         if entryFrom < len(self._entries):
             index = self._entries.first_index + entryFrom
             self._write(Kind.TRUNCATE, 0, index)
-            self._entries.truncate(index)
+            with self._adding:
+                self._entries.truncate(index)
+                self._synced_index = min(self._synced_index, index - 1)
+                self._covered_index = min(self._covered_index, index - 1)
             self._recent.truncate(index)
 
     def setCurrentTerm(self, term: int, votedForNodeId: str | None) -> None:
@@ -186,30 +195,40 @@ class Journal:
         self._term, self._voted_for = term, votedForNodeId
 
     def sync(self) -> None:
-        """Blocks until everything added is on the disk. OSError is final, see `failed`."""
+        """Blocks until everything that was added before is on the disk. OSError is final, see `failed`."""
         self._check_usable()
-        if not self._dirty:
-            return
+        with self._adding:
+            if not self._dirty:
+                return
+            file, end, self._covered_index = self._active, self._end, self.last_index
+            self._dirty = self._has_unsynced_vote = False
         try:
-            os.fdatasync(self._active.descriptor)
-            free = self._active.file_bytes - self._end
-            if free < self._active.file_bytes // JOURNAL_ROLL_EARLY_PART and self._files.spare_bytes:
-                self._roll(0)  # here nobody waits for it; within `add` the event loop would
-            else:
-                self._mark()
+            os.fdatasync(file.descriptor)
+            with self._adding:
+                self._synced_index = self._covered_index
+                if file is self._active:
+                    self._mark(end)
         except OSError:
             self._failed = True
             raise
-        self._dirty = self._has_unsynced_vote = False
+
+    def trust(self) -> None:
+        """Counts all that was added as synced, though it is not: `fsync = "interval"`."""
+        self._synced_index = self.last_index
+
+    @property
+    def synced_index(self) -> int:
+        """The last entry that is on the disk, with all before it."""
+        return self._synced_index
 
     @property
     def has_unsynced_vote(self) -> bool:
-        """Whether term or vote changed since the last `sync`."""
+        """Whether term or vote changed since the last `sync` began."""
         return self._has_unsynced_vote
 
     @property
     def dirty(self) -> bool:
-        """Whether something was added since the last `sync`."""
+        """Whether something was added since the last `sync` began."""
         return self._dirty
 
     @property
@@ -221,24 +240,43 @@ class Journal:
         """Appends a record; its position in the active file."""
         self._check_usable()
         size_bytes = record_size(len(payload))
+        with self._adding:
+            try:
+                if not self._active.fits(self._end, size_bytes):
+                    self._roll(size_bytes)
+                position = self._end
+                record = encode_record(self._active.seed, position, kind, term, index, payload)
+                write_at(self._active.descriptor, record, position)
+            except OSError:
+                self._failed = True
+                raise
+            self._end += size_bytes
+            self._dirty = True
+        return position
+
+    def _mark(self, synced: int) -> None:
+        """Says that everything up to byte `synced` is on the disk, if a mark behind this one will fit too."""
+        if self._active.fits(self._end, MARK_BYTES):
+            record = encode_record(self._active.seed, self._end, Kind.SYNCED, synced, self._active.number)
+            write_at(self._active.descriptor, record, self._end)
+            self._end += MARK_BYTES
+
+    @property
+    def is_nearly_full(self) -> bool:
+        """Whether `roll_early` is due: little of the file is free, and there is a next one."""
+        free = self._active.file_bytes - self._end
+        return free < self._active.file_bytes // JOURNAL_ROLL_EARLY_PART and bool(self._files.spare_bytes)
+
+    def roll_early(self) -> None:
+        """Goes on in the next file at a moment when nobody waits; within `add` the event loop would. Blocks."""
+        self._check_usable()
         try:
-            if not self._active.fits(self._end, size_bytes):
-                self._roll(size_bytes)
-            position = self._end
-            record = encode_record(self._active.seed, position, kind, term, index, payload)
-            write_at(self._active.descriptor, record, position)
+            self._roll(0)
         except OSError:
             self._failed = True
             raise
-        self._end += size_bytes
-        self._dirty = True
-        return position
-
-    def _mark(self) -> None:
-        """Says that everything up to here was synced. Every record leaves room for one mark behind it."""
-        record = encode_record(self._active.seed, self._end, Kind.SYNCED, self._end, self._active.number)
-        write_at(self._active.descriptor, record, self._end)
-        self._end += MARK_BYTES
+        self._dirty = self._has_unsynced_vote = False
+        self._synced_index = self.last_index
 
     def _roll(self, record_bytes: int) -> None:
         """Goes on in a new file. The old one is fsynced first: only the last file may have a torn tail."""
@@ -303,12 +341,13 @@ class Journal:
             self._entries = EntryTable(index + 1)
             self._recent.truncate(0)
             self._begin(self._active.number + 1, self._end)
-            self._dirty = False
+            self._dirty = self._has_unsynced_vote = False
         except OSError:
             self._failed = True
             raise
         self._files.drop_before(self._active.number)
         self._prepend(index, term, previous_term)
+        self._synced_index = self.last_index
 
     def clear(self) -> None:
         raise RuntimeError("PySyncObj may not clear the journal: a crash before its next add would leave it empty")
@@ -479,7 +518,7 @@ class Journal:
         self._active = recovered.files[-1]
         os.fdatasync(self._active.descriptor)
         if not recovered.ends_with_mark:
-            self._mark()
+            self._mark(self._end)
 
     def _adopt(self, checkpoint: Checkpoint) -> None:
         names = checkpoint.index, checkpoint.term, checkpoint.previous_term

@@ -185,7 +185,7 @@ class _File:
             recovered.term, recovered.voted_for = record.term, node if index else None
         elif record.kind != Kind.SYNCED:
             raise self._damaged(position, f"a record of the unknown kind {record.kind}")
-        recovered.ends_with_mark = record.kind == Kind.SYNCED
+        recovered.ends_with_mark = record.kind == Kind.SYNCED and record.term == position  # not of a sync before it
         return record.size_bytes
 
     def _damaged(self, position: int, what: str) -> DamagedFile:

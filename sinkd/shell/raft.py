@@ -11,8 +11,9 @@ What the library may do and what not, by the names of the rules that its holes g
 - F5     Who is behind in terms is told so, and follows.
 - L1-L5  Answers count by term, member and tag; one vote for each member and term.
 - L6     Nothing is forwarded: who does not lead takes no commands.
-- J1     What says that this member holds something (votes, answers) leaves after its fdatasync. A leader's appends
-         leave at once: its followers' answers count only up to what it has synced itself (`synced`).
+- J1     What says that this member holds something (votes, answers) leaves after an fdatasync that began behind it. A
+         leader's appends leave at once: its followers' answers count only up to what it has synced itself. Nobody
+         takes for committed, and applies, what is not on its own disk (`synced`).
 - J3     The commit index is not stored: it is found again from the checkpoint, then from the leader.
 - C1     Commands are raw bytes, never pickled. Applying one never fails: an exception ends the process.
 - C2     What waits for a command is told `unknown outcome` when leadership is lost, never left waiting.
@@ -134,9 +135,9 @@ class _Wire(Transport):  # type: ignore[misc]  # the library has no types
 class Member(SyncObj):  # type: ignore[misc]  # the library has no types
     """This sink's member of a Raft group.
 
-    Between two ticks: `receive` what has come, `tick`, `append` what is new, `replicate`, send `urgent`; then the
-    journal is synced, `synced` is called, and `answers` are sent. `apply(command, index, term)` is called once for
-    every committed command, in order, from within `tick`.
+    Between two ticks: `receive` what has come, `tick`, `append` what is new, `replicate`, send `urgent`. When a sync of
+    the journal has ended, `synced` is called, and `answers` are sent; ticks go on meanwhile. `apply(command, index,
+    term)` is called once for every committed command, in order, from within `tick`.
     """
 
     def __init__(
@@ -159,7 +160,8 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         self.checkpoints_sent = 0
         self.name = node
         self.urgent: list[tuple[str, bytes]] = []  # may leave before the sync
-        self.answers: list[tuple[str, bytes]] = []  # say that something is held: only after it
+        self.answers: list[tuple[str, bytes]] = []  # say that something is held: it is on the disk
+        self._promises: list[tuple[str, Message]] = []  # answers that wait for a sync
         self.offered: Checkpoint | None = None  # the leader's, which this member lacks the log for
         self.busy = ""  # why no more commands than `busy_takes_bytes` can be taken in an append
         self.busy_takes_bytes = 0
@@ -167,7 +169,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         self._peers: dict[str, str] = {}  # connected: name → journal id
         self._seen: dict[str, Seen] = {}  # what each peer was seen to hold of what is committed
         self._pending: dict[int, tuple[int, Callable[[Any, bool], None]]] = {}
-        self._synced_index = journal.last_index
+        self._known_commit = 0  # what leaders have said to be committed, of what is here
         self._is_credited = False  # a follower was found to hold more: there may be something to commit
         self._prevotes: set[str] = set()
         self._votes: set[str] = set()
@@ -315,6 +317,9 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         if name in self._peers:
             self.urgent.append((name, CODEC.pack(message, *tail)))
 
+    def _promise(self, name: str, message: Message) -> None:
+        self._promises.append((name, message))
+
     def _answer(self, name: str, message: Message) -> None:
         if name in self._peers:
             self.answers.append((name, CODEC.pack(message)))
@@ -323,10 +328,10 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         kind = message["type"]
         if kind == "request_vote":
             last = message["last_log_index"], message["last_log_term"]
-            self._answer(name, RequestVote(message["term"], *last, self._is_transferred))
+            self._promise(name, RequestVote(message["term"], *last, self._is_transferred))
         elif kind == "response_vote":
             self._deadline = clock() + self._election_timeout()
-            self._answer(name, Voted(message["term"]))
+            self._promise(name, Voted(message["term"]))
         # F3: `next_node_idx` says what the library believes to match; what really does is answered by us.
 
     # -- the tick -----------------------------------------------------------------------------------------------------
@@ -340,11 +345,21 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         self._is_credited = False
         self.doTick(0)
 
-    def synced(self) -> None:
-        """The journal is on the disk as far as it goes: followers' answers count so far."""
-        if self._synced_index != self._journal.last_index:
-            self._synced_index = self._journal.last_index
-            self._credit()
+    @property
+    def promises(self) -> int:
+        """How many answers wait for a sync that has not begun or not ended."""
+        return len(self._promises)
+
+    def synced(self, promises: int | None = None) -> None:
+        """The journal was synced: what is on the disk counts, and the first `promises` answers may leave, or all."""
+        kept = len(self._promises) if promises is None else promises
+        leaving, self._promises = self._promises[:kept], self._promises[kept:]
+        for name, message in leaving:
+            self._answer(name, message)
+        self._credit()
+        commit = min(self._known_commit, self._journal.synced_index)
+        if commit > int(self.raftCommitIndex):
+            self._SyncObj__raftCommitIndex = commit
 
     def _SyncObj__generateRaftTimeout(self) -> float:
         """Never: whether it is time to stand is decided in `tick` alone, where pre-votes come first."""
@@ -406,9 +421,9 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def _take_prevote(self, name: str, message: PreVote) -> None:
         if message.term <= self.term:
-            self._answer(name, Stale(self.term))
+            self._promise(name, Stale(self.term))
         elif self._may_vote(name) and not self._hears_leader() and self._is_up_to_date(message):
-            self._answer(name, PreVoted(message.term))
+            self._promise(name, PreVoted(message.term))
 
     def _take_prevoted(self, name: str, message: PreVoted) -> None:
         if self.state == LEADER or message.term != self.term + 1 or name not in self.members or self.muted:
@@ -491,7 +506,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         for node in self._SyncObj__otherNodes:
             follower = self._leadership.followers.get(node.id)
             if follower is not None:
-                match = min(follower.match_index, self._synced_index)
+                match = min(follower.match_index, self._journal.synced_index)
                 self._is_credited |= match > self._SyncObj__raftMatchIndex[node]
                 self._SyncObj__raftMatchIndex[node] = match
                 heard_at = max(self._SyncObj__lastResponseTime.get(node, 0.0), follower.heard_at)
@@ -503,7 +518,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         if self._is_stale(name, message.term):
             return
         terms = [term for term, _ in message.entries]
-        commit = int(self.raftCommitIndex)
+        commit = max(int(self.raftCommitIndex), self._known_commit)
         found = fit(self._journal, commit, message.prev_index, message.prev_term, terms)
         is_too_busy = self.busy and message.entries and len(tail) > self.busy_takes_bytes
         if isinstance(found, Mismatch) or is_too_busy:
@@ -518,7 +533,9 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         first = found.prev_index + 1
         is_truncating = bool(new) and first <= self._journal.last_index
         entries = [(command, first + number, terms[found.start + number]) for number, command in enumerate(new)]
-        self._heard(name, message.term, entries, found.prev_index, min(message.commit_index, found.matched))  # F2
+        self._known_commit = max(self._known_commit, min(message.commit_index, found.matched))  # F2
+        commit_index = min(self._known_commit, self._journal.synced_index)
+        self._heard(name, message.term, entries, found.prev_index, commit_index)
         if is_truncating:
             self._membership.truncated(first)
             self._set_members()
@@ -529,7 +546,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def _is_stale(self, name: str, term: int) -> bool:
         if term < self.term:
-            self._answer(name, Stale(self.term))
+            self._promise(name, Stale(self.term))
             return True
         if term == self.term and self.leads:
             raise Diverged(f"sink {name} leads in term {term}, and so does {self.name}")
@@ -560,7 +577,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         )
 
     def _reply(self, name: str, message: Append, outcome: int, next_index: int, why: str = "") -> None:
-        self._answer(name, Reply(self.term, message.epoch, message.sequence, outcome, next_index, why))
+        self._promise(name, Reply(self.term, message.epoch, message.sequence, outcome, next_index, why))
 
     def _refuse_append(self, name: str, message: Append, next_index: int) -> None:
         if self.offered is not None and message.prev_index > self._journal.last_index:
@@ -607,7 +624,6 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         """
         self._SyncObj__raftCommitIndex = saved.index
         self._SyncObj__raftLastApplied = saved.index
-        self._synced_index = self._journal.last_index
         self._drop_pending()
         self.offered = None
 

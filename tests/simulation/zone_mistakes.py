@@ -60,7 +60,7 @@ def f3_a_follower_says_that_its_own_end_matches(patch: Patch) -> None:
 
 
 def j1_answers_leave_before_the_sync(patch: Patch) -> None:
-    patch.setattr(Member, "_answer", Member._send)
+    patch.setattr(Member, "_promise", Member._send)
 
 
 def j1_a_tick_does_not_wait_for_the_sync(patch: Patch) -> None:
