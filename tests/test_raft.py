@@ -19,6 +19,7 @@ from sinkd.core.raft_messages import (
     PreVoted,
     Reply,
     RequestVote,
+    Seen,
     Stale,
     TimeoutNow,
     Voted,
@@ -266,6 +267,17 @@ def test_a_leader_that_nobody_answers_steps_down(wire):
     wire.tick(0.2)
     assert not wire.member.leads
     assert wire.member.leader == ""
+
+
+def test_a_follower_that_lacks_what_it_held_is_told_what_was_seen_in_it(wire):
+    term = wire.lead()
+    wire.member.append(REGULAR + b"x", lambda *_: None)
+    wire.matched("s2", 4)
+    wire.tick()
+    assert wire.member.raftCommitIndex == 4  # since its last answer: on a new connection no more than 3 is said
+    lacks = Reply(term, wire.member.followers["s2"].epoch, 100, MISMATCH, 4)
+    seen = [message for name, message in wire.receive("s2", lacks) if name == "s2" and isinstance(message, Seen)]
+    assert seen == [Seen("journal of s2", 4)]
 
 
 def test_nothing_is_forwarded(wire):

@@ -496,7 +496,10 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         self._leadership.replied(name, message, clock())
         follower = self._leadership.followers.get(name)
         if follower is not None and follower.match_index:
-            self._seen[name] = Seen(follower.journal, min(follower.match_index, int(self.raftCommitIndex)))
+            seen = Seen(follower.journal, min(follower.match_index, int(self.raftCommitIndex)))
+            self._seen[name] = seen
+            if message.outcome == MISMATCH and message.next_index <= seen.index:
+                self._send(name, seen)  # what is committed since it was connected: it was rolled back by that
         self._credit()
 
     def _credit(self) -> None:
