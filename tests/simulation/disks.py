@@ -89,6 +89,7 @@ class Disk:
         self.fails_fsyncs = 0  # so many of the next
         self.dies_in_calls = 0
         self.calls = 0
+        self.forgotten: set[tuple[Process, int]] = set()  # files of which it has dropped what the process wrote
         self._damaged: tuple[Path, int, int, bytes] | None = None
 
     # -- what processes do --------------------------------------------------------------------------------------------
@@ -170,6 +171,7 @@ class Disk:
         unsynced = self.unsynced.pop(opened.inode, None)
         if unsynced is not None and opened.path.is_file():
             self._lose_sectors(opened.path, unsynced)
+            self.forgotten.add((opened.process, opened.inode))
 
     @property
     def has_damage(self) -> bool:

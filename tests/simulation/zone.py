@@ -33,7 +33,7 @@ from simulation.virtual import CURRENT, Process, VirtualExecutor, VirtualLoop
 from simulation.zone_audit import ZoneAudit
 from simulation.zone_clients import Prober, Publisher, Reader
 from simulation.zone_faults import Faults
-from simulation.zone_nodes import Node, configuration
+from simulation.zone_nodes import JOURNAL_FILE_BYTES, Node, configuration, ports
 from simulation.zone_watch import Watch
 from sinkd.core import replication
 from sinkd.core.birth import ACTIVE
@@ -55,20 +55,34 @@ class Zone:
         self.loop.network = self.network = Network(self.loop, self.rng)
         self.disks = Disks(self.rng, self._died)
         self.folder = Path(tempfile.mkdtemp(prefix="zone-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
-        self.configuration = configuration(self.folder, sinks)
         self.seen: Counter[str] = Counter()
         self.is_healed = False
+        self.restarts = 0
         self.violation: BaseException | None = None
         self.nodes: dict[str, Node] = {}
-        for name, at in self.configuration.zones["z"].sinks.items():
-            self.disks.by_machine[name] = disk = Disk(self.folder / name, self.rng)
-            self.nodes[name] = Node(self, name, disk)
-            self.network.hosts[at.link.host, at.link.port] = name
-            self.network.hosts[at.raft.host, at.raft.port] = name
+        for number in range(1, sinks + 1):
+            self._add_node(number)
+        self.configuration = configuration(self.folder, sinks)
         self.faults = Faults(self, self.rng, kinds)
+        self.journal_file_bytes = self.rng.choice(JOURNAL_FILE_BYTES)
         self.pace = self.rng.choice((1, 2, 4))
         self.publishers: list[Publisher] = []
         self._stack = ExitStack()
+
+    def _add_node(self, number: int) -> Node:
+        name = f"s{number}"
+        self.disks.by_machine[name] = disk = Disk(self.folder / name, self.rng)
+        self.nodes[name] = node = Node(self, name, disk)
+        for port in ports(number):
+            self.network.hosts["127.0.0.1", port] = name
+        return node
+
+    def grow(self) -> str:
+        """A machine more; the files name its sink from now on, for whoever is started. The name."""
+        node = self._add_node(len(self.nodes) + 1)
+        self.configuration = configuration(self.folder, len(self.nodes))
+        node.start()
+        return node.name
 
     def __enter__(self) -> "Zone":
         for patch in _patches(self):
@@ -134,7 +148,7 @@ class Zone:
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
-    def run(self, seconds: float = 6.0) -> None:
+    def run(self, seconds: float = 3.0) -> None:
         for node in self.nodes.values():
             self.call_later(self.rng.random(), node.start)
         self.publishers = [Publisher(self, f"gw{number}") for number in range(2)]
@@ -248,14 +262,15 @@ class Zone:
     def _compare_logs(self) -> bool:
         """Reads all that every sink has. One that finds its disk damaged has to be filled: False."""
         for node in self.nodes.values():
-            task = node.process.spawn(self._compare_log(node))
+            process = node.process
+            task = process.spawn(self._compare_log(node))
             self._until(self.loop.now + 5, task.done, f"{node.who} cannot be read")
             error = task.exception()
             if isinstance(error, DamagedFile) and not node.is_whole:
                 self.seen["damage found by a reader"] += 1
-                node.process.run(node.sink.main.fail, error)
-                node.loses(self.audit.last_index)
-                self._until(self.loop.now + 5, lambda node=node: node.sink is None, f"{node.who} does not end")
+                process.run(node.sink.main.fail, error)
+                node.damaged_at = self.audit.last_index
+                self._until(self.loop.now + 5, lambda: not process.is_alive, f"{node.who} does not end")  # noqa: B023
                 return False
             task.result()
         return True
@@ -286,12 +301,12 @@ def _patches(zone: Zone) -> list[Any]:
     patch = mock.patch.object
     small = [
         patch(group, "COMMAND_OVERHEAD_BYTES", 2 * 1024),
-        patch(limits, "FLUSH_INTERVAL_MS", 200),
+        patch(limits, "FLUSH_INTERVAL_MS", rng.choice((200, 200, 2_000))),
         patch(limits, "JOURNAL_FILES_HELD_MAX", 4),
         patch(journal, "JOURNAL_RECENT_BYTES", 4 * 1024),
         patch(peers, "PULL_BYTES", 8 * 1024),
         patch(raft_leader, "SNAPSHOT_PIECE_BYTES", 2 * 1024),
-        patch(raft_leader, "APPEND_ENTRIES_MAX", 8),
+        patch(raft_leader, "APPEND_ENTRIES_MAX", rng.choice((1, 1, 2, 8))),
         patch(replication, "WINDOW_APPENDS", 4),
     ]
     soon = [

@@ -86,7 +86,7 @@ class Prober:
 
     def __init__(self, zone: World) -> None:
         self.zone, self.rng = zone, zone.rng
-        self.every_s = self.rng.choice((0.01, 0.03, 0.2))
+        self.every_s = self.rng.choice((0.015, 0.04, 0.2))
 
     def begin(self) -> None:
         """Until the world is healed."""

@@ -19,8 +19,9 @@ KINDS = (
     "crash", "crash_in_call", "power", "power_of_all", "stop", "pause", "partition", "cut", "slow_way", "slow_disk",
     "full_disk", "failing_fsync", "damage", "damage_journal_end", "wipe", "worst_moment", "roll_back",
     "replace_gateway", "transfer", "change_members",
+    "deaf_leader", "set_back", "add_sink",
 )  # fmt: skip
-INTERVALS_S = (0.05, 0.15, 0.4, 1.0)
+INTERVALS_S = (0.03, 0.08, 0.2, 0.5)
 
 
 class Faults:
@@ -33,6 +34,7 @@ class Faults:
         self.interval_s = rng.choice(INTERVALS_S)
         self._is_armed = False
         self.copied_index: dict[str, int] = {}  # where the journals ended of which there are copies
+        self.added: str | None = None  # the sink that the file did not name at first
         self.removed: str | None = None  # the sink that is, or may be, no member
 
     def begin(self) -> None:
@@ -88,7 +90,7 @@ class Faults:
         process = node.process
         if process is not None and not process.is_paused:
             process.pause()
-            self.zone.call_later(self.rng.choice((0.05, 0.5, 1.5, 3.0)), process.go_on)
+            self.zone.call_later(self.rng.choice((0.05, 0.4, 1.0, 2.0)), process.go_on)
 
     def partition(self, node: Node) -> None:
         """From and to all others, or one way only, or one other only."""
@@ -100,7 +102,26 @@ class Faults:
         ways += [(name, node.name) for name in others] * (way != "to")
         for each in ways:
             self.zone.network.block(*each)
-        self.zone.call_later(self.rng.choice((0.2, 1.0, 3.0)), lambda: self._unblock(ways))
+        self.zone.call_later(self.rng.choice((0.2, 0.7, 1.5)), lambda: self._unblock(ways))
+
+    def deaf_leader(self, node: Node) -> None:
+        """Others take what it sends and it hears no answer; then it takes more, alone, until it gives up."""
+        leader = self.zone.leader()
+        if leader is None or self.zone.network.blocked:
+            return
+        others = [name for name in self.zone.nodes if name != leader.name]
+        hearing = [(name, leader.name) for name in others]
+        speaking = [(leader.name, name) for name in others]
+        for way in hearing:
+            self.zone.network.block(*way)
+
+        def strike() -> None:
+            if not self.zone.is_healed:
+                for way in speaking:
+                    self.zone.network.block(*way)
+
+        self.zone.call_later(self.rng.choice((0.1, 0.2, 0.4)), strike)
+        self.zone.call_later(self.rng.choice((0.9, 1.2, 1.6)), lambda: self._unblock(hearing + speaking))
 
     def _unblock(self, ways: list[tuple[str, str]]) -> None:
         for each in ways:
@@ -154,7 +175,7 @@ class Faults:
         if self.removed is not None or len(others) >= (len(self.zone.nodes) - 1) // 2:
             return False
         ends = [each.sink.journal.last_index for each in self.zone.nodes.values() if each.is_running]
-        node.loses(max(self.zone.audit.last_index, *ends, 0))
+        node.damaged_at = max(self.zone.audit.last_index, *ends, 0)
         return True
 
     def worst_moment(self, node: Node) -> None:
@@ -197,6 +218,30 @@ class Faults:
             self.copied_index[node.name] = node.sink.journal.last_index
             node.disk.copy()
 
+    def set_back(self, node: Node) -> None:
+        """All of its folder is what it was some time ago, identity and all: only what its peers saw tells.
+
+        So all of them hold all that it did, and have come as far in terms: none is left with which it could elect
+        a leader that lacks something.
+        """
+        if not (node.is_running and node.disk.backup.exists()):
+            self.roll_back(node)
+            return
+        assert node.sink is not None
+        others = [each for each in self.zone.nodes.values() if each is not node]
+        have_all = all(
+            each.is_running
+            and each.durable_index >= node.durable_index
+            and each.sink.group.term >= node.sink.group.term
+            for each in others
+        )
+        if have_all and self._may_lose(node):
+            node.kill()
+            node.disk.roll_back()
+            node.has_hidden_loss = True
+            self.zone.seen["set back"] += 1
+            self.zone.restart_later(node)
+
     def replace_gateway(self, node: Node) -> None:
         publisher = self.rng.choice(self.zone.publishers)
         publisher.kill()
@@ -220,12 +265,25 @@ class Faults:
         elif self.removed is not None:
             leader.process.spawn(self._change(leader, self.removed, ""))
 
+    def add_sink(self, node: Node) -> None:
+        """A new one is put into the files, all are started again with these; it becomes a member when it is full."""
+        leader = self.zone.leader()
+        if leader is None or leader.process.is_paused:
+            return
+        if self.added is None:
+            self.added = self.zone.grow()
+            for each in self.zone.nodes.values():
+                self.zone.call_later(self.rng.random(), lambda each=each: self.stop(each))
+        elif self.added not in leader.sink.group.member.members and self.removed != self.added:
+            leader.process.spawn(self._change(leader, self.added, ""))
+
     async def _change(self, leader: Node, add: str, remove: str) -> None:
         try:
             await leader.sink.links.operator.change_members(add, remove)
         except (LogError, UnknownOutcome) as error:
             self.zone.log(f"members not changed: {error}")
             return
+        self.zone.seen["member_added" if add else "member_removed"] += 1
         self.zone.log(f"members: +{add} -{remove}")
 
     def bring_members_back(self) -> None:

@@ -13,13 +13,14 @@ from simulation.network import Network
 from simulation.virtual import Process, VirtualLoop
 from simulation.zone_audit import ZoneAudit
 from sinkd.core.birth import ACTIVE
+from sinkd.shell.journal import Journal
 from sinkd.shell.sink import Sink
 
 if TYPE_CHECKING:
     from simulation.zone_faults import Faults
 
 WALL_MS = 1_700_000_000_000
-JOURNAL_FILE_BYTES = 16 * 1024
+JOURNAL_FILE_BYTES = (16 * 1024, 16 * 1024, 64 * 1024)  # one of these
 SEGMENT_BYTES = 8 * 1024
 STREAMS = """
 [streams.orders]
@@ -36,14 +37,20 @@ retention = { bytes = "16KiB" }
 SUBJECTS = ("orders.new", "orders.paid", "metrics.cpu", "metrics.disk", "metrics.net", "brief")
 
 
+def ports(number: int) -> tuple[int, int]:
+    """Of the links to gateways and to other sinks."""
+    return 6000 + number, 7000 + number
+
+
 def configuration(folder: Path, count: int) -> config.Config:
     lines = ['[mesh]\nname = "m"\nmode = "event-sinks"\ncatch_all = false\n[limits]\nmax_payload = "16KiB"']
     for number in range(2):
-        ports = f'client = "127.0.0.1:{4000 + number}"\nmesh = "127.0.0.1:{5000 + number}"'
-        lines.append(f"[zones.z.gateways.gw{number}]\n{ports}")
+        addresses = f'client = "127.0.0.1:{4000 + number}"\nmesh = "127.0.0.1:{5000 + number}"'
+        lines.append(f"[zones.z.gateways.gw{number}]\n{addresses}")
     for number in range(1, count + 1):
-        ports = f'link = "127.0.0.1:{6000 + number}"\nraft = "127.0.0.1:{7000 + number}"'
-        lines.append(f'[zones.z.sinks.s{number}]\n{ports}\ndata = "{folder / f"s{number}"}"')
+        link, raft = ports(number)
+        addresses = f'link = "127.0.0.1:{link}"\nraft = "127.0.0.1:{raft}"'
+        lines.append(f'[zones.z.sinks.s{number}]\n{addresses}\ndata = "{folder / f"s{number}"}"')
     return config.parse("\n".join(lines) + STREAMS, "mesh.toml")
 
 
@@ -55,6 +62,7 @@ class World(Protocol):
     disks: Disks
     audit: ZoneAudit
     configuration: config.Config
+    journal_file_bytes: int
     rng: Random
     nodes: dict[str, "Node"]
     is_healed: bool
@@ -111,7 +119,7 @@ class Node:
             self.zone.configuration,
             self.name,
             now_ms=lambda: WALL_MS + self.skew_ms + int(self.zone.loop.now * 1000),
-            journal_file_bytes=JOURNAL_FILE_BYTES,
+            journal_file_bytes=self.zone.journal_file_bytes,
             segment_bytes=SEGMENT_BYTES,
         )
         why: Exception | None = None
@@ -145,14 +153,15 @@ class Node:
             self.zone.disks.close_all(process)
             self.zone.network.died(process)
 
-    def loses(self, index: int) -> None:
-        """Its disk is about to be damaged; it is whole once it holds everything up to that entry again."""
-        self.note_held()
-        self.damaged_at = index
-
-    def note_held(self) -> None:
+    def note_held(self, journal: Journal) -> None:
         """What is committed is never truncated: what it held of that once it still holds, if its disk does."""
-        self.held_index = max(self.held_index, min(self.durable_index, self.zone.audit.last_index))
+        entries = self.zone.audit.entries
+        index = min(self.durable_index, self.zone.audit.last_index, journal.last_index)
+        while index > max(self.held_index, journal.first_index - 1):
+            if index in entries and entries[index][0] == journal.term(index):
+                break
+            index -= 1
+        self.held_index = max(self.held_index, index)
 
     @property
     def is_whole(self) -> bool:
@@ -161,7 +170,8 @@ class Node:
             assert self.sink is not None
             identity = self.sink.identity
             whole = identity.state == ACTIVE and not identity.muted
-            if whole and self.sink.group.applied_index >= self.damaged_at and not self.disk.has_damage:
+            lacks = self.sink.group.applied_index < min(self.damaged_at, self.zone.audit.last_index)  # rest: truncated
+            if whole and not lacks and not self.disk.has_damage:
                 self.damaged_at, self.has_hidden_loss = None, False
         return self.damaged_at is None
 

@@ -4,14 +4,14 @@ What is lost in the end was first promised by too few, voted for twice, or trunc
 and in far more seeds, than an event that is missing.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from simulation.audit import Violation
 from simulation.virtual import CURRENT
-from sinkd.core.raft_messages import Append, PreVoted, Reply, RequestVote, Voted
+from sinkd.core.raft_messages import MISMATCH, Append, PreVoted, Reply, RequestVote, Voted
 from sinkd.shell.group import Group
 from sinkd.shell.journal import Journal
 from sinkd.shell.raft import LEADER, Member
@@ -19,6 +19,8 @@ from sinkd.shell.raft import LEADER, Member
 if TYPE_CHECKING:
     from simulation.zone import Zone
     from simulation.zone_nodes import Node
+
+RESTARTS_MAX = 6  # twice what was ever seen
 
 
 class Watch:
@@ -28,6 +30,7 @@ class Watch:
         self.zone, self.audit = zone, zone.audit
         self._said: dict[str, list[tuple[str, Any]]] = {}  # (to whom, what), to leave with a member's answers
         self._append: Append | None = None  # that is being taken
+        self._restarts: dict[tuple[str, str], int] = {}  # of a leader with a follower, since they were connected
 
     def patches(self) -> list[Any]:
         patched = mock.patch.object
@@ -42,31 +45,28 @@ class Watch:
             patched(Member, "_answer", self._before(Member._answer, self._answering)),
             patched(Member, "_state_changed", self._around(Member._state_changed, self._state_changed)),
             patched(Journal, "deleteEntriesFrom", self._before(Journal.deleteEntriesFrom, self._truncating)),
-            patched(Journal, "sync", self._around(Journal.sync, self._synced)),
+            patched(Journal, "sync", self._around(Journal.sync, self._journal_synced)),
             patched(Journal, "reset", self._around(Journal.reset, self._synced)),
             patched(Journal, "_continue", self._around(Journal._continue, self._synced)),
         ]
 
-    @contextmanager
-    def _watching(self) -> Iterator[None]:
+    def _look(self, look: Callable[..., None], *arguments: Any, **options: Any) -> None:
         try:
-            yield
+            look(*arguments, **options)
         except Violation as violation:
             self.zone.violation = self.zone.violation or violation
 
     def _around(self, method: Callable[..., Any], look: Callable[..., None]) -> Callable[..., Any]:
         def watched(*arguments: Any, **options: Any) -> Any:
             result = method(*arguments, **options)
-            with self._watching():
-                look(result, *arguments, **options)
+            self._look(look, result, *arguments, **options)
             return result
 
         return watched
 
     def _before(self, method: Callable[..., Any], look: Callable[..., None]) -> Callable[..., Any]:
         def watched(*arguments: Any) -> Any:
-            with self._watching():
-                look(*arguments)
+            self._look(look, *arguments)
             return method(*arguments)
 
         return watched
@@ -129,9 +129,15 @@ class Watch:
             contradicts = bool(entries) and entries[0][0] != journal.term(first)
             self.audit.is_promised(contradicts, f"{node.who} truncates entry {first}, which no append contradicts")
 
+    def _journal_synced(self, _: None, journal: Journal) -> None:
+        node, process = self._node(), CURRENT.get()
+        written = process, os.fstat(journal._active.descriptor).st_ino
+        self.audit.is_promised(written not in node.disk.forgotten, f"{node.who} goes on after an fsync that has failed")
+        self._synced(None, journal)
+
     def _synced(self, _: None, journal: Journal, *arguments: Any) -> None:
         node = self._node()
-        node.note_held()
+        node.note_held(journal)
         node.durable_index = journal.last_index
 
     def _node(self) -> "Node":
@@ -148,9 +154,8 @@ class Watch:
                 method(member, name, message, tail)
             finally:
                 self._append = None
-            with self._watching():
-                for index in range(before + 1, int(member.raftCommitIndex) + 1):
-                    self._look_at_committed(member, name, index)
+            for index in range(before + 1, int(member.raftCommitIndex) + 1):
+                self._look(self._look_at_committed, member, name, index)
 
         return watched
 
@@ -169,15 +174,28 @@ class Watch:
 
     def _take_reply(self, method: Callable[..., None]) -> Callable[..., None]:
         def watched(member: Member, name: str, message: Reply) -> None:
-            before = self._matched(member, name)
+            before, epoch = self._matched(member, name), self._epoch(member, name)
             method(member, name, message)
-            with self._watching():
-                self._look_at_belief(member, name, before)
+            self._look(self._look_at_belief, member, name, before)
+            if message.outcome == MISMATCH and self._epoch(member, name) != epoch:
+                self._look(self._look_at_restarts, member, name)
 
         return watched
 
     def _connected(self, _: None, member: Member, name: str, journal: str) -> None:
+        self._restarts.pop((member.name, name), None)
         self._look_at_belief(member, name, 0)
+
+    def _look_at_restarts(self, member: Member, name: str) -> None:
+        """To find where two logs part takes a few attempts, not one for every append that was on its way."""
+        count = self._restarts[member.name, name] = self._restarts.get((member.name, name), 0) + 1
+        self.zone.restarts = max(self.zone.restarts, count)
+        who = self.zone.nodes[member.name].who
+        self.audit.is_promised(count <= RESTARTS_MAX, f"{who} starts over with {name} for the {count}th time")
+
+    @staticmethod
+    def _epoch(member: Member, name: str) -> int:
+        return member.followers[name].epoch if name in member.followers else 0
 
     @staticmethod
     def _matched(member: Member, name: str) -> int:
@@ -215,7 +233,7 @@ class Watch:
     def _ticked(self, _: None, member: Member) -> None:
         """Whoever may vote has all that is committed and that it ever held."""
         node = self.zone.nodes[member.name]
-        node.note_held()
+        node.note_held(member._journal)
         may_vote = member.is_member and not member.muted and not node.has_hidden_loss
         last = member._journal.last_index
         self.audit.is_promised(
@@ -237,11 +255,7 @@ class Watch:
     def _says(self, node: "Node", to: str, message: Any, group: Group) -> None:
         assert node.sink is not None
         if isinstance(message, Reply):
-            journal, told = node.sink.journal.journal_id, node.told
-            matched, same = message.next_index - 1, (told.journal, told.term) == (journal, message.term)
-            node.told = told._replace(
-                journal=journal, term=message.term, matched=max(matched, told.matched) if same else matched
-            )
+            self._says_matched(node, to, message, node.sink.journal)
             return
         muted = node.sink.identity.muted
         self.audit.is_promised(not muted, f"{node.who} takes part in an election, and is muted: {muted}")
@@ -249,3 +263,17 @@ class Watch:
             candidate = to if isinstance(message, Voted) else node.name
             self.audit.votes(node.name, message.term, candidate)
             node.told = node.told._replace(vote_term=message.term, candidate=candidate)
+
+    def _says_matched(self, node: "Node", to: str, message: Reply, journal: Journal) -> None:
+        """What a follower says it has of its leader's log, it has."""
+        told, matched = node.told, message.next_index - 1
+        is_new = (told.journal, told.term) != (journal.journal_id, message.term)
+        before = 0 if is_new else told.matched
+        node.told = told._replace(journal=journal.journal_id, term=message.term, matched=max(matched, before))
+        leader = self.zone.nodes[to]
+        if not self.zone.leads(leader) or leader.sink.group.term != message.term:
+            return
+        theirs = leader.sink.journal
+        for index in range(max(before + 1, journal.first_index, theirs.first_index), matched + 1):
+            same = index <= theirs.last_index and theirs.term(index) == journal.term(index)
+            self.audit.is_promised(same, f"{node.who} says that it has entry {index} of its leader, and has another")
