@@ -1,4 +1,5 @@
-"""What the supervisor of a gateway's workers hands to each of them: `Orders`, and a private folder for their sockets.
+"""What the supervisor of a gateway's workers and each of them tell each other: `Orders` and `Report`; and a private
+folder for their sockets.
 
     peer-*.sock        the workers talk to each other (gateway/shell/peers.py)
     monitor-<n>.sock   worker n shows its pages here, to the supervisor
@@ -29,6 +30,13 @@ class Orders(msgspec.Struct, frozen=True):
     configuration: bytes
     server_id: str
     client_port: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """A worker's only line: where it serves clients, or why it does not."""
+
+    client: tuple[str, int] | None = None
+    error: str = ""
 
 
 class WorkerFolder:

@@ -18,8 +18,7 @@ import uvloop
 from gateway.shell.gateway import Gateway
 from gateway.shell.peers import Worker
 from mesh.daemon import VERSION, Node, dial_sinks, load, on_retire
-from mesh.worker_folder import Orders, WorkerFolder
-from mesh.workers import Report
+from mesh.worker_folder import Orders, Report, WorkerFolder
 from protocol.errors import MeshError
 from protocol.limits import WORKER_ORDERS_BYTES_MAX
 

@@ -26,7 +26,7 @@ import msgspec
 import structlog
 import uvloop
 
-from mesh.worker_folder import Orders, WorkerFolder, private_folder
+from mesh.worker_folder import Orders, Report, WorkerFolder, private_folder
 from mesh.worker_monitor import SupervisorMonitor, WorkerState
 from protocol import config
 from protocol.errors import MeshError
@@ -44,13 +44,6 @@ log = structlog.get_logger()
 
 class WorkerFailed(MeshError):
     """A worker could not start: nothing can, until its reason is gone."""
-
-
-class Report(msgspec.Struct, frozen=True):
-    """A worker's only line: where it serves clients, or why it does not."""
-
-    client: tuple[str, int] | None = None
-    error: str = ""
 
 
 class Worker:
