@@ -51,8 +51,7 @@ async def test_a_text_goes_in_and_comes_back_though_the_server_is_killed(folder:
 
 async def test_every_partition_is_replayed_once(folder: Folder) -> None:
     folder.write_config('[streams.orders]\nsubjects = ["orders.>"]\npartitions = 3')
-    await folder.sinkd()
-    await folder.gateway()
+    await folder.both()
     url = ("-s", folder.url)
     for number in range(9):
         assert (await invoked("pub", f"orders.{number}", f"{number}", *url)).status == 0

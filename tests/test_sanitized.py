@@ -3,6 +3,7 @@
 `make fuzz` does the same for as long as one likes. This is a part of it that is short enough for every run.
 """
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -25,13 +26,20 @@ ctypes.memset(malloc(8) + 8, 0, 64)
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def build(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """Built once, by the worker that is here first."""
     if engine.COMPILED is None:
         pytest.skip("the compiled twins were not built")
     if missing := sanitizers.missing():
         pytest.skip(missing)
-    folder = tmp_path_factory.mktemp("sanitized")
-    sanitizers.build(folder)
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "sanitized"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "built").exists():
+            sanitizers.build(folder)
+            (folder / "built").touch()
     return folder
 
 

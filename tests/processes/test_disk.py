@@ -144,7 +144,7 @@ async def test_damage_under_a_running_server_is_answered_and_ends_it(folder: Fol
 
 async def test_damage_under_a_separate_sink_ends_the_sink_alone(folder: Folder) -> None:
     folder.write_config('[streams.text]\nsubjects = ["text.>"]')
-    sink, gateway = await folder.sinkd(), await folder.gateway()
+    gateway, sink = await folder.both()
     await keep(folder, b"one", b"precious " * 50, b"three")
     assert await sink.stop() == 0
     sink = await folder.sinkd()

@@ -124,7 +124,7 @@ async def _embedded(folder: Path) -> AsyncIterator[str]:
 async def test_a_publisher_that_outruns_a_stopped_sink_is_paused_and_loses_nothing(folder: Folder) -> None:
     """The sink stops for longer than its link may be silent; the outbox is small, the publisher is not."""
     folder.write_config('[streams.text]\nsubjects = ["text.>"]\noutbox = { bytes = "1MiB" }')
-    sink, gateway = await folder.sinkd(), await folder.gateway()
+    gateway, sink = await folder.both()
     payloads = [b"%05d" % number + bytes(100_000) for number in range(600)]
     async with client(folder.url) as other, raw(folder.client_port) as (_, writer):
         assert (await published(other, "text.a", b"first"))["offset"] == 0
@@ -252,8 +252,7 @@ USERS = """
 @pytest.fixture
 async def guarded(folder: Folder) -> Folder:
     folder.write_config(USERS.replace("HASH", bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()))
-    await folder.sinkd()
-    await folder.gateway()
+    await folder.both()
     return folder
 
 

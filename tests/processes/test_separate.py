@@ -19,7 +19,7 @@ ACKNOWLEDGED = '[streams.text]\nsubjects = ["text.>"]'
 async def started(folder: Folder, streams: str = TEXT, revision: int = 1) -> tuple[Daemon, Daemon]:
     """(gateway, sink), both serving and linked."""
     folder.write_config(streams, mesh=f'name = "acme"\nrevision = {revision}')
-    gateway, sink = await folder.gateway(), await folder.sinkd()
+    gateway, sink = await folder.both()
     async with client(folder.url) as connection, asyncio.timeout(30):
         while not await _holds(connection, 0):  # noqa: ASYNC110 - another process's state
             await asyncio.sleep(0.02)
@@ -188,8 +188,7 @@ async def test_stopping_gateway_then_sink_loses_nothing_that_was_taken_in(folder
         await publish_all(connection, wanted)
         assert await gateway.stop() == 0
     assert await sink.stop() == 0
-    await folder.sinkd()
-    await folder.gateway()
+    await folder.both()
     async with client(folder.url) as connection:
         assert await payloads(connection, len(wanted)) == wanted
 

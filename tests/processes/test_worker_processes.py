@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as RequestTimeoutError
 from support.events import Publisher, everything, published
 from support.natsraw import RawClient
-from support.processes import Daemon, Folder, client, until
+from support.processes import Daemon, Folder, client, folder_at, until
 from support.workers import CONNECTS_MAX, client_of
 
 STREAMS = '[streams.orders]\nsubjects = ["orders.>"]\n[streams.text]\nsubjects = ["text.>"]\nreply = "header"'
@@ -38,8 +38,7 @@ def write_config(folder: Folder, more: str = STREAMS, *, keeps: bool = True) -> 
 async def gateway(folder: Folder) -> Daemon:
     """With a sink."""
     write_config(folder)
-    await folder.sinkd()
-    running = await folder.gateway()
+    running, _ = await folder.both()
     await until_healthy(folder)
     return running
 
@@ -49,6 +48,15 @@ async def fabric(folder: Folder) -> Daemon:
     """It keeps nothing."""
     write_config(folder, "", keeps=False)
     return await folder.gateway()
+
+
+@pytest.fixture(scope="module")
+def unharmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Folder]:
+    """One without a sink that some tests share: they let it live as they found it."""
+    with folder_at(tmp_path_factory.mktemp("unharmed")) as shared:
+        write_config(shared, "", keeps=False)
+        asyncio.run(shared.gateway())
+        yield shared
 
 
 @contextlib.asynccontextmanager
@@ -129,11 +137,16 @@ def is_there(process_id: int) -> bool:
     return True
 
 
+async def heard(raw: RawClient, end: bytes) -> bytes:
+    """What came up to `end`, without the server's own PING."""
+    return (await raw.until(end)).replace(b"PING\r\n", b"")
+
+
 # -- clients ----------------------------------------------------------------------------------------------------------
 
 
-async def test_clients_of_two_workers_are_clients_of_one_server(folder: Folder, fabric: Daemon) -> None:
-    async with one_of_each(folder) as (zero, one):
+async def test_clients_of_two_workers_are_clients_of_one_server(unharmed: Folder) -> None:
+    async with one_of_each(unharmed) as (zero, one):
         assert zero._server_info["server_id"] == one._server_info["server_id"]
         heard = await one.subscribe("news.*")
         await settle(one)
@@ -160,15 +173,15 @@ async def test_clients_of_two_workers_are_clients_of_one_server(folder: Folder, 
         assert len(served) == 100  # one member each
 
 
-async def test_what_a_pong_confirms_is_never_missed(folder: Folder, fabric: Daemon) -> None:
+async def test_what_a_pong_confirms_is_never_missed(unharmed: Folder) -> None:
     """By hand: nats-py's `flush` sends its PING before what waits."""
-    async with raw_of(folder, 0) as zero, raw_of(folder, 1) as one:
+    async with raw_of(unharmed, 0) as zero, raw_of(unharmed, 1) as one:
         for number in range(1_000):
             there, here = (zero, one) if number % 2 else (one, zero)
             await here.send(b"SUB once.%d 1\r\nPING\r\n" % number)
-            assert await here.until(b"PONG\r\n") == b"PONG\r\n"
+            assert await heard(here, b"PONG\r\n") == b"PONG\r\n"
             await there.send(b"PUB once.%d 1\r\nx\r\n" % number)
-            assert await here.until(b"x\r\n") == b"MSG once.%d 1 1\r\nx\r\n" % number
+            assert await heard(here, b"x\r\n") == b"MSG once.%d 1 1\r\nx\r\n" % number
             await here.send(b"UNSUB 1\r\n")
 
 

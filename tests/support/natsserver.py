@@ -1,20 +1,18 @@
 """The real nats-server as a process of its own, on a port of its own."""
 
 import asyncio
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from support.processes import free_ports
+
 BINARY = Path(sys.executable).parent / "nats-server"
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 class NatsServer:

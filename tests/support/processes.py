@@ -26,6 +26,7 @@ BIN = Path(sys.executable).parent
 START_WAIT_S_MAX = 30.0
 STOP_WAIT_S_MAX = 30.0
 POLL_S = 0.01
+PORTS = range(10_000, 32_000)  # below those that the kernel gives to outgoing connections
 
 
 async def until(true: Callable[[], bool], what: str, wait_s: float = 20.0) -> None:
@@ -37,11 +38,13 @@ async def until(true: Callable[[], bool], what: str, wait_s: float = 20.0) -> No
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody has: below those that the kernel gives to outgoing connections."""
+    """Ports of 127.0.0.1 that nobody has, and no other worker of this test run: who is killed comes back on its own."""
     ports: list[int] = []
     chosen = Random()
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    own = PORTS[worker :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
     while len(ports) < count:
-        port = chosen.randrange(10_000, 32_000)
+        port = chosen.choice(own)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             if port not in ports:
@@ -133,6 +136,11 @@ class Folder:
         daemon = self.run("sinkd", "--config", "mesh.toml", "--node", "sink1")
         await daemon.serving()
         return daemon
+
+    async def both(self) -> tuple[Daemon, Daemon]:
+        """Gateway and sink, started side by side."""
+        gateway, sink = await asyncio.gather(self.gateway(), self.sinkd())
+        return gateway, sink
 
     def write_config(self, more: str = "", *, mesh: str = 'name = "acme"\nrevision = 1', gateway: str = "") -> None:
         """`mesh.toml` of one gateway and one sink; `more` are further tables, `gateway` further keys of it."""
