@@ -147,6 +147,8 @@ async def test_what_is_submitted_to_a_stopped_group_fails(tmp_path):
         pass
     with pytest.raises(UnknownOutcome, match="stopped"):
         await asyncio.wait_for(running.group.submit(commands.OPEN, OpenProducer("gw1", 0, b"n")), 5)
+    with pytest.raises(UnknownOutcome, match="stopped"):
+        await asyncio.wait_for(running.group.between_ticks(lambda: None), 5)
 
 
 async def test_a_restart_applies_the_whole_journal_again(tmp_path):

@@ -78,7 +78,7 @@ class Peer:
 class Running:
     def __init__(self, folder, *, now_ms=lambda: 10_000, **stream):
         self.folder, self.now_ms = folder, now_ms
-        self.options = stream
+        self.options, self.is_stopped = stream, False
 
     async def __aenter__(self):
         self.sink = Sink(
@@ -91,7 +91,8 @@ class Running:
 
     async def __aexit__(self, *exception):
         await self.peer.close()
-        await self.sink.stop()
+        if not self.is_stopped:
+            await self.sink.stop()
 
 
 def _configuration(folder, partitions=1, revision=1, age="0", size="0"):
@@ -250,6 +251,24 @@ async def test_a_full_disk_refuses_until_there_is_space_again(tmp_path, monkeypa
         assert "storage full" in running.sink.health()
         monkeypatch.undo()
         assert (await running.peer.append(b"1")).base_offset == 0
+
+
+async def test_a_group_that_fails_while_its_sink_stops_does_not_hold_it_up(tmp_path, monkeypatch):
+    async with Running(tmp_path) as running:
+        await running.peer.append(b"1")
+        group, flush = running.sink.main.group, running.sink.main.flush
+
+        async def flush_and_fail():
+            await flush()
+            group.halt()  # as if the disk had failed it
+            while not group._has_ended:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+        monkeypatch.setattr(running.sink.main, "flush", flush_and_fail)
+        running.is_stopped = True
+        await asyncio.wait_for(running.sink.stop(), 10)
+    async with Running(tmp_path) as running:
+        assert await running.peer.payloads() == [b"1"]
 
 
 async def test_segments_without_journal_and_checkpoint_are_not_taken_for_a_fresh_folder(tmp_path):

@@ -200,7 +200,12 @@ class Group:
         await self.submit(commands.MEMBERS, commands.MembersAre(tuple(sorted(members.items()))))
 
     async def between_ticks(self, work: Callable[[], None], then: Callable[[], None] = lambda: None) -> None:
-        """Runs `work`, which may block, on the journal's thread while nothing ticks; then `then` on the loop."""
+        """Runs `work`, which may block, on the journal's thread while nothing ticks; then `then` on the loop.
+
+        UnknownOutcome: the group ended first.
+        """
+        if self._has_ended:
+            raise UnknownOutcome("this sink has stopped")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._between.append((work, then, done))
         self._wake()

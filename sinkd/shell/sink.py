@@ -14,6 +14,7 @@ A sink runs the groups of its file, and those that its data folder knows.
 """
 
 import asyncio
+import contextlib
 import secrets
 import socket
 import ssl
@@ -31,7 +32,7 @@ from protocol.streams import StreamDefinition
 from sinkd.core.commands import Configure
 from sinkd.core.machine import Machine
 from sinkd.shell.folder import DataFolder, Identity
-from sinkd.shell.group import Group
+from sinkd.shell.group import Group, UnknownOutcome
 from sinkd.shell.journal import Journal
 from sinkd.shell.link_server import LinkServer
 from sinkd.shell.raft_links import NodeTls, RaftPort
@@ -161,7 +162,8 @@ class Sink:
         try:
             for replica in self.replicas:
                 if not self.failed.done():
-                    await replica.save()
+                    with contextlib.suppress(UnknownOutcome):  # its group has failed meanwhile: `failed` says why
+                        await replica.save()
         finally:
             for replica in self.replicas:
                 await replica.stop()

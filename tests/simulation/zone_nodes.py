@@ -135,7 +135,7 @@ class Node:
             why = error
         try:
             await self.sink.stop()
-        except (DataError, OSError) as error:
+        except Exception as error:  # noqa: BLE001  # the zone says whether it may be
             why = error
         self.zone.ended(self, why)
 
