@@ -28,8 +28,6 @@ def _of_nodes(configuration: Config) -> Iterator[str]:
     for zone in configuration.zones.values():
         if len(zone.gateways) > 1:
             yield f"zones.{zone.name}.gateways: links between gateways are not available in this version; leave one"
-        if zone.groups > 1:
-            yield f"zones.{zone.name}.groups: several groups are not available in this version; write 1"
 
 
 def _of_streams(configuration: Config) -> Iterator[str]:

@@ -538,7 +538,7 @@ def status(context: click.Context, config: str, zone: str | None) -> None:
 
 @cli.group()
 def sinks() -> None:
-    """Change which sinks are members of a zone's group, and which one leads it."""
+    """Change which sinks are members of a zone's Raft groups, and which one leads."""
 
 
 @sinks.command("add")
@@ -576,13 +576,14 @@ def sinks_replace(context: click.Context, old: str, new: str, config: str, zone:
 @_global_options(on_group=False)
 @click.argument("sink")
 @_zone_options
+@click.option("--group", type=click.IntRange(min=0), help="Of this Raft group alone; else of all of the zone.")
 @click.pass_context
-def sinks_lead(context: click.Context, sink: str, config: str, zone: str | None) -> None:
+def sinks_lead(context: click.Context, sink: str, config: str, zone: str | None, group: int | None) -> None:
     """Let SINK lead."""
     from mesh.commands import sinks as asking
 
     async def lead() -> None:
-        await asking.lead(_zone(context, config, zone), sink)
+        await asking.lead(_zone(context, config, zone), sink, group)
 
     _run(lead())
 

@@ -61,7 +61,6 @@ def test_a_gateway_with_the_sinks_of_its_zone_is_available(more, gateway):
         ({"mesh": 'buffer = "1MiB"'}, "mesh.buffer: the ephemeral ring is not available"),
         ({"more": SECOND_ZONE}, "zones: links between zones are not available in this version; leave one of eu, us"),
         ({"more": SECOND_GATEWAY}, "zones.eu.gateways: links between gateways are not available"),
-        ({"more": "[zones.eu]\ngroups = 2"}, "zones.eu.groups: several groups are not available"),
         (
             {"more": SECOND_ZONE + '[streams.orders]\nsubjects = ["orders.>"]\nack = "geo"'},
             "streams.orders.ack: 'geo' is not available in this version; write 'quorum'",

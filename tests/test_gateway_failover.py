@@ -1,37 +1,10 @@
 """A gateway whose leading sink hands over, is stopped, and comes back, among three: every event is in the log once."""
 
 import asyncio
-import contextlib
-import dataclasses
 
 from support.events import Publisher, everything
 from support.processes import client
-from support.sinks import SinkZone
-
-from gateway.shell.gateway import Gateway
-from mesh.daemon import dial_sinks
-from protocol import config
-
-
-@contextlib.asynccontextmanager
-async def zone_with_gateway(folder):
-    """(zone, gateway, url) of three sinks of which one leads."""
-    zone = SinkZone(folder)
-    configuration = zone.file()
-    eu = configuration.zones["eu"]
-    own = dataclasses.replace(eu.gateways["gw1"], client=config.Address("127.0.0.1", 0))
-    zones = {"eu": dataclasses.replace(eu, gateways={"gw1": own})}
-    configuration = dataclasses.replace(configuration, zones=zones)
-    gateway = Gateway(configuration, "gw1", dial_sinks(configuration, own), "test")
-    await zone.start()
-    try:
-        await zone.led()
-        host, port = await gateway.start()
-        await asyncio.wait_for(gateway.linked(), 15)
-        yield zone, gateway, f"nats://{host}:{port}"
-    finally:
-        await gateway.stop()
-        await zone.stop()
+from support.sinks import zone_with_gateway
 
 
 async def test_events_go_on_with_whoever_leads(tmp_path):

@@ -1,8 +1,9 @@
-"""`mesh status` and `mesh sinks`: how the sinks of a zone are, and who of them are members of its group.
+"""`mesh status` and `mesh sinks`: how the sinks of a zone are, and who of them are members of its Raft groups.
 
 Both speak to the sinks themselves, on the `link` addresses of the configuration file, so that they work where no
-gateway does. Changes are made by the leader: a sink that does not lead names the one that does. Where links between
-nodes are protected, an operator works on the machine of a node, with that node's certificate.
+gateway does. Changes are made by the leader of each group, one group after the other; what is so already is passed
+over, so that a change which was interrupted can be asked for again. Where links between nodes are protected, an
+operator works on the machine of a node, with that node's certificate.
 """
 
 import asyncio
@@ -27,6 +28,7 @@ from protocol.config_units import Address
 
 _WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe
 _numbers = itertools.count(1)
+Told = dict[str, dict[str, Any]]  # by sink: what it says of itself in one group, or `{"error": why not}`
 
 
 async def ask(
@@ -70,39 +72,53 @@ class Zone:
             raise Failure(f"which zone? --zone one of {', '.join(with_sinks) or 'none: no zone has sinks'}")
         self.name = zone or with_sinks[0]
         self.sinks = configuration.zones[self.name].sinks
-        self._hello = link.Hello(configuration.mesh.name, self.name, link.OPERATOR)
+        self._groups = configuration.zones[self.name].groups
+        self._mesh = configuration.mesh.name
         self._timeout_s = timeout_s
         self._expected = expected_sinks(configuration, self.name)
 
-    async def status(self) -> dict[str, dict[str, Any]]:
-        """What each sink says of itself, or `{"error": why not}`."""
-        answers = await asyncio.gather(*(self._status(sink) for sink in self.sinks.values()))
+    async def groups(self) -> list[Told]:
+        """The status of each group, by its number: of those of the file, and of those that a sink runs all the same."""
+        first = await self.status()
+        count = max(self._groups, *(one.get("groups", 1) for one in first.values()))
+        return [first, *await asyncio.gather(*(self.status(number) for number in range(1, count)))]
+
+    async def status(self, group: int = 0) -> Told:
+        """What each sink says of itself in one group."""
+        answers = await asyncio.gather(*(self._status(sink, group) for sink in self.sinks.values()))
         return dict(zip(self.sinks, answers, strict=True))
 
-    async def _status(self, sink: config.Sink) -> dict[str, Any]:
+    async def _status(self, sink: config.Sink, group: int) -> dict[str, Any]:
         try:
-            frame = await self._ask(sink, link.Status(next(_numbers)))
+            frame = await self._ask(sink, link.Status(next(_numbers)), group)
         except (OSError, TimeoutError, Failure) as error:
             return {"node": sink.name, "error": _why(error)}
         answer: dict[str, Any] = msgspec.json.decode(frame.tail)
         return answer
 
-    async def tell_leader(self, question: link.ChangeMembers | link.Transfer) -> None:
+    async def tell_leader(self, question: link.ChangeMembers | link.Transfer, group: int = 0) -> None:
         """Failure: the leader refuses, or there is none."""
-        status = await self.status()
-        leaders = [name for name, one in status.items() if one.get("state") == "leader"]
-        if not leaders:
+        status = await self.status(group)
+        leader = _leader(status)
+        if leader is None:
             why = "; ".join(
                 f"{name}: {one.get('error') or one['waits'] or one['state']}" for name, one in status.items()
             )
-            raise Failure(f"no sink of zone {self.name} leads: {why}")
+            raise Failure(f"no sink of zone {self.name} leads{f' group {group}' if group else ''}: {why}")
         try:
-            await self._ask(self.sinks[leaders[0]], question)
+            await self._ask(self.sinks[leader["node"]], question, group)
         except (OSError, TimeoutError) as error:
-            raise Failure(f"sink {leaders[0]}: {_why(error)}; `mesh status` shows what is so") from error
+            raise Failure(f"sink {leader['node']}: {_why(error)}; `mesh status` shows what is so") from error
 
-    async def _ask(self, sink: config.Sink, question: link.Status | link.ChangeMembers | link.Transfer) -> link.Frame:
-        return await ask(sink.link, self._hello, question, self._timeout_s, self._expected.get(sink.name))
+    async def _ask(
+        self, sink: config.Sink, question: link.Status | link.ChangeMembers | link.Transfer, group: int
+    ) -> link.Frame:
+        hello = link.Hello(self._mesh, self.name, link.OPERATOR, group)
+        return await ask(sink.link, hello, question, self._timeout_s, self._expected.get(sink.name))
+
+
+def _leader(told: Told) -> dict[str, Any] | None:
+    return next((one for one in told.values() if one.get("state") == "leader"), None)
 
 
 def _why(error: Exception) -> str:
@@ -115,19 +131,40 @@ def _why(error: Exception) -> str:
 
 async def status(zone: Zone, as_json: bool) -> None:
     """Prints it; Failure at the end if any sink is not well."""
-    told = await zone.status()
+    groups = await zone.groups()
     if as_json:
-        click.echo(msgspec.json.encode({"zone": zone.name, "sinks": told}))
+        others = {"groups": groups} if len(groups) > 1 else {}
+        click.echo(msgspec.json.encode({"zone": zone.name, "sinks": groups[0], **others}))
     else:
-        console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
-        for line in _headline(zone.name, told):
-            console.print(line, highlight=False, markup=False)
-        console.print(_members(told))
-        console.print()
-        console.print(_logs(told))
-    unwell = [f"{name}: {problem}" for name, one in told.items() if (problem := _problem(one))]
+        _print(zone.name, groups)
+    unwell = _unwell(groups)
     if unwell:
         raise Failure("\n".join(unwell))
+
+
+def _print(zone: str, groups: list[Told]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
+    for number, told in enumerate(groups):
+        console.print(_headline(f"zone {zone}" + _of(number, groups), told), highlight=False, markup=False)
+        console.print(_members(told))
+        console.print()
+    for line in _differing(groups[0]):
+        console.print(line, highlight=False, markup=False)
+    console.print(_logs(groups))
+
+
+def _of(number: int, groups: list[Told]) -> str:
+    return f", group {number}" if len(groups) > 1 else ""
+
+
+def _unwell(groups: list[Told]) -> list[str]:
+    """What is wrong with a sink is said once, with the first group that has it."""
+    lines: dict[tuple[str, str], str] = {}
+    for number, told in enumerate(groups):
+        for name, one in told.items():
+            if problem := _problem(one):
+                lines.setdefault((name, problem), f"{name}{_of(number, groups) if number else ''}: {problem}")
+    return list(lines.values())
 
 
 def _problem(one: dict[str, Any]) -> str:
@@ -137,19 +174,22 @@ def _problem(one: dict[str, Any]) -> str:
     return "storage full" if one["storage_full"] else ""
 
 
-def _headline(zone: str, told: dict[str, dict[str, Any]]) -> Iterable[str]:
-    leader = next((one for one in told.values() if one.get("state") == "leader"), None)
+def _headline(group: str, told: Told) -> str:
+    leader = _leader(told)
     if leader is None:
-        yield f"zone {zone}: no leader"
-        return
+        return f"{group}: no leader"
     members = ", ".join(leader["members"])
-    yield f"zone {zone}: sink {leader['node']} leads in term {leader['term']}; members {members}"
+    return f"{group}: sink {leader['node']} leads in term {leader['term']}; members {members}"
+
+
+def _differing(told: Told) -> Iterable[str]:
+    """What of the sinks' files is not in force."""
     for one in told.values():
         for problem in one.get("configuration_problems", ()):
             yield f"{one['node']}: {problem}"
 
 
-def _members(told: dict[str, dict[str, Any]]) -> Table:
+def _members(told: Told) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("SINK", "STATE"):
         table.add_column(name, no_wrap=True)
@@ -157,7 +197,7 @@ def _members(told: dict[str, dict[str, Any]]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("FSYNC", no_wrap=True)
     table.add_column("REMARKS", overflow="fold")
-    leader = next((one for one in told.values() if one.get("state") == "leader"), None)
+    leader = _leader(told)
     lags = {peer["node"]: peer.get("lag_entries") for peer in leader["peers"]} if leader is not None else {}
     for name, one in told.items():
         if "error" in one:
@@ -186,42 +226,65 @@ def _lag(one: dict[str, Any], lag: int | None) -> str:
     return "?" if lag is None else str(lag)
 
 
-def _logs(told: dict[str, dict[str, Any]]) -> Table:
+def _logs(groups: list[Told]) -> Table:
     """A row for each partition, a column for each sink's end."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("LOG", no_wrap=True)
+    if len(groups) > 1:
+        table.add_column("GROUP", justify="right", no_wrap=True)
     table.add_column("FROM", justify="right", no_wrap=True)
-    up = {name: one for name, one in told.items() if "error" not in one}
+    up = [name for name, one in groups[0].items() if "error" not in one]
     for name in up:
         table.add_column(f"END ON {name}", justify="right", no_wrap=True)
     table.add_column("SIZE", justify="right", no_wrap=True)
-    logs = {name: {(log["stream"], log["partition"]): log for log in one["logs"]} for name, one in up.items()}
-    for key in sorted({key for there in logs.values() for key in there}):
-        rows = [there.get(key) for there in logs.values()]
+    ends_on: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    group_of: dict[tuple[str, int], list[str]] = {}
+    for number, told in enumerate(groups):
+        for name, one in told.items():
+            for log in one.get("logs", ()):
+                ends_on.setdefault((log["stream"], log["partition"]), {})[name] = log
+                group_of[log["stream"], log["partition"]] = [str(number)] if len(groups) > 1 else []
+    for key in sorted(ends_on):
+        rows = [ends_on[key].get(name) for name in up]
         some = [row for row in rows if row is not None]
         ends = ["-" if row is None else str(row["end_offset"]) for row in rows]
         start = min(row["start_offset"] for row in some)
         largest = max(row["bytes"] for row in some)
-        table.add_row(f"{key[0]}/{key[1]}", str(start), *ends, size(largest))
+        table.add_row(f"{key[0]}/{key[1]}", *group_of[key], str(start), *ends, size(largest))
     return table
 
 
 async def change(zone: Zone, add: str, remove: str) -> None:
-    """Adds one sink, removes one, or first the one, then the other."""
-    if add:
-        await zone.tell_leader(link.ChangeMembers(next(_numbers), add, ""))
-        click.echo(f"sink {add} is a member of zone {zone.name}")
-    if remove:
-        await _remove(zone, remove)
-        click.echo(f"sink {remove} is no member of zone {zone.name} any more")
+    """Adds one sink, removes one, or first the one, then the other: in each group, where it is not so already."""
+    groups = await zone.groups()
+    due = {number: wanted for number, told in enumerate(groups) if any(wanted := _due(told, add, remove))}
+    for number, (adds, removes) in (due or {0: (add, remove)}).items():  # a sink says best why it cannot be done
+        if adds:
+            await zone.tell_leader(link.ChangeMembers(next(_numbers), adds, ""), number)
+            click.echo(f"sink {adds} is a member of {_where(zone, number, groups)}")
+        if removes:
+            await _remove(zone, removes, number)
+            click.echo(f"sink {removes} is no member of {_where(zone, number, groups)} any more")
 
 
-async def _remove(zone: Zone, remove: str) -> None:
+def _due(told: Told, add: str, remove: str) -> tuple[str, str]:
+    """What of it is not so yet in one group, as far as its leader says."""
+    leader = _leader(told)
+    if leader is None:
+        return add, remove
+    return add if add not in leader["members"] else "", remove if remove in leader["members"] else ""
+
+
+def _where(zone: Zone, number: int, groups: list[Told]) -> str:
+    return f"zone {zone.name}" if len(groups) == 1 else f"group {number} of zone {zone.name}"
+
+
+async def _remove(zone: Zone, remove: str, group: int) -> None:
     """A leader hands over before it goes, so the next one is asked again."""
     attempts = 10
     for attempt in range(attempts):
         try:
-            await zone.tell_leader(link.ChangeMembers(next(_numbers), "", remove))
+            await zone.tell_leader(link.ChangeMembers(next(_numbers), "", remove), group)
         except Failure as failure:
             if "hands over first" not in failure.message and "no sink of zone" not in failure.message:
                 raise
@@ -232,14 +295,24 @@ async def _remove(zone: Zone, remove: str) -> None:
             return
 
 
-async def lead(zone: Zone, to: str) -> None:
-    """Moves leadership and waits until it is there."""
-    await zone.tell_leader(link.Transfer(next(_numbers), to))
+async def lead(zone: Zone, to: str, group: int | None) -> None:
+    """Moves leadership of one group, or of all, and waits until it is there."""
+    groups = await zone.groups()
+    if group is not None and group >= len(groups):
+        raise Failure(f"zone {zone.name} has no group {group}: it has {len(groups)}, from 0 on")
+    for number in range(len(groups)) if group is None else [group]:
+        leader = _leader(groups[number])
+        if len(groups) == 1 or leader is None or leader["node"] != to:
+            await zone.tell_leader(link.Transfer(next(_numbers), to), number)
+            await _until_leading(zone, to, number)
+        click.echo(f"sink {to} leads {_where(zone, number, groups)}")
+
+
+async def _until_leading(zone: Zone, to: str, group: int) -> None:
+    leader = None
     for _ in range(20):
-        told = await zone.status()
-        leaders = [name for name, one in told.items() if one.get("state") == "leader"]
-        if to in leaders:
-            click.echo(f"sink {to} leads zone {zone.name}")
+        leader = _leader(await zone.status(group))
+        if leader is not None and leader["node"] == to:
             return
         await asyncio.sleep(0.1)
-    raise Failure(f"sink {to} did not take over; {', '.join(leaders) or 'nobody'} leads")
+    raise Failure(f"sink {to} did not take over; {leader['node'] if leader is not None else 'nobody'} leads")

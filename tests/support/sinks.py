@@ -1,13 +1,17 @@
 """The sinks of one zone in this process, over real sockets and files, and a gateway that speaks to whoever leads."""
 
 import asyncio
+import contextlib
+import dataclasses
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+from gateway.shell.gateway import Gateway
+from mesh.daemon import dial_sinks
 from protocol import config, envelope, link
 from protocol.records import Event, encode_batch, read_records, split_batches
 from sinkd.shell.sink import Sink
@@ -19,7 +23,9 @@ FILE_BYTES = 256 * 1024  # small files: they roll, are cut and are filled within
 class SinkZone:
     """Sinks s1 to sN of zone eu, each with a data folder below `folder`; `s4` and so on may come later."""
 
-    def __init__(self, folder: Path, count: int = 3, *, revision: int = 1, streams: str = "", more: str = "") -> None:
+    def __init__(
+        self, folder: Path, count: int = 3, *, revision: int = 1, streams: str = "", more: str = "", groups: int = 1
+    ) -> None:
         self.folder, self.names = folder, [f"s{number}" for number in range(1, count + 1)]
         self._ports = iter(free_ports(2 * count + 8))
         self._addresses = {name: (next(self._ports), next(self._ports)) for name in self.names}
@@ -28,12 +34,14 @@ class SinkZone:
             streams or '[streams.orders]\nsubjects = ["orders.>"]',
             more,
         )
+        self.groups = groups
         self.sinks: dict[str, Sink] = {}
         self.files: dict[str, config.Config] = {}
 
     def file(self, names: list[str] | None = None, *, revision: int | None = None, streams: str = "") -> config.Config:
         """The configuration that names these sinks."""
         lines = ["[mesh]", 'name = "acme"', f"revision = {revision or self._revision}"]
+        lines += ["[zones.eu]", f"groups = {self.groups}"]
         lines += ["[zones.eu.gateways.gw1]", 'client = "127.0.0.1:1"', 'mesh = "127.0.0.1:2"']
         for name in names or self.names:
             if name not in self._addresses:
@@ -64,7 +72,10 @@ class SinkZone:
 
     @property
     def leader(self) -> str:
-        return next((name for name, sink in self.sinks.items() if sink.group.leads), "")
+        return self.leader_of(0)
+
+    def leader_of(self, group: int) -> str:
+        return next((name for name, sink in self.sinks.items() if sink.replicas[group].group.leads), "")
 
     async def until(self, condition: Callable[[], object], what: str, within_s: float = 15.0) -> None:
         end = time.monotonic() + within_s
@@ -100,6 +111,27 @@ class SinkZone:
         payloads = await gateway.payloads()
         await gateway.close()
         return payloads
+
+
+@contextlib.asynccontextmanager
+async def zone_with_gateway(folder: Path, **options: Any) -> AsyncIterator[tuple[SinkZone, Gateway, str]]:
+    """(zone, gateway, url): three sinks of which one leads, and a gateway; `options` are the zone's."""
+    zone = SinkZone(folder, **options)
+    configuration = zone.file()
+    eu = configuration.zones["eu"]
+    own = dataclasses.replace(eu.gateways["gw1"], client=config.Address("127.0.0.1", 0))
+    zones = {"eu": dataclasses.replace(eu, gateways={"gw1": own})}
+    configuration = dataclasses.replace(configuration, zones=zones)
+    gateway = Gateway(configuration, "gw1", dial_sinks(configuration, own), "test")
+    await zone.start()
+    try:
+        await zone.led()
+        host, port = await gateway.start()
+        await asyncio.wait_for(gateway.linked(), 15)
+        yield zone, gateway, f"nats://{host}:{port}"
+    finally:
+        await gateway.stop()
+        await zone.stop()
 
 
 class LinkedGateway:
