@@ -57,7 +57,6 @@ class Zone:
         self.folder = Path(tempfile.mkdtemp(prefix="zone-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
         self.seen: Counter[str] = Counter()
         self.is_healed = False
-        self.restarts = 0
         self.violation: BaseException | None = None
         self.nodes: dict[str, Node] = {}
         for number in range(1, sinks + 1):

@@ -40,7 +40,8 @@ class Watch:
             patched(Member, "__init__", self._around(Member.__init__, self._begun)),
             patched(Member, "tick", self._around(Member.tick, self._ticked)),
             patched(Member, "connected", self._around(Member.connected, self._connected)),
-            patched(Member, "_take_append", self._take_append(Member._take_append)),
+            patched(Member, "_take_append", self._committing(self._appending(Member._take_append))),
+            patched(Member, "synced", self._committing(Member.synced)),
             patched(Member, "_take_reply", self._take_reply(Member._take_reply)),
             patched(Member, "_answer", self._before(Member._answer, self._answering)),
             patched(Member, "_state_changed", self._around(Member._state_changed, self._state_changed)),
@@ -147,24 +148,31 @@ class Watch:
 
     # -- what is believed ---------------------------------------------------------------------------------------------
 
-    def _take_append(self, method: Callable[..., None]) -> Callable[..., None]:
+    def _appending(self, method: Callable[..., None]) -> Callable[..., None]:
         def watched(member: Member, name: str, message: Append, tail: bytes) -> None:
-            before, self._append = int(member.raftCommitIndex), message
+            self._append = message
             try:
                 method(member, name, message, tail)
             finally:
                 self._append = None
-            for index in range(before + 1, int(member.raftCommitIndex) + 1):
-                self._look(self._look_at_committed, member, name, index)
 
         return watched
 
-    def _look_at_committed(self, member: Member, leader: str, index: int) -> None:
+    def _committing(self, method: Callable[..., None]) -> Callable[..., None]:
+        def watched(member: Member, *arguments: Any) -> None:
+            before = int(member.raftCommitIndex)
+            method(member, *arguments)
+            for index in range(before + 1, int(member.raftCommitIndex) + 1):
+                self._look(self._look_at_committed, member, index)
+
+        return watched
+
+    def _look_at_committed(self, member: Member, index: int) -> None:
         """What a follower takes for committed is what others applied, or what its leader has."""
-        known, node = self.audit.entries.get(index), self.zone.nodes[leader]
+        known, leader = self.audit.entries.get(index), self.zone.nodes.get(member.leader)
         term = known[0] if known is not None else None
-        if term is None and node.is_running and node.sink is not None and node.sink.group.term == member.term:
-            journal = node.sink.journal
+        if term is None and leader is not None and self.zone.leads(leader) and leader.sink.group.term == member.term:
+            journal = leader.sink.journal
             term = journal.term(index) if journal.first_index <= index <= journal.last_index else None
         own = member._journal.term(index)
         who = self.zone.nodes[member.name].who
@@ -189,7 +197,6 @@ class Watch:
     def _look_at_restarts(self, member: Member, name: str) -> None:
         """To find where two logs part takes a few attempts, not one for every append that was on its way."""
         count = self._restarts[member.name, name] = self._restarts.get((member.name, name), 0) + 1
-        self.zone.restarts = max(self.zone.restarts, count)
         who = self.zone.nodes[member.name].who
         self.audit.is_promised(count <= RESTARTS_MAX, f"{who} starts over with {name} for the {count}th time")
 
@@ -221,12 +228,9 @@ class Watch:
         """A vote that has left is remembered, unless the member is muted for what its disk has lost."""
         node = self.zone.nodes[member.name]
         told, vote = node.told, (member.term, member._journal.getVotedForNodeId())
+        is_bound = told.candidate and not member.muted and not node.has_hidden_loss
         self.audit.is_promised(
-            member.muted
-            or node.has_hidden_loss
-            or not told.candidate
-            or member.term > told.vote_term
-            or vote == told[:2],
+            not is_bound or member.term > told.vote_term or vote == told[:2],
             f"{node.who} voted in term {told.vote_term} for {told.candidate}, and remembers {vote}",
         )
 
