@@ -34,8 +34,9 @@ PADDING_BYTES = 1_000
 class ProcessZone:
     """Sinks s1 to s3 of zone eu, two gateways, and room for sink s4. Use `running`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, groups: int = 1, partitions: int = 1) -> None:
         self.folder, self.names = Folder(path), ["s1", "s2", "s3"]
+        self._groups, self._partitions = groups, partitions
         everybody = [*self.names, "s4"]
         pairs = [*itertools.combinations(everybody, 2), *itertools.product(GATEWAYS, everybody)]
         ports = iter(free_ports(3 * len(everybody) + len(pairs) + len(GATEWAYS)))
@@ -59,7 +60,8 @@ class ProcessZone:
 
     def _file(self, reader: str) -> str:
         gateway = reader if reader in GATEWAYS else GATEWAYS[0]
-        lines = ["[mesh]", 'name = "acme"', "revision = 1", f"[zones.eu.gateways.{gateway}]"]
+        lines = ["[mesh]", 'name = "acme"', "revision = 1", "[zones.eu]", f"groups = {self._groups}"]
+        lines += [f"[zones.eu.gateways.{gateway}]"]
         lines += [f'client = "127.0.0.1:{self.client_ports[gateway]}"']
         for name in self.names:
             link = self._wire_ports.get((reader, name), 0) if reader in GATEWAYS else 0
@@ -67,7 +69,8 @@ class ProcessZone:
             lines += [f"[zones.eu.sinks.{name}]", f'link = "127.0.0.1:{link or self.link[name]}"']
             lines += [f'raft = "127.0.0.1:{raft or self.raft[name]}"', f'monitor = "127.0.0.1:{self.monitor[name]}"']
             lines += [f'data = "{self.data[name]}"', 'disk_reserve = "1MiB"']
-        return "\n".join([*lines, "[streams.orders]", 'subjects = ["orders.>"]', ""])
+        lines += ["[streams.orders]", 'subjects = ["orders.>"]', f"partitions = {self._partitions}"]
+        return "\n".join([*lines, ""])
 
     # -- processes ----------------------------------------------------------------------------------------------------
 
@@ -111,10 +114,10 @@ class ProcessZone:
 
     # -- how they are -------------------------------------------------------------------------------------------------
 
-    async def status(self) -> dict[str, dict[str, Any]]:
+    async def status(self, group: int = 0) -> dict[str, dict[str, Any]]:
         """As `mesh status --json` shows it."""
         text = (self.folder.path / "mesh.toml").read_text()
-        return await Zone(config.parse(text, "mesh.toml"), None, STATUS_S_MAX).status()
+        return await Zone(config.parse(text, "mesh.toml"), None, STATUS_S_MAX).status(group)
 
     async def until(
         self, true: Callable[[dict[str, dict[str, Any]]], bool], what: str, within_s: float = 30.0
@@ -160,9 +163,11 @@ def are_whole(status: dict[str, dict[str, Any]]) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def running(path: Path, disks: dict[str, Path] | None = None) -> AsyncIterator[ProcessZone]:
-    """A whole group and its gateways. `disks` are data folders that stand elsewhere."""
-    zone = ProcessZone(path)
+async def running(
+    path: Path, disks: dict[str, Path] | None = None, *, groups: int = 1, partitions: int = 1
+) -> AsyncIterator[ProcessZone]:
+    """Whole groups and their gateways. `disks` are data folders that stand elsewhere."""
+    zone = ProcessZone(path, groups, partitions)
     zone.data |= disks or {}
     zone.write_files()
     async with contextlib.AsyncExitStack() as stack:
