@@ -190,3 +190,43 @@ def test_the_segments_of_a_damaged_partition_are_set_aside_too(tmp_path):
     assert not (folder.log_folder / "orders-ab/0").exists()
     assert (folder.log_folder / "orders-ab/1/0.segment").exists()
     folder.close()
+
+
+def test_each_group_has_a_folder_and_an_identity_of_its_own(tmp_path):
+    folder = DataFolder.open(tmp_path, **OWNER)
+    assert folder.groups == 1
+    assert folder.of_group(0) is folder
+    other = folder.of_group(2)
+    assert (other.path, folder.groups) == (tmp_path / "group-2", 3)
+    assert other.log_folder == tmp_path / "group-2" / "log"
+    ids = {each.disk_id for each in (folder, other)} | {each.journal_id for each in (folder, other)}
+    assert len(ids) == 4
+    other.update(group="00ff", state="active")
+    assert folder.identity.group == ""
+    other.journal_folder.mkdir()
+    other.set_aside("its journal is damaged")
+    assert (tmp_path / "group-2" / "damaged" / "1" / "journal").is_dir()
+    assert folder.identity.muted == ""
+    folder.close()
+    again = DataFolder.open(tmp_path, **OWNER)
+    assert again.of_group(2).identity == other.identity
+    again.close()
+
+
+def test_a_folder_of_a_group_that_is_not_one_is_refused(tmp_path):
+    folder = DataFolder.open(tmp_path, **OWNER)
+    (tmp_path / "group-1").mkdir()
+    (tmp_path / "group-1" / "holiday.jpg").touch()
+    with pytest.raises(FolderInUse, match=r"group-1 is not a data folder of a sink: .* holds holiday\.jpg"):
+        folder.of_group(1)
+    folder.close()
+    other = DataFolder.open(tmp_path / "elsewhere", **{**OWNER, "node": "eu-sink2"})
+    other.of_group(1)
+    (tmp_path / "group-1" / "holiday.jpg").unlink()
+    (tmp_path / "group-1").rmdir()
+    (tmp_path / "elsewhere" / "group-1").rename(tmp_path / "group-1")
+    other.close()
+    folder = DataFolder.open(tmp_path, **OWNER)
+    with pytest.raises(FolderInUse, match="belongs to node eu-sink2"):
+        folder.of_group(1)
+    folder.close()
