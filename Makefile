@@ -46,7 +46,7 @@ lock:
 	$(PYTHON) -m venv .venv
 
 # Builds the compiled twins too, where there is a C compiler; without one the references run (`mesh --version` tells).
-.venv/installed: .venv/bin/python pyproject.toml setup.py requirements/run.lock $(wildcard */*.pyx */*.pxd */*/*.pyx */*/*.pxi)
+.venv/installed: .venv/bin/python pyproject.toml setup.py requirements/run.lock $(wildcard */*.pyx */*.pxd */*.pxi */*/*.pyx */*/*.pxi)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements/run.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -e .
 	@touch $@

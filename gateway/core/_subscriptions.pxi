@@ -299,3 +299,18 @@ cdef class Account:
         self.wire_name = name.encode()
         self.sublist = Sublist()
         self.watches = {}
+
+
+cdef bint _is_pattern(const char* pattern, Py_ssize_t size) noexcept nogil:
+    """Whether it may be subscribed to, among words without white space and control characters."""
+    cdef Py_ssize_t i
+    if not _is_routable(pattern, size):
+        return False
+    for i in range(size - 1):
+        if pattern[i] == c">" and pattern[i + 1] == c"." and (i == 0 or pattern[i - 1] == c"."):
+            return False
+    return True
+
+
+cdef inline bint _is_open(Subscription subscription):
+    return not subscription.closed and subscription.session.closing is None
