@@ -55,6 +55,10 @@ Rules that concern several keys:
 - A zone without sinks needs `kept_by`, the name of a zone that has some, or `mode = "delivery-fabric"`.
 - A zone has at most {limits.SINKS_MAX} sinks. With several, each needs `raft`, and gateways find the one that leads.
   Have an odd number, except while one is being replaced: of four no more may fail than of three.
+- With `groups` above 1 the partitions of a zone are shared by so many Raft groups, in each of which every sink is a
+  member: each has a leader of its own, so that several sinks work at a time, and a journal of its own (128 MiB of
+  disk at least). More groups come with a higher `revision` and a restart of the sinks, and are for streams that are new
+  then: a partition stays in its group. Fewer are refused while a partition is in one that would go.
 - Links between nodes that other machines can reach need `[tls.nodes]`, or `mesh.insecure = true`.
 - Certificates of `[tls.nodes]` say who a node is by a URI among their alternative names:
   `mesh://MESH/ZONE/gateway/NODE` or `mesh://MESH/ZONE/sink/NODE`. Host names in them do not matter.

@@ -337,7 +337,7 @@ class Zone(Table):
     """A zone: nodes close to each other, with logs of their own."""
 
     groups: int = Field(
-        default=1, ge=1, le=limits.GROUPS_MAX, description="Raft groups that share the partitions of the zone."
+        default=1, ge=1, le=limits.GROUPS_MAX, description="Raft groups that share the partitions of new streams."
     )
     kept_by: str | None = Field(
         default=None, description="For a zone without sinks: the zone whose logs keep its events."
