@@ -222,15 +222,9 @@ async def test_a_sink_takes_only_sinks_of_its_zone_for_peers(authority, peer):
 
 
 async def test_an_operator_asks_with_the_certificate_of_a_node_that_is_here(authority):
-    authority.node(SINK.node, str(SINK))
-    configuration = parsed(authority)
-    sink = Sink(configuration, "eu-sink1", tls=node_tls.for_sink(configuration, "eu-sink1"))
-    await sink.start()
-    try:
+    async with sink_of(authority, SINK) as configuration:
         told = await Zone(configuration, None, 5).status()
         assert told["eu-sink1"]["state"] == "leader"
-    finally:
-        await sink.stop()
 
 
 async def test_an_operator_hears_that_a_sink_is_another_or_has_another_authority(authority, tmp_path):
@@ -282,6 +276,20 @@ def parsed(authority: Authority) -> config.Config:
 
 
 @contextlib.asynccontextmanager
+async def sink_of(authority: Authority, *names: NodeName):
+    """The configuration of a sink that runs; the nodes `names` have certificates."""
+    for name in names:
+        authority.node(name.node, str(name))
+    configuration = parsed(authority)
+    sink = Sink(configuration, "eu-sink1", tls=node_tls.for_sink(configuration, "eu-sink1"))
+    await sink.start()
+    try:
+        yield configuration
+    finally:
+        await sink.stop()
+
+
+@contextlib.asynccontextmanager
 async def gateway_of(configuration: config.Config):
     dials = dial_sinks(configuration, configuration.gateway("eu-gw1"))
     gateway = Gateway(configuration, "eu-gw1", dials, "test")
@@ -293,27 +301,18 @@ async def gateway_of(configuration: config.Config):
 
 
 async def test_a_gateway_keeps_events_on_a_sink_over_tls(authority):
-    for name in (SINK, GATEWAY):
-        authority.node(name.node, str(name))
-    configuration = parsed(authority)
-    sink = Sink(configuration, "eu-sink1", tls=node_tls.for_sink(configuration, "eu-sink1"))
-    await sink.start()
-    try:
-        async with gateway_of(configuration) as (gateway, url), client(url) as connection:
-            await asyncio.wait_for(gateway.linked(), 5)
-            answers = [json.loads((await connection.request("orders.1", b"x" * 500_000)).data) for _ in range(3)]
-            assert [answer["offset"] for answer in answers] == [0, 1, 2]
-    finally:
-        await sink.stop()
+    async with (
+        sink_of(authority, SINK, GATEWAY) as configuration,
+        gateway_of(configuration) as (gateway, url),
+        client(url) as connection,
+    ):
+        await asyncio.wait_for(gateway.linked(), 5)
+        answers = [json.loads((await connection.request("orders.1", b"x" * 500_000)).data) for _ in range(3)]
+        assert [answer["offset"] for answer in answers] == [0, 1, 2]
 
 
 async def test_a_sink_refuses_a_gateway_that_shows_the_certificate_of_another_node(authority):
-    for name in (SINK, GATEWAY):
-        authority.node(name.node, str(name))
-    configuration = parsed(authority)
-    sink = Sink(configuration, "eu-sink1", tls=node_tls.for_sink(configuration, "eu-sink1"))
-    await sink.start()
-    try:
+    async with sink_of(authority, SINK, GATEWAY) as configuration:
         own = node_tls.contexts(configuration.tls_nodes, GATEWAY)
         address = configuration.sink("eu-sink1").link
         for node, answer in (("eu-gw1", link.Welcome), ("eu-gw2", link.Failed)):
@@ -323,8 +322,6 @@ async def test_a_sink_refuses_a_gateway_that_shows_the_certificate_of_another_no
             assert isinstance(frame.message, answer)
             writer.close()
         assert frame.message.message == "eu-gw2 has shown the certificate of eu-gw1"
-    finally:
-        await sink.stop()
 
 
 async def test_a_gateway_says_who_a_sink_is_that_should_be_another(authority):
