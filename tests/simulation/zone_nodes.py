@@ -135,7 +135,9 @@ class Node:
             why = error
         try:
             await self.sink.stop()
-        except Exception as error:  # noqa: BLE001  # the zone says whether it may be
+        except Exception as error:
+            if not process.is_alive:
+                raise  # it was killed, and this is what is left of it
             why = error
         self.zone.ended(self, why)
 

@@ -12,6 +12,7 @@ from unittest import mock
 from simulation.audit import Violation
 from simulation.virtual import CURRENT
 from sinkd.core.raft_messages import MISMATCH, Append, PreVoted, Reply, RequestVote, Voted
+from sinkd.shell.folder import GroupFolder
 from sinkd.shell.group import Group
 from sinkd.shell.journal import Journal
 from sinkd.shell.raft import LEADER, Member
@@ -45,6 +46,7 @@ class Watch:
             patched(Member, "_take_reply", self._take_reply(Member._take_reply)),
             patched(Member, "_answer", self._before(Member._answer, self._answering)),
             patched(Member, "_state_changed", self._around(Member._state_changed, self._state_changed)),
+            patched(GroupFolder, "set_aside", self._before(GroupFolder.set_aside, self._setting_aside)),
             patched(Journal, "deleteEntriesFrom", self._before(Journal.deleteEntriesFrom, self._truncating)),
             patched(Journal, "sync", self._around(Journal.sync, self._journal_synced)),
             patched(Journal, "reset", self._around(Journal.reset, self._synced)),
@@ -129,6 +131,11 @@ class Watch:
             entries = self._append.entries[position : position + 1]
             contradicts = bool(entries) and entries[0][0] != journal.term(first)
             self.audit.is_promised(contradicts, f"{node.who} truncates entry {first}, which no append contradicts")
+
+    def _setting_aside(self, folder: GroupFolder, reason: str, *arguments: Any) -> None:
+        node = self._node()
+        was_damaged = node.damaged_at is not None
+        self.audit.is_promised(was_damaged, f"{node.who} sets aside what was never damaged: {reason}")
 
     def _journal_synced(self, _: None, journal: Journal) -> None:
         node, process = self._node(), CURRENT.get()
