@@ -9,6 +9,7 @@ from protocol.streams import StreamState
 from sinkd.core import commands
 from sinkd.core.commands import Adopt, Configure, OpenProducer
 from sinkd.core.machine import Configured, Machine
+from sinkd.core.spreading import better_leader
 
 WIDE, THIN = definition("wide", partitions=4), definition("thin")
 
@@ -114,3 +115,12 @@ def test_groups_in_which_something_is_cannot_go(pair):
     assert configure(machine, 2, 5, WIDE, THIN) == Configured(2)
     assert configure(machine, 3, 2, WIDE, THIN) == Configured(3)  # nothing was made meanwhile
     assert machine.state.groups == 2
+
+
+def test_who_leads_too_many_groups_hands_one_over_and_all_of_them_to_different_sinks():
+    everywhere = {0: "s1", 1: "s1", 2: "s1", 3: "s1"}
+    assert [better_leader(number, everywhere, ["s2", "s3"]) for number in range(4)] == ["", "s3", "s2", "s3"]
+    assert better_leader(1, {0: "s1", 1: "s1"}, ["s3", "s2"]) == "s3"
+    assert better_leader(1, {0: "s1", 1: "s1", 2: "s3"}, ["s2", "s3"]) == "s2"
+    assert better_leader(1, {0: "s2", 1: "s1", 2: "s1"}, ["s2"]) == ""  # that would only turn it round
+    assert better_leader(1, {0: "s1", 1: "s1"}, []) == ""

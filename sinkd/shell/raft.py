@@ -227,6 +227,11 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         return self._leadership is not None and self._leadership.is_leaving
 
     @property
+    def was_asked_to_lead(self) -> bool:
+        """Whether the leader before it has handed over to it."""
+        return self._is_transferred
+
+    @property
     def leader(self) -> str:
         """Whom this member believes to lead, "" if nobody."""
         node = self._SyncObj__raftLeader

@@ -29,8 +29,9 @@ from protocol.errors import DamagedFile, LogError
 from sinkd.core import commands
 from sinkd.core.birth import ACTIVE
 from sinkd.core.machine import Machine, Trimmed
-from sinkd.core.replication import Phase
+from sinkd.core.replication import Follower, Phase
 from sinkd.core.retention import trims
+from sinkd.core.spreading import better_leader
 from sinkd.shell import checkpoint as checkpoints
 from sinkd.shell.checkpoint import Checkpoint
 from sinkd.shell.configuring import Configuring
@@ -65,6 +66,7 @@ class Replica:
         self._being_filled: asyncio.Task[None] | None = None
         self.checkpoint_index = 0
         self._lacks_space = False  # for segments or a checkpoint
+        self._spread_in_term = 0  # in which it was looked whether another sink should lead
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -277,6 +279,8 @@ class Replica:
             self._sink.report_space()
             if self._sink.is_storage_full():
                 self._let_another_lead()
+            else:
+                self._spread()
             self.configuring.compare(self.peers)
             if self.peers is not None:
                 self.peers.dial()
@@ -302,16 +306,33 @@ class Replica:
 
     def _let_another_lead(self) -> None:
         """What this leader has no space for, another may have."""
-        member = self.group.member
-        able = [
-            f
-            for f in member.followers.values()
-            if f.name in member.members and f.phase is Phase.REPLICATE and not f.why
-        ]
+        member, able = self.group.member, self._able()
         if self.group.leads and able:
             best = max(able, key=lambda follower: (follower.match_index, follower.name))
             log.warning("leaves_leading", node=member.name, group=self.number, to=best.name, reason="storage full")
             member.transfer(best.name)
+
+    def _able(self) -> list[Follower]:
+        """Members that could lead instead of this one."""
+        member = self.group.member
+        return [
+            f
+            for f in member.followers.values()
+            if f.name in member.members and f.phase is Phase.REPLICATE and not f.why
+        ]
+
+    def _spread(self) -> None:
+        """Has another sink lead this group, if this one leads too many of the zone's."""
+        leaders = {replica.number: replica.group.leader for replica in self._sink.replicas}
+        member, able = self.group.member, [follower.name for follower in self._able()]
+        is_due = self.group.leads and self.group.term != self._spread_in_term and len(able) + 1 == len(member.members)
+        if not is_due or not all(leaders.values()):
+            return
+        self._spread_in_term = self.group.term
+        to = "" if member.was_asked_to_lead else better_leader(self.number, leaders, able)
+        if to:
+            log.info("leaves_leading", node=member.name, group=self.number, to=to, reason="it leads fewer groups")
+            member.transfer(to)
 
     async def save(self, *, checkpoint: bool = True) -> None:
         """Hot batches into segments, then a checkpoint. Lack of space is no failure: the journal has it all."""

@@ -82,15 +82,17 @@ async def are_level(zone: ProcessZone) -> None:
             await asyncio.sleep(POLL_S)
 
 
-async def led_by_others(zone: ProcessZone) -> str:
-    """Who leads group 1; another one than group 0, if need be by an operator's hand."""
-    of_0, of_1 = [await leader(zone, group) for group in (0, 1)]
-    if of_0 == of_1:
-        of_1 = next(name for name in zone.names if name != of_0)
-        file = str(zone.folder.path / "mesh.toml")
-        ran = await invoked("sinks", "lead", of_1, "--group", "1", "--config", file, "--timeout", "2s")
-        assert ran.lines == [f"sink {of_1} leads group 1 of zone eu"]
-    return of_1
+async def moved(zone: ProcessZone) -> str:
+    """Who leads group 1 now, by an operator's hand, and neither did before nor leads group 0."""
+    deadline = time.monotonic() + 20
+    while (of_0 := await leader(zone, 0)) == (of_1 := await leader(zone, 1)):
+        assert time.monotonic() < deadline, "the leaders do not spread by themselves"
+        await asyncio.sleep(POLL_S)
+    to = next(name for name in zone.names if name not in (of_0, of_1))
+    file = str(zone.folder.path / "mesh.toml")
+    ran = await invoked("sinks", "lead", to, "--group", "1", "--config", file, "--timeout", "2s")
+    assert ran.lines == [f"sink {to} leads group 1 of zone eu"]
+    return to
 
 
 async def test_the_leader_of_one_group_is_killed(tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ async def test_the_leader_of_one_group_is_killed(tmp_path: Path) -> None:
     async with running(tmp_path, groups=2, partitions=PARTITIONS) as zone:
         async with client(zone.url("gw1"), **again) as connection:
             writers = Writers(connection)
-            victim = await led_by_others(zone)
+            victim = await moved(zone)
             await writers.go_on()
             killed_at = time.monotonic()
             zone.kill(victim)
