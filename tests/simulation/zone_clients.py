@@ -43,10 +43,12 @@ class Publisher:
         self.process.spawn(self.link.run())
         self._tick()
 
-    def kill(self) -> None:
+    def replace(self) -> None:
+        """Killed, with all that it had not sent, and started with the files as they are now."""
         self.process.is_alive = False
         self.process.kill()
         self.zone.network.died(self.process)
+        self.start()
 
     def now_ms(self) -> int:
         return int(self.zone.loop.now * 1000)

@@ -243,9 +243,7 @@ class Faults:
             self.zone.restart_later(node)
 
     def replace_gateway(self, node: Node) -> None:
-        publisher = self.rng.choice(self.zone.publishers)
-        publisher.kill()
-        publisher.start()
+        self.rng.choice(self.zone.publishers).replace()
 
     def transfer(self, node: Node) -> None:
         for leader in self.zone.nodes.values():
@@ -274,6 +272,8 @@ class Faults:
             self.added = self.zone.grow()
             for each in self.zone.nodes.values():
                 self.zone.call_later(self.rng.random(), lambda each=each: self.stop(each))
+            for publisher in self.zone.publishers:
+                self.zone.call_later(self.rng.random(), publisher.replace)
         elif self.added not in leader.sink.group.member.members and self.removed != self.added:
             leader.process.spawn(self._change(leader, self.added, ""))
 
