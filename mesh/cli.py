@@ -13,117 +13,29 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
 from click.shell_completion import get_completion_class
 
+from mesh.cli_certs import certs
+from mesh.cli_options import Command, Parsed, client_settings, global_options, wants_json
 from mesh.commands.failure import Failure
 from mesh.settings import (
-    DEFAULT_SERVER,
-    DEFAULT_TIMEOUT_MS,
     LOG_FORMATS,
     LOG_LEVELS,
-    ClientSettings,
     UpOptions,
     data_plane,
     program_version,
     python_version,
 )
 from protocol import subjects
-from protocol.config_units import Address, format_duration, parse_duration, parse_size
+from protocol.config_units import Address, parse_size
 from protocol.errors import MeshError
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 EXIT_BROKEN_PIPE: Final = 141  # 128 + SIGPIPE
 _STDIN_BYTES_MAX: Final = 64 * 1024 * 1024  # no server takes a larger event
-
-
-class _Parsed(click.ParamType[Any]):
-    """An option read by a function that raises ValueError with what would be right."""
-
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
-        self.name, self._parse = name, parse
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        try:
-            return self._parse(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-# -- global options ---------------------------------------------------------------------------------------------------
-
-_GLOBAL: Final[tuple[tuple[tuple[str, ...], str, dict[str, Any]], ...]] = (
-    (
-        ("--server", "-s"),
-        "NATS_URL",
-        {"metavar": "URL", "help": f"Gateway, or several with commas. [{DEFAULT_SERVER}]"},
-    ),
-    (("--user",), "NATS_USER", {"metavar": "NAME", "help": "User; without --password, a token."}),
-    (("--password",), "NATS_PASSWORD", {"metavar": "TEXT", "help": "Password."}),
-    (("--token",), "NATS_TOKEN", {"metavar": "TEXT", "help": "Token."}),
-    (("--creds",), "NATS_CREDS", {"metavar": "FILE", "help": "User credentials (JWT and seed)."}),
-    (("--nkey",), "NATS_NKEY", {"metavar": "FILE", "help": "NKey seed."}),
-    (("--tlscert",), "NATS_CERT", {"metavar": "FILE", "help": "Certificate, PEM."}),
-    (("--tlskey",), "NATS_KEY", {"metavar": "FILE", "help": "Key of the certificate, PEM."}),
-    (("--tlsca",), "NATS_CA", {"metavar": "FILE", "help": "Authorities that the server is checked against, PEM."}),
-    (("--tlsfirst",), "", {"is_flag": True, "help": "TLS before the server says anything."}),
-    (
-        ("--timeout",),
-        "NATS_TIMEOUT",
-        {
-            "type": _Parsed("duration", parse_duration),
-            "metavar": "TIME",
-            "help": f"To connect, and for an answer. [{format_duration(DEFAULT_TIMEOUT_MS)}]",
-        },
-    ),
-    (("--json",), "", {"is_flag": True, "help": "Output for machines."}),
-)
-
-
-def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:
-    """Keeps a global option that was given; one behind the subcommand comes later and wins."""
-    if value and option.name is not None:
-        context.ensure_object(dict)[option.name] = value
-
-
-def _global_options(*, on_group: bool) -> Callable[[Command], Command]:
-    """On the group they read the environment and stand in its help, on a subcommand they are accepted."""
-
-    def decorate(command: Command) -> Command:
-        for names, variable, settings in reversed(_GLOBAL):
-            extra = {"envvar": variable or None, "show_envvar": bool(variable)} if on_group else {"hidden": True}
-            command = click.option(*names, expose_value=False, callback=_remember, default=None, **(settings | extra))(
-                command
-            )
-        return command
-
-    return decorate
-
-
-def _given(context: click.Context) -> dict[str, Any]:
-    given: dict[str, Any] = context.ensure_object(dict)
-    return given
-
-
-def _wants_json(context: click.Context) -> bool:
-    return bool(_given(context).get("json"))
-
-
-def _settings(context: click.Context) -> ClientSettings:
-    given = {name: value for name, value in _given(context).items() if name != "json"}
-    renamed = {"tlscert": "tls_cert", "tlskey": "tls_key", "tlsca": "tls_ca", "tlsfirst": "tls_first"}
-    fields = {renamed.get(name, name): value for name, value in given.items()}
-    if "timeout" in fields:
-        fields["timeout_ms"] = fields.pop("timeout")
-    if bool(fields.get("tls_cert")) != bool(fields.get("tls_key")):
-        raise click.UsageError("--tlscert and --tlskey belong together: give both or none")
-    return ClientSettings(**fields)
 
 
 def _run(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -159,7 +71,7 @@ def _load(name: str, *, without: str) -> None:
 
 def _load_client(context: click.Context) -> None:
     """nats-py, which needs aiohttp for WebSockets alone."""
-    if not any(url.strip().lower().startswith("ws") for url in _settings(context).server.split(",")):
+    if not any(url.strip().lower().startswith("ws") for url in client_settings(context).server.split(",")):
         _load("nats.aio.client", without="aiohttp")
 
 
@@ -203,18 +115,18 @@ class _Group(click.Group):
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Global options may stand behind COMMAND too.",
 )
-@_global_options(on_group=True)
+@global_options(on_group=True)
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Show it.")
 def cli() -> None:
     """Event Mesh: NATS clients in, a durable log, history out by offset and time."""
 
 
 @cli.command()
-@_global_options(on_group=False)
+@global_options(on_group=False)
 @click.pass_context
 def version(context: click.Context) -> None:
     """Show version, Python and data plane."""
-    if _wants_json(context):
+    if wants_json(context):
         fields = {"version": program_version(), "python": python_version(), "data_plane": data_plane()}
         _print_json(fields)
     else:
@@ -245,7 +157,7 @@ def _worker(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
-_ADDRESS: Final = _Parsed("HOST:PORT", lambda text: str(Address.parse(text)))
+_ADDRESS: Final = Parsed("HOST:PORT", lambda text: str(Address.parse(text)))
 
 
 def _stream(text: str) -> tuple[str, tuple[str, ...]]:
@@ -257,7 +169,7 @@ def _stream(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 @cli.command()
-@_global_options(on_group=False)
+@global_options(on_group=False)
 @click.option("--client", type=_ADDRESS, default="127.0.0.1:4222", show_default=True, help="For NATS clients.")
 @click.option("--monitor", type=_ADDRESS, default="127.0.0.1:8222", show_default=True, help="For monitoring.")
 @click.option("--data", default="mesh-data", show_default=True, metavar="DIR", help="Where the log is kept.")
@@ -272,13 +184,13 @@ def _stream(text: str) -> tuple[str, tuple[str, ...]]:
     "--stream",
     "streams",
     multiple=True,
-    type=_Parsed("stream", _stream),
+    type=Parsed("stream", _stream),
     metavar="NAME=SUBJECTS",
     help="A stream beside the catch-all; several subjects with commas. May be repeated.",
 )
 @click.option(
     "--disk-reserve",
-    type=_Parsed("size", parse_size),
+    type=Parsed("size", parse_size),
     metavar="SIZE",
     help="Free space below which nothing more is kept. [1GiB]",
 )
@@ -302,15 +214,15 @@ def up(context: click.Context, /, streams: tuple[tuple[str, tuple[str, ...]], ..
         disk_reserve_bytes=given["disk_reserve"],
         log_level=given["log_level"],
         log_format=given["log_format"],
-        json=_wants_json(context),
+        json=wants_json(context),
     )
     context.exit(_daemon(lambda: run_up(options)))
 
 
 @cli.command()
-@_global_options(on_group=False)
+@global_options(on_group=False)
 @_node_options
-@click.option("--worker", hidden=True, type=_Parsed("worker", _worker), help="Of a supervisor: N/COUNT.")
+@click.option("--worker", hidden=True, type=Parsed("worker", _worker), help="Of a supervisor: N/COUNT.")
 @click.option("--run-dir", hidden=True, help="Of a supervisor: where the sockets are.")
 @click.pass_context
 def gateway(
@@ -336,7 +248,7 @@ def gateway(
 
 
 @cli.command()
-@_global_options(on_group=False)
+@global_options(on_group=False)
 @_node_options
 @click.pass_context
 def sinkd(context: click.Context, config: str, node: str, log_level: str, log_format: str) -> None:
@@ -382,12 +294,12 @@ def _pattern(subject: str) -> str:
 
 
 @cli.command()
-@_global_options(on_group=False)
-@click.argument("subject", type=_Parsed("subject", _publishable))
+@global_options(on_group=False)
+@click.argument("subject", type=Parsed("subject", _publishable))
 @click.argument("body", required=False)
 @click.option("--lines", metavar="FILE", help="Publish each line of FILE (- for stdin) as an event.")
 @click.option(
-    "-H", "--header", "headers", multiple=True, type=_Parsed("header", _header), metavar="'NAME: VALUE'",
+    "-H", "--header", "headers", multiple=True, type=Parsed("header", _header), metavar="'NAME: VALUE'",
     help="May be repeated.",
 )  # fmt: skip
 @click.option("--count", type=click.IntRange(min=1), default=1, metavar="N", help="Publish the same N times.")
@@ -420,9 +332,9 @@ def pub(
         headers=headers,
         count=count,
         acknowledged=ack,
-        json=_wants_json(context),
+        json=wants_json(context),
     )
-    _run(publish.run(_settings(context), options))
+    _run(publish.run(client_settings(context), options))
 
 
 def _body(given: str | None) -> bytes:
@@ -438,8 +350,8 @@ def _body(given: str | None) -> bytes:
 
 
 @cli.command()
-@_global_options(on_group=False)
-@click.argument("subject", type=_Parsed("subject", _pattern))
+@global_options(on_group=False)
+@click.argument("subject", type=Parsed("subject", _pattern))
 @click.option("--queue", default="", metavar="NAME", help="Share the events with others of this queue group.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N events.")
 @click.option("--raw", is_flag=True, help="Payloads alone, a line feed behind each.")
@@ -451,13 +363,13 @@ def sub(context: click.Context, subject: str, queue: str, count: int | None, raw
 
     if any(character.isspace() for character in queue):
         raise click.UsageError(f"--queue {queue!r}: a name without blanks is needed")
-    _run(subscribe.run(_settings(context), subject, queue, count, _form(context, raw)))
+    _run(subscribe.run(client_settings(context), subject, queue, count, _form(context, raw)))
 
 
 def _form(context: click.Context, raw: bool) -> Any:
-    if raw and _wants_json(context):
+    if raw and wants_json(context):
         raise click.UsageError("--raw and --json exclude each other")
-    return "raw" if raw else "json" if _wants_json(context) else "human"
+    return "raw" if raw else "json" if wants_json(context) else "human"
 
 
 def _position(text: str) -> Any:
@@ -467,14 +379,14 @@ def _position(text: str) -> Any:
 
 
 @cli.command()
-@_global_options(on_group=False)
+@global_options(on_group=False)
 @click.argument("stream")
 @click.option(
-    "--from", "start", type=_Parsed("place", _position), default="earliest", show_default=True, metavar="PLACE"
+    "--from", "start", type=Parsed("place", _position), default="earliest", show_default=True, metavar="PLACE"
 )
-@click.option("--until", type=_Parsed("place", _position), default="latest", show_default=True, metavar="PLACE")
+@click.option("--until", type=Parsed("place", _position), default="latest", show_default=True, metavar="PLACE")
 @click.option("--partition", type=click.IntRange(min=0), metavar="N", help="Only this one.")
-@click.option("--filter", type=_Parsed("subject", _pattern), metavar="SUBJECT", help="Only events on this subject.")
+@click.option("--filter", type=Parsed("subject", _pattern), metavar="SUBJECT", help="Only events on this subject.")
 @click.option("--follow", is_flag=True, help="Go on with new events, until Ctrl-C.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N events.")
 @click.option("--raw", is_flag=True, help="Payloads alone, a line feed behind each.")
@@ -491,11 +403,11 @@ def replay(context: click.Context, /, stream: str, until: Any, follow: bool, raw
     if follow and context.get_parameter_source("until") != click.core.ParameterSource.DEFAULT:
         raise click.UsageError("--follow goes on for ever: --until has no place beside it")
     options = replaying.ReplayOptions(stream=stream, until=until, follow=follow, form=_form(context, raw), **given)
-    _run(replaying.run(_settings(context), options))
+    _run(replaying.run(client_settings(context), options))
 
 
 @cli.command()
-@_global_options(on_group=False)
+@global_options(on_group=False)
 @click.argument("stream", required=False)
 @click.pass_context
 def streams(context: click.Context, stream: str | None) -> None:
@@ -503,7 +415,7 @@ def streams(context: click.Context, stream: str | None) -> None:
     _load_client(context)
     from mesh.commands import streams as showing
 
-    _run(showing.run(_settings(context), stream, _wants_json(context)))
+    _run(showing.run(client_settings(context), stream, wants_json(context)))
 
 
 # -- the sinks themselves ---------------------------------------------------------------------------------------------
@@ -519,11 +431,11 @@ def _zone(context: click.Context, file: str, zone: str | None) -> Any:
     from protocol import config
 
     text = Path(file).read_text("utf-8", "surrogateescape")
-    return Zone(config.parse(text, file), zone, _settings(context).timeout_ms / 1000)
+    return Zone(config.parse(text, file), zone, client_settings(context).timeout_ms / 1000)
 
 
 @cli.command()
-@_global_options(on_group=False)
+@global_options(on_group=False)
 @_zone_options
 @click.pass_context
 def status(context: click.Context, config: str, zone: str | None) -> None:
@@ -531,7 +443,7 @@ def status(context: click.Context, config: str, zone: str | None) -> None:
     from mesh.commands import sinks as asking
 
     async def show() -> None:
-        await asking.status(_zone(context, config, zone), _wants_json(context))
+        await asking.status(_zone(context, config, zone), wants_json(context))
 
     _run(show())
 
@@ -542,7 +454,7 @@ def sinks() -> None:
 
 
 @sinks.command("add")
-@_global_options(on_group=False)
+@global_options(on_group=False)
 @click.argument("sink")
 @_zone_options
 @click.pass_context
@@ -552,7 +464,7 @@ def sinks_add(context: click.Context, sink: str, config: str, zone: str | None) 
 
 
 @sinks.command("remove")
-@_global_options(on_group=False)
+@global_options(on_group=False)
 @click.argument("sink")
 @_zone_options
 @click.pass_context
@@ -562,7 +474,7 @@ def sinks_remove(context: click.Context, sink: str, config: str, zone: str | Non
 
 
 @sinks.command("replace")
-@_global_options(on_group=False)
+@global_options(on_group=False)
 @click.argument("old")
 @click.argument("new")
 @_zone_options
@@ -573,7 +485,7 @@ def sinks_replace(context: click.Context, old: str, new: str, config: str, zone:
 
 
 @sinks.command("lead")
-@_global_options(on_group=False)
+@global_options(on_group=False)
 @click.argument("sink")
 @_zone_options
 @click.option("--group", type=click.IntRange(min=0), help="Of this Raft group alone; else of all of the zone.")
@@ -601,14 +513,17 @@ def _change_sinks(context: click.Context, file: str, zone: str | None, add: str,
 
 
 @cli.command()
-@_global_options(on_group=False)
+@global_options(on_group=False)
 @click.argument("file")
 @click.pass_context
 def check(context: click.Context, file: str) -> None:
     """Check a configuration, and say all that is wrong with it."""
     from mesh.commands import check as checking
 
-    context.exit(checking.run(file, _wants_json(context)))
+    context.exit(checking.run(file, wants_json(context)))
+
+
+cli.add_command(certs)
 
 
 @cli.group("config")
@@ -628,7 +543,7 @@ def config_import(context: click.Context, file: str, output: str | None) -> None
 
 
 @cli.command()
-@_global_options(on_group=False)
+@global_options(on_group=False)
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print what makes SHELL complete `mesh` commands.

@@ -7,6 +7,9 @@ Every node has a certificate of the mesh's own authority, in which a URI among t
 Both sides of a link verify: that the authority has signed, and that the other one is who it should be. Host names and
 addresses in certificates do not matter, so nodes may move. The authority must be for this mesh alone: who has any
 certificate of it with such a URI is that node.
+
+Files that are renewed are taken up at the next handshake: each begins with a look at whether they are others. New ones
+that are of no use are logged, and the old ones stay. Links that stand keep what they were made with.
 """
 
 import asyncio
@@ -15,8 +18,9 @@ import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -30,6 +34,7 @@ from sinkd.shell.raft_links import NodeTls
 SCHEME: Final = "mesh://"
 _URI: Final = re.compile(rf"{SCHEME}([\w-]+)/([\w-]+)/(gateway|sink)/([\w-]+)", re.ASCII)
 Connected = tuple[asyncio.BaseTransport, asyncio.BaseProtocol]
+log = structlog.get_logger()
 
 
 class NodeName(NamedTuple):
@@ -82,12 +87,18 @@ class Contexts(NamedTuple):
 def contexts(settings: TlsNodes, own: NodeName) -> Contexts:
     """ConfigError: files that are of no use, or whose certificate is another node's, with what would be right."""
     files = settings.of(own.node)
+    _check(files, own)
+    return Contexts(
+        _NodeContext(ssl.PROTOCOL_TLS_SERVER, files, own), _NodeContext(ssl.PROTOCOL_TLS_CLIENT, files, own)
+    )
+
+
+def _check(files: TlsNodes, own: NodeName) -> None:
     problems = file_problems("tls.nodes", files.cert, files.key, files.ca)
     if not problems:
         problems = _certificate_problems(files.cert, own)
     if problems:
         raise ConfigError(problems)
-    return Contexts(_context(files, ssl.PROTOCOL_TLS_SERVER), _context(files, ssl.PROTOCOL_TLS_CLIENT))
 
 
 def _certificate_problems(file: str, own: NodeName) -> list[str]:
@@ -99,8 +110,53 @@ def _certificate_problems(file: str, own: NodeName) -> list[str]:
     return [] if found == own else [f"tls.nodes.cert: {file}: the certificate is that of {found}, this node is {own}"]
 
 
-def _context(files: TlsNodes, protocol: int) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
+class _NodeContext(ssl.SSLContext):
+    """A context whose handshakes are made with the files as they are then."""
+
+    def __new__(cls, protocol: int, files: TlsNodes, own: NodeName) -> "_NodeContext":
+        return super().__new__(cls, protocol)
+
+    def __init__(self, protocol: int, files: TlsNodes, own: NodeName) -> None:
+        self._files, self._own = files, own
+        self._seen = _state(files)
+        self._renewed: ssl.SSLContext | None = None  # instead of this one, since the files were renewed
+        _prepare(self, files)
+
+    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
+        """Where every handshake begins, as a server and as a client."""
+        if (seen := _state(self._files)) != self._seen:
+            self._seen = seen
+            self._take_up()
+        if self._renewed is not None:
+            return self._renewed.wrap_bio(*arguments, **named)
+        return super().wrap_bio(*arguments, **named)
+
+    def _take_up(self) -> None:
+        try:
+            _check(self._files, self._own)
+            context = ssl.SSLContext(self.protocol)
+            _prepare(context, self._files)
+        except ConfigError as error:
+            log.error("certificates_not_renewed", problems=error.problems)
+        else:
+            self._renewed = context
+            log.info("certificates_renewed", file=self._files.cert)
+
+
+def _state(files: TlsNodes) -> tuple[tuple[int, int, int] | None, ...]:
+    """What changes when one of the files does."""
+    return tuple(map(_state_of, (files.ca, files.cert, files.key)))
+
+
+def _state_of(file: str) -> tuple[int, int, int] | None:
+    try:
+        found = os.stat(file)
+    except OSError:  # while it is replaced; or it is gone, which the check tells
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def _prepare(context: ssl.SSLContext, files: TlsNodes) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_ciphers(CIPHERS_1_2)
@@ -111,7 +167,6 @@ def _context(files: TlsNodes, protocol: int) -> ssl.SSLContext:
         context.load_verify_locations(files.ca)
     except (ssl.SSLError, OSError) as error:
         raise ConfigError([f"tls.nodes: {files.cert}, {files.key}, {files.ca} cannot be used: {error}"]) from error
-    return context
 
 
 def for_sink(configuration: config.Config, node: str) -> NodeTls | None:
