@@ -16,10 +16,11 @@ An HTTP server takes longer to load than a gateway, and many processes are never
 
 import asyncio
 import gc
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 from gateway.core.nats_values import Building, Page
 from mesh.query import Query
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from mesh.monitor_pages import Application
 
+_PAGES: Final = "mesh.monitor_pages"
 Maker = Callable[[Query], Page | Building | Awaitable[Page]]
 
 
@@ -87,8 +89,10 @@ class Monitor:
         return _Waiting(self._waiting)
 
     async def _load(self) -> None:
-        module = await asyncio.to_thread(import_module, "mesh.monitor_pages")
-        gc.freeze()  # as what was there at the start: no full collection need look at it
+        is_new = _PAGES not in sys.modules
+        module = await asyncio.to_thread(import_module, _PAGES)
+        if is_new:
+            gc.freeze()  # as what was there at the start: no full collection need look at it again
         application = cast("Application", module.Application(self._sources, self.requests))
         await application.start()
         self._application = application
