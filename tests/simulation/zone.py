@@ -79,6 +79,7 @@ class Zone:
     def grow(self) -> str:
         """A machine more; the files name its sink from now on, for whoever is started. The name."""
         node = self._add_node(len(self.nodes) + 1)
+        node.damaged_at = 0  # it may not vote yet, as if it had lost what it never had
         self.configuration = configuration(self.folder, len(self.nodes))
         node.start()
         return node.name

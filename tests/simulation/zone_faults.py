@@ -274,8 +274,12 @@ class Faults:
                 self.zone.call_later(self.rng.random(), lambda each=each: self.stop(each))
             for publisher in self.zone.publishers:
                 self.zone.call_later(self.rng.random(), publisher.replace)
-        elif self.added not in leader.sink.group.member.members and self.removed != self.added:
+        elif self.added not in leader.sink.group.member.members and self.removed is None and self._may_grow():
             leader.process.spawn(self._change(leader, self.added, ""))
+
+    def _may_grow(self) -> bool:
+        """Until the new one is whole it is a member more that cannot vote: all others have to be able to."""
+        return all(each.is_whole for each in self.zone.nodes.values() if each.name != self.added)
 
     async def _change(self, leader: Node, add: str, remove: str) -> None:
         try:
@@ -291,6 +295,6 @@ class Faults:
         leader = self.zone.leader()
         if leader is not None:
             missing = sorted(self.zone.nodes.keys() - leader.sink.group.member.members.keys())
-            if missing:
+            if missing and self._may_grow():
                 leader.process.spawn(self._change(leader, missing[0], ""))
         self.zone.call_later(0.5, self.bring_members_back)

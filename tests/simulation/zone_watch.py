@@ -90,7 +90,7 @@ class Watch:
     @staticmethod
     def _holds(node: "Node", index: int, term: int) -> bool:
         """Whether the entry is on its disk, or was when the disk was whole."""
-        if node.damaged_at is not None:
+        if node.damaged_at:
             return True
         if node.is_running and node.sink is not None and index <= node.durable_index:
             journal = node.sink.journal
