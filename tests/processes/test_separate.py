@@ -113,6 +113,7 @@ async def test_a_lost_answer_makes_no_duplicate(folder: Folder, answered: bool) 
     folder.write_config(ACKNOWLEDGED)
     await folder.sinkd()
     async with Wire(wire_port, sink_port) as wire, client(folder.url) as connection:
+        assert await payloads(connection, 0) == []
         assert (await published(connection, "text.a", b"before"))["offset"] == 0
         publisher = await Publisher(connection, "text.a").open()
         wire.swallows_answers = True
@@ -260,6 +261,7 @@ async def test_a_stream_of_a_higher_revision_is_in_force_after_a_restart(folder:
             mesh='name = "acme"\nrevision = 2',
         )
         sink = await folder.sinkd()
+        assert await payloads(connection, 1) == [b"one"]
         assert (await published(connection, "text.a", b"two"))["offset"] == 1
         assert (await published(connection, "prose.a", b"three"))["offset"] == 2
         answer = await published(connection, "verse.a", b"roses")
@@ -285,6 +287,7 @@ async def test_a_file_that_cannot_be_in_force_is_reported_and_the_committed_one_
         assert says in problem
         assert "configuration_not_in_force" in sink.complaints
         async with client(folder.url) as connection:
+            await payloads(connection, 0)
             assert (await published(connection, "text.a.b", b"deep"))["stream"] == "text"
             message = await connection.request("$LOG.METADATA.text", b"", 5)
             (committed,) = json.loads(message.data)["streams"]
