@@ -58,7 +58,8 @@ Rules that concern several keys:
 - With `groups` above 1 the partitions of a zone are shared by so many Raft groups, in each of which every sink is a
   member: each has a leader of its own, so that several sinks work at a time, and a journal of its own (128 MiB of
   disk at least). More groups come with a higher `revision` and a restart of the sinks, and are for streams that are new
-  then: a partition stays in its group. Fewer are refused while a partition is in one that would go.
+  then: a partition stays in its group. A new group begins when all sinks run it; until then its partitions wait. Fewer
+  are refused while a partition is in one that would go.
 - Links between nodes that other machines can reach need `[tls.nodes]`, or `mesh.insecure = true`.
 - Certificates of `[tls.nodes]` say who a node is by a URI among their alternative names:
   `mesh://MESH/ZONE/gateway/NODE` or `mesh://MESH/ZONE/sink/NODE`. Host names in them do not matter.

@@ -58,9 +58,9 @@ def said(capsys):
 async def test_each_group_keeps_its_own_partitions_and_all_are_there_after_a_restart(tmp_path):
     async with zone_with_gateway(tmp_path, groups=2, streams=STREAMS) as (zone, _, url):
         async with client(url) as connection:
+            await led(zone)
             acknowledged = await publish(connection, 0, 400)
             await are_there(connection, acknowledged)
-            await led(zone)
             await zone.level()
             shown = json.loads((await connection.request("$LOG.METADATA.orders", b"", timeout=5)).data)
             leaders = [row["leader"] for row in shown["streams"][0]["partitions"]]
@@ -75,10 +75,20 @@ async def test_each_group_keeps_its_own_partitions_and_all_are_there_after_a_res
                     partitions = {int(path.name) for path in folder.glob("log/orders-*/*")}
                     assert partitions == {number for number in range(4) if GROUPS[number] == group}
             await zone.start()
+            await led(zone)
             acknowledged |= await publish(connection, 400, 100)
             await are_there(connection, acknowledged)
         assert len({sink.identity.group for sink in zone.sinks.values()}) == 1
         assert len({replica.folder.identity.group for sink in zone.sinks.values() for replica in sink.replicas}) == 2
+
+
+async def test_a_gateway_with_an_older_file_reaches_all_groups(tmp_path):
+    options = {"groups": 2, "streams": STREAMS, "groups_of_gateway": 1}
+    async with zone_with_gateway(tmp_path, **options) as (zone, gateway, url), client(url) as connection:
+        await led(zone)
+        acknowledged = await publish(connection, 0, 100)
+        assert {partition for partition, _ in acknowledged.values()} == {0, 1, 2, 3}
+        assert [each.sink for each in gateway.links] == [zone.leader_of(group) for group in (0, 1)]
 
 
 async def test_a_leader_that_goes_holds_up_its_own_group_alone(tmp_path):
@@ -86,8 +96,8 @@ async def test_a_leader_that_goes_holds_up_its_own_group_alone(tmp_path):
         zone_with_gateway(tmp_path, groups=2, streams=STREAMS) as (zone, gateway, url),
         client(url) as connection,
     ):
-        acknowledged = await publish(connection, 0, 100)
         await led(zone)
+        acknowledged = await publish(connection, 0, 100)
         gone = zone.leader_of(1)
         await asyncio.wait_for(gateway.linked(), 10)
         leads, connects = zone.leader, gateway.links[0].connects
@@ -104,6 +114,7 @@ async def test_a_group_without_a_leader_is_told_apart(tmp_path):
         zone_with_gateway(tmp_path, groups=2, streams=STREAMS) as (zone, gateway, url),
         client(url) as connection,
     ):
+        await led(zone)
         acknowledged = await publish(connection, 0, 100)
         for name in zone.names[:2]:  # their replicas of group 1 hear and say nothing any more
             links = zone.sinks[name].replicas[1].peers.links

@@ -213,8 +213,8 @@ class Sink:
         return Configure(self._configuration.mesh.revision, streams, self.zone.groups)
 
     def streams_changed(self) -> None:
-        """In group 0; the others follow."""
-        for replica in self.replicas[1:]:
+        """In group 0; the others follow. Alone, a sink does so one after the other when it starts."""
+        for replica in () if self.is_alone else self.replicas[1:]:
             replica.configuring.propose_soon()
 
     @property

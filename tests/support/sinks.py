@@ -114,13 +114,18 @@ class SinkZone:
 
 
 @contextlib.asynccontextmanager
-async def zone_with_gateway(folder: Path, **options: Any) -> AsyncIterator[tuple[SinkZone, Gateway, str]]:
-    """(zone, gateway, url): three sinks of which one leads, and a gateway; `options` are the zone's."""
+async def zone_with_gateway(
+    folder: Path, *, groups_of_gateway: int = 0, **options: Any
+) -> AsyncIterator[tuple[SinkZone, Gateway, str]]:
+    """(zone, gateway, url): three sinks of which one leads, and a gateway; `options` are the zone's.
+
+    With `groups_of_gateway` its file is an older one, from when there were so many.
+    """
     zone = SinkZone(folder, **options)
     configuration = zone.file()
     eu = configuration.zones["eu"]
     own = dataclasses.replace(eu.gateways["gw1"], client=config.Address("127.0.0.1", 0))
-    zones = {"eu": dataclasses.replace(eu, gateways={"gw1": own})}
+    zones = {"eu": dataclasses.replace(eu, gateways={"gw1": own}, groups=groups_of_gateway or eu.groups)}
     configuration = dataclasses.replace(configuration, zones=zones)
     gateway = Gateway(configuration, "gw1", dial_sinks(configuration, own), "test")
     await zone.start()
