@@ -36,7 +36,6 @@ from simulation.zone_faults import Faults
 from simulation.zone_nodes import JOURNAL_FILE_BYTES, Node, configuration, ports
 from simulation.zone_watch import Watch
 from sinkd.core import replication
-from sinkd.core.birth import ACTIVE
 from sinkd.shell import group, journal, peers, raft, raft_leader, raft_links, sink, store
 
 BIRTH_S_MAX = 20.0
@@ -254,7 +253,7 @@ class Zone:
         if not all(node.is_running and (node.is_whole or node.disk.has_damage) for node in self.nodes.values()):
             return False
         sinks = [node.sink for node in self.nodes.values()]
-        whole = all(one.identity.state == ACTIVE and not one.identity.muted for one in sinks)
+        whole = all(node.may_vote for node in self.nodes.values())
         applied = {one.group.applied_index for one in sinks} | {one.journal.last_index for one in sinks}
         members = all(len(one.group.member.members) == len(sinks) for one in sinks)
         return whole and members and applied == {self.audit.last_index} and any(one.group.leads for one in sinks)

@@ -274,12 +274,13 @@ class Faults:
                 self.zone.call_later(self.rng.random(), lambda each=each: self.stop(each))
             for publisher in self.zone.publishers:
                 self.zone.call_later(self.rng.random(), publisher.replace)
-        elif self.added not in leader.sink.group.member.members and self.removed is None and self._may_grow():
+        elif self.added not in leader.sink.group.member.members and self._may_grow():
             leader.process.spawn(self._change(leader, self.added, ""))
 
     def _may_grow(self) -> bool:
         """Until the new one is whole it is a member more that cannot vote: all others have to be able to."""
-        return all(each.is_whole for each in self.zone.nodes.values() if each.name != self.added)
+        others = [each for each in self.zone.nodes.values() if each.name != self.added]
+        return self.removed is None and all(each.is_whole for each in others)
 
     async def _change(self, leader: Node, add: str, remove: str) -> None:
         try:
@@ -294,7 +295,8 @@ class Faults:
         """After the faults, until all are members."""
         leader = self.zone.leader()
         if leader is not None:
-            missing = sorted(self.zone.nodes.keys() - leader.sink.group.member.members.keys())
-            if missing and self._may_grow():
+            members = leader.sink.group.member.members
+            missing = sorted(self.zone.nodes.keys() - members.keys())
+            if missing and all(self.zone.nodes[name].may_vote for name in members):
                 leader.process.spawn(self._change(leader, missing[0], ""))
         self.zone.call_later(0.5, self.bring_members_back)

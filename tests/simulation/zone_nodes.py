@@ -170,12 +170,17 @@ class Node:
         """Whether it holds what it promised to hold."""
         if self.damaged_at is not None and self.is_up and self.is_running:
             assert self.sink is not None
-            identity = self.sink.identity
-            whole = identity.state == ACTIVE and not identity.muted
             lacks = self.sink.group.applied_index < min(self.damaged_at, self.zone.audit.last_index)  # rest: truncated
-            if whole and not lacks and not self.disk.has_damage:
+            if self.may_vote and not lacks and not self.disk.has_damage:
                 self.damaged_at, self.has_hidden_loss = None, False
         return self.damaged_at is None
+
+    @property
+    def may_vote(self) -> bool:
+        if not self.is_running:
+            return False
+        assert self.sink is not None
+        return self.sink.identity.state == ACTIVE and not self.sink.identity.muted
 
     @property
     def is_running(self) -> bool:
