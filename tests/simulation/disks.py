@@ -201,6 +201,7 @@ class Disk:
             end = min(start + SECTOR_BYTES, len(data))
             data[start:end] = bytes(end - start)
         path.write_bytes(data)
+        self.unsynced.pop(path.stat().st_ino, None)  # this is what the disk holds, a power cut changes nothing of it
         self._damaged = path, path.stat().st_ino, start, bytes(data[start:end])
         return Damage(
             f"{kind} {path.relative_to(self.folder)} at {start}", kind != "truncate" and _is_hidden(path, start)
