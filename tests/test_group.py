@@ -18,7 +18,7 @@ from sinkd.core import commands
 from sinkd.core.commands import Configure, OpenProducer
 from sinkd.core.formats import Checkpoint
 from sinkd.core.machine import Configured, Machine
-from sinkd.shell.group import Group, UnknownOutcome
+from sinkd.shell.group import SYNC_AT_ONCE_BYTES, Group, UnknownOutcome
 from sinkd.shell.journal import Journal
 
 NOW_MS = 1_000_000
@@ -95,7 +95,7 @@ async def test_nothing_is_answered_or_committed_before_the_journal_is_synced(tmp
             real_sync()
 
         monkeypatch.setattr(running.journal, "sync", slow_sync)
-        answer = running.append(opened, 1)
+        answer = running.append(opened, 1, bytes(SYNC_AT_ONCE_BYTES))  # more is synced on the thread
         await asyncio.sleep(0.2)
         assert not answer.done()
         assert running.store.noted == []

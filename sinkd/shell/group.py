@@ -5,9 +5,12 @@
                             └─► committed, applied ─► answers to gateways
 
 While an fdatasync runs, ticks go on: what comes is written and sent on at once, and the next one serves it all: group
-commit without a timer. Whatever a tick counts as held by this member is on its disk all the same: `Member` looks at
-what was synced. Only where nobody else's word is needed, in a group of one, a tick waits for it. And all other work on
-the journal (`between_ticks`, a new file) is done while nothing ticks and nothing is unsynced.
+commit without a timer. A few bytes on a disk that is quick are synced at once, without the thread: to hand over to it
+and back takes longer, and more of the processor, than such a sync.
+
+Whatever a tick counts as held by this member is on its disk all the same: `Member` looks at what was synced. Only where
+nobody else's word is needed, in a group of one, a tick waits for it. And all other work on the journal
+(`between_ticks`, a new file) is done while nothing ticks and nothing is unsynced.
 """
 
 import asyncio
@@ -30,11 +33,12 @@ from sinkd.core.machine import Configured, Machine, Result, Taken
 from sinkd.core.membership import Members, Membership, problem_of_change
 from sinkd.shell.files import NO_SPACE
 from sinkd.shell.journal import Journal
-from sinkd.shell.raft import REGULAR, Member
+from sinkd.shell.raft import REGULAR, TICK_S, Member
 from sinkd.shell.store import Store
 
-TICK_INTERVAL_S = 0.05
 TICK_BYTES_MAX = LINK_FRAME_BYTES_MAX
+SYNC_AT_ONCE_BYTES = 16 * 1024
+SYNC_AT_ONCE_S = 0.005  # if the last sync took no longer: nothing else runs meanwhile
 COMMAND_OVERHEAD_BYTES = 64 * 1024  # of the records around a tick's commands, and of the other commands
 log = structlog.get_logger()
 
@@ -100,6 +104,7 @@ class Group:
         self._decided: list[Callable[[], None]] = []
         self._waiting: set[asyncio.Future[Result]] = set()
         self._waker: asyncio.Future[None] | None = None
+        self._timer: asyncio.TimerHandle
         self._caught_up, self._follows = asyncio.Event(), asyncio.Event()
         self._syncer = ThreadPoolExecutor(1, "journal-sync")
         self._between: deque[tuple[Callable[[], None], Callable[[], None], asyncio.Future[None]]] = deque()
@@ -108,8 +113,10 @@ class Group:
         self._fsync_interval_s, self._synced_at = fsync_interval_ms / 1000, 0.0
         self._pending_bytes = self._inbound_bytes = 0
         self._is_filling = False
+        self._is_ticking = True  # else something else is done with the journal
         self._syncing: asyncio.Future[None] | None = None
         self._sync_failure: BaseException | None = None
+        self._sync_s = 0.0  # how long the last one took
         self.no_space = self.is_below_reserve = False
         self.commands_committed = 0
         self.syncs = 0
@@ -278,6 +285,11 @@ class Group:
 
     def take(self, name: str, frame: Frame) -> None:
         """A message of another member."""
+        if self._is_ticking and not self._inbound and self.member.notes_only(frame.message):
+            self._receive(name, frame)  # most do not change what is to be done: a step for each would be half of all
+            if self.member.has_more:
+                self._wake()
+            return
         self._inbound_bytes += len(frame.tail)
         self._arrived(name, frame)
 
@@ -308,15 +320,20 @@ class Group:
 
     async def run(self) -> None:
         """Ticks until `stop()`. OSError, DamagedFile, FrameError: this sink can no longer be trusted and must end."""
+        self._beat()
         try:
-            while not self._halted and (not self._stopping or self._has_work() or self._syncing is not None):
-                if not self._has_work():
+            while not self._halted:
+                is_idle = not self._has_work() and self._sync_failure is None
+                if is_idle and self._stopping and self._syncing is None:
+                    break
+                if is_idle:
                     await self._wait_for_work()
                 if self._sync_failure is not None:
                     raise self._sync_failure
                 await self._step()
         finally:
             self._has_ended = True
+            self._timer.cancel()
             self._syncer.shutdown()
             self._give_up()
 
@@ -331,15 +348,19 @@ class Group:
         if member.offered is not self._seen_offer:
             self._seen_offer = member.offered
             self._offered()
-        member.tick()
-        self._answer()
         self._hand_over()
         member.replicate()
         self._send_all(member.urgent)
         self._sync()
         if self._between or member.whole_at is not None or self._journal.is_nearly_full or len(member.members) == 1:
+            self._is_ticking = False
             await self._settle_journal()
             await self._work_between()
+            self._is_ticking = True
+        member.tick()
+        self._answer()
+        self._send_all(member.urgent)
+        self._sync()
         self._look_whether_leading()
 
     # -- the journal's thread -----------------------------------------------------------------------------------------
@@ -347,26 +368,39 @@ class Group:
     def _sync(self) -> None:
         """Begins a sync, unless one is under way: the next one serves all that comes meanwhile."""
         loop = asyncio.get_running_loop()
-        if self._syncing is not None:
+        if self._syncing is not None or self._sync_failure is not None:
             return
         if self._journal.dirty and self._is_sync_due(loop.time()):
             self.syncs += 1
             self._synced_at = loop.time()
-            self._syncing = loop.run_in_executor(self._syncer, self._journal.sync)
-            self._syncing.add_done_callback(partial(self._synced, self.member.promises))
+            if self._journal.unsynced_bytes <= SYNC_AT_ONCE_BYTES and self._sync_s <= SYNC_AT_ONCE_S:
+                self._sync_at_once()
+            else:
+                self._syncing = loop.run_in_executor(self._syncer, self._journal.sync)
+                self._syncing.add_done_callback(partial(self._synced, self.member.promises))
+        elif self._journal.dirty or self.member.promises:
+            self._journal.trust()
+            self._leave(self.member.promises)
+
+    def _sync_at_once(self) -> None:
+        try:
+            self._journal.sync()
+        except OSError as error:
+            self._sync_failure = error
         else:
-            if self._journal.dirty:
-                self._journal.trust()
+            self._sync_s = asyncio.get_running_loop().time() - self._synced_at
             self._leave(self.member.promises)
 
     def _synced(self, promises: int, sync: asyncio.Future[None]) -> None:
         """A sync has ended that began behind the first `promises` answers."""
         self._syncing = None
+        self._sync_s = asyncio.get_running_loop().time() - self._synced_at
         self._sync_failure = sync.exception()
         if self._sync_failure is None:
             self._leave(promises)
             self._sync()
-        self._wake()
+        if self._has_work() or self._sync_failure is not None or self._stopping:
+            self._wake()
 
     def _leave(self, promises: int) -> None:
         if not self._halted:
@@ -447,14 +481,14 @@ class Group:
         return mine or bool(self._inbound or self._between or self.member.has_more)
 
     async def _wait_for_work(self) -> None:
-        """Until something comes, or the next tick is due. A future and a timer: `wait_for` would cost a task."""
-        loop = asyncio.get_running_loop()
-        self._waker = waker = loop.create_future()
-        timer = loop.call_later(TICK_INTERVAL_S, self._wake)
-        try:
-            await waker
-        finally:
-            timer.cancel()
+        """Until something comes, or the next tick is due."""
+        self._waker = asyncio.get_running_loop().create_future()
+        await self._waker
+
+    def _beat(self) -> None:
+        """One timer for all ticks: one for each wait would cost more than most steps."""
+        self._timer = asyncio.get_running_loop().call_later(TICK_S, self._beat)
+        self._wake()
 
     def _wake(self) -> None:
         if self._waker is not None and not self._waker.done():

@@ -117,8 +117,8 @@ class Journal:
         self._end = recovered.end
         self._active: JournalFile
         self._adding = threading.Lock()  # what a sync covers, and its mark, stand between two records
-        self._dirty = self._has_unsynced_vote = False
-        self._failed = False
+        self._unsynced_bytes = 0
+        self._has_unsynced_vote = self._failed = False
         self._synced_index = self._covered_index = 0  # on the disk; what the sync that is under way covers
 
     @classmethod
@@ -198,10 +198,10 @@ class Journal:
         """Blocks until everything that was added before is on the disk. OSError is final, see `failed`."""
         self._check_usable()
         with self._adding:
-            if not self._dirty:
+            if not self._unsynced_bytes:
                 return
             file, end, self._covered_index = self._active, self._end, self.last_index
-            self._dirty = self._has_unsynced_vote = False
+            self._unsynced_bytes, self._has_unsynced_vote = 0, False
         try:
             os.fdatasync(file.descriptor)
             with self._adding:
@@ -229,7 +229,12 @@ class Journal:
     @property
     def dirty(self) -> bool:
         """Whether something was added since the last `sync` began."""
-        return self._dirty
+        return self._unsynced_bytes > 0
+
+    @property
+    def unsynced_bytes(self) -> int:
+        """How much was added since the last `sync` began."""
+        return self._unsynced_bytes
 
     @property
     def failed(self) -> bool:
@@ -251,7 +256,7 @@ class Journal:
                 self._failed = True
                 raise
             self._end += size_bytes
-            self._dirty = True
+            self._unsynced_bytes += size_bytes
         return position
 
     def _mark(self, synced: int) -> None:
@@ -275,7 +280,7 @@ class Journal:
         except OSError:
             self._failed = True
             raise
-        self._dirty = self._has_unsynced_vote = False
+        self._unsynced_bytes, self._has_unsynced_vote = 0, False
         self._synced_index = self.last_index
 
     def _roll(self, record_bytes: int) -> None:
@@ -341,7 +346,7 @@ class Journal:
             self._entries = EntryTable(index + 1)
             self._recent.truncate(0)
             self._begin(self._active.number + 1, self._end)
-            self._dirty = self._has_unsynced_vote = False
+            self._unsynced_bytes, self._has_unsynced_vote = 0, False
         except OSError:
             self._failed = True
             raise

@@ -68,6 +68,7 @@ REGULAR: Final = b"\x00"  # the library's command type byte before our bytes
 FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
 STATES: Final = {FOLLOWER: "follower", CANDIDATE: "candidate", LEADER: "leader"}
 ELECTION_S_MIN, ELECTION_S_MAX = 0.4, 0.8
+TICK_S: Final = 0.05  # the library looks at the time so often, if there is nothing else to do for it
 FALLBACK_S: Final = 1.0  # a leader that no majority has answered for so long steps down
 log = structlog.get_logger()
 
@@ -170,6 +171,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         self._seen: dict[str, Seen] = {}  # what each peer was seen to hold of what is committed
         self._pending: dict[int, tuple[int, Callable[[Any, bool], None]]] = {}
         self._known_commit = 0  # what leaders have said to be committed, of what is here
+        self._ticked_at = float("-inf")
         self._is_credited = False  # a follower was found to hold more: there may be something to commit
         self._prevotes: set[str] = set()
         self._votes: set[str] = set()
@@ -258,8 +260,12 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
     @property
     def has_more(self) -> bool:
         """Whether the next tick has something to commit or to apply, or a follower is to be sent more."""
-        alone = self.leads and len(self.members) == 1 and self._journal.last_index > self.raftLastApplied
-        return bool(self.raftCommitIndex > self.raftLastApplied) or alone or self._is_credited
+        applied = self._SyncObj__raftLastApplied
+        if self._is_credited or self.raftCommitIndex > applied:
+            return True
+        if self._leadership is None:
+            return False
+        return self._leadership.has_more() or (len(self.members) == 1 and self._journal.last_index > applied)
 
     def _to_send(self) -> tuple[Checkpoint, bytes] | None:
         self.checkpoints_sent += 1
@@ -311,6 +317,10 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         else:
             raise FrameError(f"raft link: {type(message).__name__} is not for a member")
 
+    def notes_only(self, message: Message) -> bool:
+        """Whether this is an answer that only raises what a follower is known to hold: nothing is written or sent."""
+        return isinstance(message, Reply) and message.outcome == MATCHED and message.term == self.term
+
     def _take_seen(self, name: str, message: Seen) -> None:
         """A witness. DamagedFile: what it saw is no longer here, and so this journal was rolled back."""
         last = self._journal.last_index
@@ -343,12 +353,16 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def tick(self) -> None:
         """Commits, applies, stands for election when it is time to; what is to be sent is in `urgent`, `answers`."""
-        if self.state != LEADER and clock() >= self._deadline:
+        now = clock()
+        if self.state != LEADER and now >= self._deadline:
             self._ask_prevotes()
         if self._leadership is not None:
-            self._leadership.go_on_transferring(clock())
-        self._is_credited = False
-        self.doTick(0)
+            self._leadership.go_on_transferring(now)
+        is_standing = self._SyncObj__raftElectionDeadline < now
+        if self.has_more or is_standing or now - self._ticked_at >= TICK_S:
+            self._ticked_at = now
+            self._is_credited = False
+            self.doTick(0)
 
     @property
     def promises(self) -> int:
@@ -365,6 +379,13 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         commit = min(self._known_commit, self._journal.synced_index)
         if commit > int(self.raftCommitIndex):
             self._SyncObj__raftCommitIndex = commit
+
+    def _SyncObj__getCurrentLogIndex(self) -> int:
+        """The library's, without an object for the entry: it asks with every message and tick."""
+        return self._journal.last_index
+
+    def _SyncObj__getCurrentLogTerm(self) -> int:
+        return self._journal.term(self._journal.last_index)
 
     def _SyncObj__generateRaftTimeout(self) -> float:
         """Never: whether it is time to stand is decided in `tick` alone, where pre-votes come first."""
@@ -511,14 +532,15 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         """Tells the library what members hold, as far as this leader holds it on its own disk too."""
         if self._leadership is None:
             return
+        followers, synced = self._leadership.followers, self._journal.synced_index
+        matches, heard = self._SyncObj__raftMatchIndex, self._SyncObj__lastResponseTime
         for node in self._SyncObj__otherNodes:
-            follower = self._leadership.followers.get(node.id)
+            follower = followers.get(node.id)
             if follower is not None:
-                match = min(follower.match_index, self._journal.synced_index)
-                self._is_credited |= match > self._SyncObj__raftMatchIndex[node]
-                self._SyncObj__raftMatchIndex[node] = match
-                heard_at = max(self._SyncObj__lastResponseTime.get(node, 0.0), follower.heard_at)
-                self._SyncObj__lastResponseTime[node] = heard_at
+                match = min(follower.match_index, synced)
+                self._is_credited |= match > matches[node]
+                matches[node] = match
+                heard[node] = max(heard.get(node, 0.0), follower.heard_at)
 
     # -- following ----------------------------------------------------------------------------------------------------
 

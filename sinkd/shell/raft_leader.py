@@ -88,6 +88,15 @@ class Leadership:
             if now - follower.sent_at >= HEARTBEAT_S:
                 self._send_heartbeat(follower, now)
 
+    def has_more(self) -> bool:
+        """Whether a connected follower may be sent something that it lacks."""
+        last = self._journal.last_index
+        for name in self._connected:
+            follower = self.followers[name]
+            if follower.next_index <= last and follower.may_send():
+                return True
+        return False
+
     def _send_entries(self, follower: Follower, now: float) -> bool:
         """Whether an append was sent: not if the follower needs a checkpoint."""
         first = follower.next_index

@@ -300,6 +300,7 @@ def _patches(zone: Zone) -> list[Any]:
     patch = mock.patch.object
     small = [
         patch(group, "COMMAND_OVERHEAD_BYTES", 2 * 1024),
+        patch(group, "SYNC_AT_ONCE_BYTES", zone.seed % 3 // 2 * 400),
         patch(limits, "FLUSH_INTERVAL_MS", rng.choice((200, 200, 2_000))),
         patch(limits, "JOURNAL_FILES_HELD_MAX", 4),
         patch(journal, "JOURNAL_RECENT_BYTES", 4 * 1024),
