@@ -26,8 +26,14 @@ def _of_mesh(configuration: Config) -> Iterator[str]:
 
 def _of_nodes(configuration: Config) -> Iterator[str]:
     for zone in configuration.zones.values():
-        if len(zone.gateways) > 1:
-            yield f"zones.{zone.name}.gateways: links between gateways are not available in this version; leave one"
+        if len(zone.gateways) == 1:
+            continue
+        if configuration.mesh.routing == "broadcast":
+            yield f"mesh.routing: 'broadcast' among the gateways of zone {zone.name} is not available; write 'interest'"
+        for gateway in zone.gateways.values():
+            if gateway.workers > 1:
+                where = f"zones.{zone.name}.gateways.{gateway.name}.workers"
+                yield f"{where}: a gateway with others in its zone runs as one process in this version; write 1"
 
 
 def _of_streams(configuration: Config) -> Iterator[str]:

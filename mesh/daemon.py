@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from gateway.core.engine import Engine
     from gateway.shell.gateway import Gateway
+    from gateway.shell.gateway_links import LinkTls
     from gateway.shell.link import Dial, SinkDial
     from mesh.pages import GatewayPages
     from sinkd.shell.sink import Sink
@@ -192,7 +193,8 @@ def run_gateway(file: str, node: str) -> int:
         return _run_workers(gateway, Orders(file, content, new_server_id(), gateway.client.port))
 
     def make() -> Node:
-        return Node(Gateway(configuration, node, dial_sinks(configuration, gateway), VERSION), None)
+        sinks, tls = dial_sinks(configuration, gateway), _link_tls(configuration, node)
+        return Node(Gateway(configuration, node, sinks, VERSION, link_tls=tls), None)
 
     return _run(make, lambda running: _print_node("gateway", node, client=running.clients, monitor=running.monitored))
 
@@ -296,6 +298,15 @@ def dial_sinks(configuration: config.Config, gateway: config.Gateway) -> "tuple[
         SinkDial(sink.name, partial(node_tls.connect, sink.link, context, node_tls.name_of(configuration, sink.name)))
         for sink in keeper.sinks.values()
     )
+
+
+def _link_tls(configuration: config.Config, node: str) -> "LinkTls | None":
+    """What links to other gateways need. ConfigError: certificates of `[tls.nodes]` are of no use."""
+    if configuration.tls_nodes is None:
+        return None
+    from mesh import node_tls
+
+    return node_tls.for_gateway(configuration, node)
 
 
 def _plain(address: config.Address) -> "Dial":

@@ -13,6 +13,7 @@ from mesh.monitor import Monitor
 
 if TYPE_CHECKING:  # a gateway runs without the code of sinks, and the other way round
     from gateway.shell.gateway import Gateway
+    from gateway.shell.gateway_links import GatewayLinks
     from gateway.shell.links import SinkLinks
     from gateway.shell.spool import SpoolFolder
     from sinkd.shell.replica import Replica
@@ -61,11 +62,43 @@ class GatewayMetrics(Collector):
             dropped = "Messages for other workers that were too far behind"
             yield _gauge("mesh_gateway_peers_missing", "Other workers without a link to it", len(gateway.peers.missing))
             yield _counter("mesh_gateway_peer_messages_dropped", dropped, stats.dropped_for_peers)
+        if gateway.mesh is not None:
+            yield from _gateway_links(gateway.mesh, stats.dropped_for_peers)
         requests = CounterMetricFamily("mesh_gateway_log_requests", "$LOG requests, by verb", labels=["verb"])
         for verb, count in sorted(gateway.history.requests.items()):
             requests.add_metric([verb], count)
         yield requests
         yield _counter("mesh_gateway_log_records_shown", "Records shown to readers", gateway.history.records_shown)
+
+
+def _gateway_links(mesh: "GatewayLinks", dropped: int) -> Iterator[Metric]:
+    labels = ["gateway"]
+    up = GaugeMetricFamily("mesh_gateway_link_up", "1 while the gateway of the zone is linked", labels=labels)
+    rtt = GaugeMetricFamily("mesh_gateway_link_rtt_seconds", "How long its last answer took", labels=labels)
+    counted = {
+        field: CounterMetricFamily(f"mesh_gateway_link_{name}", meaning, labels=labels)
+        for field, name, meaning in (
+            ("in_msgs", "messages_in", "Messages from it since the link is up"),
+            ("out_msgs", "messages_out", "Messages to it since the link is up"),
+            ("in_bytes", "bytes_in", "Headers and payloads of those from it"),
+            ("out_bytes", "bytes_out", "Headers and payloads of those to it"),
+        )
+    }
+    for name in mesh.others:
+        connection = mesh.links.get(name)
+        up.add_metric([name], connection is not None)
+        if connection is None:
+            continue
+        if connection.session.rtt_ms >= 0:
+            rtt.add_metric([name], connection.session.rtt_ms / 1_000)
+        for field, family in counted.items():
+            family.add_metric([name], getattr(connection.session, field))
+    refused = CounterMetricFamily("mesh_gateway_links_refused", "Links that were not wanted", labels=["reason"])
+    for kind, count in sorted(mesh.refused.items()):
+        refused.add_metric([kind], count)
+    yield from (up, rtt, *counted.values(), refused)
+    too_far = "Messages for other gateways that were too far behind"
+    yield _counter("mesh_gateway_link_messages_dropped", too_far, dropped)
 
 
 def _sink_links(links: "SinkLinks") -> Iterator[Metric]:

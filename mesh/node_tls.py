@@ -25,6 +25,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from gateway.shell.certificates import file_problems, peer_certificate
+from gateway.shell.gateway_links import LinkTls
 from gateway.shell.tls import CIPHERS_1_2
 from protocol import config
 from protocol.config import TlsNodes
@@ -177,6 +178,14 @@ def for_sink(configuration: config.Config, node: str) -> NodeTls | None:
     return NodeTls(*contexts(configuration.tls_nodes, own), _identifies(own), _identifies_node(own))
 
 
+def for_gateway(configuration: config.Config, node: str) -> LinkTls | None:
+    """What a gateway's links to others of its zone need; None where links are plain. ConfigError: see `contexts`."""
+    if configuration.tls_nodes is None or len(configuration.zone_of(node).gateways) == 1:
+        return None
+    own = name_of(configuration, node)
+    return LinkTls(*contexts(configuration.tls_nodes, own), _identifies(own))
+
+
 def _identifies_node(own: NodeName) -> Callable[[ssl.SSLObject], str]:
     def identify(secured: ssl.SSLObject) -> str:
         """The name of a node of our mesh. FrameError: the peer is none."""
@@ -190,10 +199,10 @@ def _identifies_node(own: NodeName) -> Callable[[ssl.SSLObject], str]:
 
 def _identifies(own: NodeName) -> Callable[[ssl.SSLObject], str]:
     def identify(secured: ssl.SSLObject) -> str:
-        """The name of a sink of our zone. FrameError: the peer is none."""
+        """The name of a node of our zone and kind. FrameError: the peer is none."""
         peer = peer_name(secured)
         if peer[:3] != own[:3]:
-            raise FrameError(f"the peer is {peer}, no sink of zone {own.zone} of mesh {own.mesh}")
+            raise FrameError(f"the peer is {peer}, no {own.role} of zone {own.zone} of mesh {own.mesh}")
         return peer.node
 
     return identify

@@ -1,5 +1,6 @@
 """What gateways say to each other: NATS's route protocol, as far as events and interest go.
 
+    HELLO {"version":1,"mesh":...,"zone":...,"node":...,"server_id":...}       (gateways alone: first, and both ways)
     CONNECT {"version":2,"name":...}             RS+ <account> <pattern> [<queue> <weight>]     PING
     RMSG <account> <subject> [reply] <size>      RS- <account> <pattern> [queue]                PONG
     RMSG <account> <subject> + <queue>... <reply> <size>          (with a reply, for members of these queue groups too)
@@ -10,7 +11,8 @@ RMSG and HRMSG are followed by as many bytes as their last argument says, and CR
 sender wants what matches the pattern, and of a queue group how many members (another RS+ says how many there are now);
 RS- says that nobody does any more. A PONG says that everything before the PING has been acted on. A message goes to
 plain subscribers, and to one member of each queue group that it names. The groups stand before the reply, not behind
-it as with nats-server: so what a client wrote behind its subject stays in one piece.
+it as with nats-server: so what a client wrote behind its subject stays in one piece. Between gateways
+HELLO comes first: nothing else is said or listened to before it was checked; -ERR instead of it tells why not.
 
 Source: nats-server `server/parser.go`, `server/route.go`; CONNECT carries our own version of this page.
 """
@@ -21,9 +23,11 @@ from typing import Final
 import msgspec
 
 from protocol import nats, subjects
+from protocol.errors import FrameError
 from protocol.nats import ClientParser, Event, Extension
 
 VERSION: Final = 2
+HELLO_VERSION: Final = 1
 _DIGITS_MAX: Final = 9  # of a number
 
 
@@ -115,6 +119,37 @@ def check_connect(argument: bytes) -> str:
 class _Connect(msgspec.Struct):
     version: int
     name: str
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """Which gateway speaks. `server_id` is another one for each process."""
+
+    mesh: str
+    zone: str
+    node: str
+    server_id: str
+    version: int = HELLO_VERSION
+
+
+def hello_line(hello: Hello) -> bytes:
+    """The first line on a link between gateways."""
+    return b"HELLO " + msgspec.json.encode(hello) + nats.LINE_END
+
+
+def read_hello(line: bytes) -> Hello:
+    """`line` without its end. FrameError: it is no HELLO that can be read; `RefusedByPeer` where it says why not."""
+    if line.startswith(b"-ERR "):
+        raise RefusedByPeer(line[5:].decode("utf-8", "replace").strip(" '"))
+    if not line.startswith(b"HELLO "):
+        raise FrameError("the peer does not begin with HELLO")
+    try:
+        return msgspec.json.decode(line[6:], type=Hello)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"the peer's HELLO is not readable: {error}") from error
+
+
+class RefusedByPeer(FrameError):
+    """The other end has said why it does not want this link."""
 
 
 def interest_line(account: str, pattern: str, queue: str, weight: int) -> bytes:

@@ -335,3 +335,57 @@ def test_messages_of_several_accounts_on_one_link_stay_apart(engine: Engine) -> 
         plane.receive(link, b"RMSG ONE a 1\r\n1\r\nRMSG TWO a | q 1\r\n2\r\nRMSG NEW a 1\r\n3\r\n" * 2, number)
     assert one.take() == b"MSG a 1 1\r\n1\r\n" * 6
     assert two.take() == b"MSG a 1 1\r\n2\r\nMSG a 2 1\r\n2\r\n" * 6
+
+
+def test_another_gateway_is_sent_everything_until_it_has_told_what_it_wants(gateways: Pair) -> None:
+    """And nobody is told meanwhile that there are no responders: one may be there."""
+    sender, receiver = Client(gateways.planes[0]), Client(gateways.planes[1])
+    gateways.cut()
+    sender.send(b"SUB inbox 9\r\n")
+    assert b"NATS/1.0 503" in sender.send(b"PUB work inbox 0\r\n\r\n")
+    receiver.send(b"SUB work 1\r\nSUB work crew 2\r\n")
+    gateways.connect()
+    assert sender.send(b"PUB work inbox 0\r\n\r\nPUB other inbox 0\r\n\r\n") == b""
+    assert b"RMSG $G work inbox 0\r\n\r\nRMSG $G other inbox 0\r\n\r\n" in gateways.settle()
+    assert receiver.take() == b"MSG work 1 inbox 0\r\n\r\n"
+    assert b"NATS/1.0 503" in sender.send(b"PUB other inbox 0\r\n\r\n")
+    assert gateways.settle() == b""
+
+
+def test_a_round_trip_is_measured_when_no_other_answer_is_awaited(gateways: Pair) -> None:
+    plane, link = gateways.planes[0], gateways.links[0]
+    plane.ping_peer(link, 1_000)
+    plane.ping_peer(link, 1_005)
+    assert gateways.settle(1_010) == b"PING\r\n"
+    assert link.rtt_ms == 10
+    Client(plane).send(b"SUB a 1\r\nPING\r\n", now_ms=2_000)
+    plane.ping_peer(link, 2_000)
+    assert gateways.settle(2_500).count(b"PING\r\n") == 1
+    assert link.rtt_ms == 10
+
+
+def test_three_gateways_hand_a_message_to_each_once_and_no_further() -> None:
+    for engine in ENGINES:
+        planes = [make_plane(Silent(), engine, has_gateways=True) for _ in range(3)]
+        pairs = [(0, 1), (0, 2), (1, 2)]
+        links = {
+            (here, there): planes[here].connect_peer(f"gw{there}", 0, near=False)
+            for pair in pairs
+            for here, there in (pair, pair[::-1])
+        }
+
+        def settle(planes=planes, links=links) -> None:
+            while any(link.queued_bytes for link in links.values()):
+                for (here, there), link in links.items():
+                    planes[there].receive(links[there, here], link.take(), 0)
+
+        settle()
+        clients = [Client(plane) for plane in planes]
+        for client in clients:
+            client.send(b"SUB a 1\r\nSUB a crew 2\r\n")
+        settle()
+        own = clients[0].send(b"PUB a 0\r\n\r\n")
+        settle()
+        got = [own, *(client.take() for client in clients[1:])]
+        assert [each.count(b"MSG a 1 0\r\n\r\n") for each in got] == [1, 1, 1]
+        assert [each.count(b"MSG a 2 0\r\n\r\n") for each in got] == [1, 0, 0]

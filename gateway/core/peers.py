@@ -1,4 +1,6 @@
-"""What other workers are told of our clients' interest, and which clients wait until they know of it.
+"""What peers are told of our clients' interest, and which clients wait until they know of it.
+
+Peers are the other workers of this gateway, or the other gateways of its zone.
 
 Interest is the number of our clients' subscriptions to one pattern (and queue) in one account; peers hear when it
 becomes one and when it becomes none, of a queue group every number: they spread messages over its members by that. A
@@ -23,7 +25,7 @@ class _Held(NamedTuple):
 
 
 class Peers:
-    """The links to other workers, as the plane sees them. Without `expected` ones nothing is counted."""
+    """The links to peers, as the plane sees them. Without `expected` ones nothing is counted."""
 
     def __init__(self, forwarder: Forwarder, *, expected: bool) -> None:
         self.sessions: dict[str, Session] = {}
@@ -89,6 +91,15 @@ class Peers:
             return []
         self._confirmed[peer] = pings.popleft()
         return self._release()
+
+    def awaits(self, peer: Session) -> bool:
+        """Whether a PING of ours is on its way to it, or its PONG back."""
+        return bool(self._pinged.get(peer))
+
+    def ping(self, peer: Session) -> None:
+        """Ask whether it is there."""
+        if peer in self._pinged:
+            self._ping(peer)
 
     def overdue(self, now_ms: int) -> list[Session]:
         """Who has waited for long enough."""

@@ -18,9 +18,8 @@ Source: nats-server `server/client.go`; differences are named where they are, an
 from base64 import urlsafe_b64encode
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from gateway.core.encryption import Encryption
 from gateway.core.engine import BEST, Engine
@@ -29,93 +28,26 @@ from gateway.core.identity import AnswerableReplies, Credentials, Directory, Use
 from gateway.core.lanes import Lane, Replies
 from gateway.core.liveness import Due, Liveness
 from gateway.core.peers import Peers
+from gateway.core.plane_options import Hooks, PlaneOptions
 from gateway.core.session import NEVER_MS, Account, Closed, Session, Subscription, Watch
 from protocol import headers, nats, routes, subjects
 from protocol.accounts import DEFAULT_ACCOUNT
 from protocol.errors import FrameError
 from protocol.limits import (
-    AUTH_TIMEOUT_MS,
     DROP_AT_ONCE_MAX,
-    MAX_CONNECTIONS,
-    MAX_CONTROL_LINE_BYTES,
-    MAX_PAYLOAD_BYTES,
-    MAX_PENDING_BYTES,
-    PING_INTERVAL_MS,
-    PINGS_OUTSTANDING_MAX,
     ROUTE_LINE_BYTES_MAX,
     STALL_MS,
     SUBJECT_TOKENS_MAX,
 )
 from protocol.publish import AckForm
 
+_ASSUMED: Final = b"> "  # begins no key of an interest: those begin with an account
 _SEEDS: Final = 2**32 - 1
+
+__all__ = ["PROTOCOL_VERSION", "Hooks", "Plane", "PlaneOptions"]
 
 PROTOCOL_VERSION: Final = "2.12.0"
 """The nats-server release whose client protocol this is: clients unlock features by it."""
-
-
-@dataclass(frozen=True)
-class PlaneOptions:
-    """What an operator sets. `max_subscriptions` (per connection) 0: no limit. `server_version` is our own.
-
-    `no_auth_user` is the name or nkey of one of the users; with `maps_certificates` certificates name users. `tls_*` go
-    into INFO; with `tls_required` or `tls_available` the shell makes a handshake and then calls `secured`.
-    """
-
-    server_id: str
-    server_name: str
-    host: str = "127.0.0.1"
-    port: int = 4222
-    server_version: str = ""
-    max_payload_bytes: int = MAX_PAYLOAD_BYTES
-    max_control_line_bytes: int = MAX_CONTROL_LINE_BYTES
-    max_connections: int = MAX_CONNECTIONS
-    max_subscriptions: int = 0
-    max_subscription_tokens: int = SUBJECT_TOKENS_MAX
-    max_pending_bytes: int = MAX_PENDING_BYTES
-    ping_interval_ms: int = PING_INTERVAL_MS
-    ping_max: int = PINGS_OUTSTANDING_MAX
-    auth_timeout_ms: int = AUTH_TIMEOUT_MS
-    users: tuple[UserEntry, ...] = ()
-    accounts: tuple[str, ...] = ()
-    no_auth_user: str = ""
-    maps_certificates: bool = False
-    first_id: int = 1
-    id_step: int = 1
-    tls_required: bool = False
-    tls_verify: bool = False
-    tls_available: bool = False
-
-
-class Hooks(Protocol):
-    """What capture, history and the shell plug in. Calls come in the middle of a batch; none may block."""
-
-    def keeps(self, account: str, subject: str) -> bool:
-        """Whether `capture` wants the events on `subject`. When that changes, `Plane.routes_changed` is due."""
-
-    def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
-        """An event of a client, after its live delivery. Returns whether the log will answer `reply`: then no 503."""
-
-    def lane(self, account: str, subject: str) -> tuple[Lane, bytes] | None:
-        """Where events that ask nothing go past `capture`, and their key; None: `capture` wants all of them."""
-
-    def wall_ms(self) -> int:
-        """The wall clock's time, for events that go by a lane."""
-
-    def kept(self) -> None:
-        """In the read that ends now, lanes have taken something."""
-
-    def service(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> None:
-        """A publish to one of `subjects.SYSTEM_TOKENS`, instead of routing it."""
-
-    def session_renewed(self, session: Session) -> None:
-        """The client of `session` says anew who it is; what it asked for was another user's."""
-
-    def session_closed(self, session: Session) -> None:
-        """The socket of `session` is gone."""
-
-    def nonce(self) -> bytes:
-        """`NONCE_BYTES` that nobody can predict, for a client to sign."""
 
 
 class Plane:
@@ -142,13 +74,15 @@ class Plane:
         self._verifications: list[Session] = []
         self._leaving: deque[Session] = deque()
         self._peers_connected = 0
+        self._unknown: set[Session] = set()  # peers that are taken to want everything
         self._connect_urls: tuple[str, ...] = ()
         self.port = options.port
         self._stall_bytes = options.max_pending_bytes // 2
         self.forwarder = engine.forwarder(self, 1 + choose(_SEEDS), self._stall_bytes)
+        self._has_peers = options.id_step > 1 or options.has_gateways
         asks = options.max_subscriptions > 0 or options.max_subscription_tokens < SUBJECT_TOKENS_MAX
-        self.forwarder.asks_to_subscribe = asks or options.id_step > 1
-        self.peers = Peers(self.forwarder, expected=options.id_step > 1)
+        self.forwarder.asks_to_subscribe = asks or self._has_peers
+        self.peers = Peers(self.forwarder, expected=self._has_peers)
         self.stats = self.forwarder.stats
         self._actions: dict[type, Callable[[Session, Any], None]] = {
             nats.Subscribe: self._subscribe,
@@ -199,21 +133,45 @@ class Plane:
                 self._send(session, nats.info_line(self._info(session, greets=True) | {"tls_required": True}))
             self._liveness.opened(session, now_ms, self._directory.is_required)
 
-    def connect_peer(self, name: str, now_ms: int, *, near: bool) -> Session:
+    def connect_peer(self, name: str, now_ms: int, *, near: bool, ip: str = "", port: int = 0) -> Session:
         """A link to a peer is up; what it has to know first stands in its output. Its id is below 0.
 
         `near`: it is a worker of the same gateway, so members of queue groups there are like those here; of other
-        gateways they get only what nobody here can.
+        gateways they get only what nobody here can. Another gateway may have clients already that have asked for
+        something: until it has told all that, it is taken to want everything, so that nothing is missed and nobody is
+        told that there are no responders.
         """
         options = self.options
         parser = routes.RouteParser(options.max_payload_bytes, ROUTE_LINE_BYTES_MAX)
         self._peers_connected += 1
-        session = self.engine.session(-self._peers_connected, "", 0, parser, self.accounts[DEFAULT_ACCOUNT], now_ms)
+        session = self.engine.session(-self._peers_connected, ip, port, parser, self.accounts[DEFAULT_ACCOUNT], now_ms)
         session.peer, session.near, session.connected = name, near, True
         session.options = nats.ConnectOptions(verbose=False, pedantic=False, headers=True, name=name)
         self._send(session, routes.connect_line(options.server_name))
         self.peers.add(session)
+        if not near:
+            self._assume_everything(session)
         return session
+
+    def _assume_everything(self, peer: Session) -> None:
+        self._unknown.add(peer)
+        for name, account in self.accounts.items():
+            key = b"%b%b" % (_ASSUMED, name.encode())
+            peer.subscriptions[key] = self.engine.subscription(peer, ">", "", key, account)
+            self.forwarder.insert(peer.subscriptions[key])
+
+    def _knows_interest(self, peer: Session) -> None:
+        """It has confirmed what it was told first; what it wants was said before that."""
+        if peer in self._unknown:
+            self._unknown.discard(peer)
+            for key in [key for key in peer.subscriptions if key.startswith(_ASSUMED)]:
+                self._drop(peer.subscriptions[key])
+
+    def ping_peer(self, peer: Session, now_ms: int) -> None:
+        """See that it is there, and how long an answer takes; not while another PING of ours waits for one."""
+        if not self.peers.awaits(peer):
+            peer.pings_out, peer.ping_sent_ms = 1, now_ms
+            self.peers.ping(peer)
 
     def account(self, name: str) -> Account:
         """The account of that name; a new one if there is none yet."""
@@ -262,6 +220,7 @@ class Plane:
         """The socket is gone."""
         self.close(session, Closed.CLIENT, flushes=False)
         if session.peer:
+            self._unknown.discard(session)
             self._answer_pings(self.peers.remove(session))
             return
         session.verifying = None
@@ -615,6 +574,9 @@ class Plane:
 
     def _pong(self, session: Session, event: nats.Pong) -> None:
         if session.peer:
+            self._knows_interest(session)
+            if session.pings_out:
+                self._liveness.heard(session, self._now_ms)
             self._answer_pings(self.peers.confirmed(session))
         else:
             self._liveness.heard(session, self._now_ms)

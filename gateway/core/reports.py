@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import islice
 
 from gateway.core.connections import describe_subscription
-from gateway.core.nats_values import BadQuery, Building, Moment, Page, Window, duration, paced
+from gateway.core.nats_values import BadQuery, Building, Moment, Page, Window, duration, go_duration, paced
 from gateway.core.plane import PROTOCOL_VERSION, Plane
-from gateway.core.session import Account, Subscription
+from gateway.core.session import NEVER_MS, Account, Session, Subscription
 from protocol import subjects
 
 
@@ -154,10 +154,32 @@ def _describe_with_account(subscription: Subscription) -> Page:
 
 
 def routez(plane: Plane, moment: Moment) -> Page:
-    """Links of the cluster protocol: none."""
+    """Links to other gateways of the zone. Those between workers are a matter of this gateway, and not shown."""
     options = plane.options
     names = {"server_id": options.server_id, "server_name": options.server_name}
-    return {**names, "now": moment.today(), "num_routes": 0, "routes": []}
+    routes = [_route(plane, peer, moment) for peer in plane.peers.sessions.values() if not peer.near]
+    return {**names, "now": moment.today(), "num_routes": len(routes), "routes": routes}
+
+
+def _route(plane: Plane, peer: Session, moment: Moment) -> Page:
+    dials = plane.options.server_name < peer.peer
+    return {
+        "rid": -peer.id,
+        "remote_name": peer.peer,
+        "did_solicit": dials,
+        "is_configured": dials,
+        "ip": peer.client_ip,
+        "port": peer.client_port,
+        "start": moment.date(peer.started_ms),
+        "rtt": go_duration(peer.rtt_ms) if peer.rtt_ms != NEVER_MS else "",
+        "uptime": duration(moment.now_ms - peer.started_ms),
+        "pending_size": peer.pending_bytes,
+        "in_msgs": peer.in_msgs,
+        "out_msgs": peer.out_msgs,
+        "in_bytes": peer.in_bytes,
+        "out_bytes": peer.out_bytes,
+        "subscriptions": len(peer.subscriptions),
+    }
 
 
 def gatewayz(plane: Plane, moment: Moment) -> Page:

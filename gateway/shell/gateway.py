@@ -27,6 +27,7 @@ from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Session
 from gateway.core.spool_format import Owner
 from gateway.shell import lame_duck
+from gateway.shell.gateway_links import GatewayLinks, LinkTls
 from gateway.shell.history import HistoryService
 from gateway.shell.link import SinkDial
 from gateway.shell.links import SinkLinks
@@ -36,6 +37,7 @@ from gateway.shell.spool import SpoolFolder
 from gateway.shell.tls import ClientTls
 from protocol import config, link
 from protocol.limits import NONCE_BYTES, OUTBOX_DRAIN_MS_MAX
+from protocol.routes import Hello
 from protocol.streams import StreamDefinition, StreamState
 from protocol.subjects import SYSTEM_TOKENS
 
@@ -53,7 +55,10 @@ def wall_clock_ms() -> int:
 
 
 class Gateway:
-    """`await start()`, `await stop()`. `sinks` are those of the zone; none where it keeps no log."""
+    """`await start()`, `await stop()`. `sinks` are those of the zone; none where it keeps no log.
+
+    `link_tls` is for the links to other gateways; None where they are plain.
+    """
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class Gateway:
         *,
         wall_ms: Callable[[], int] = wall_clock_ms,
         worker: Worker = ALONE,
+        link_tls: LinkTls | None = None,
         engine: Engine = BEST,
     ) -> None:
         self.configuration = configuration
@@ -82,6 +88,11 @@ class Gateway:
             tls=ClientTls(configuration.tls_clients) if configuration.tls_clients is not None else None,
         )
         self.peers = PeerLinks(self.server, worker, random.random) if worker.count > 1 else None
+        others = [other for other in configuration.zones[self.zone].gateways.values() if other is not self.node]
+        self.mesh: GatewayLinks | None = None
+        if others:
+            hello = Hello(mesh, self.zone, node, self.plane.options.server_id)
+            self.mesh = GatewayLinks(self.server, hello, self.node, others, link_tls, random.random)
         self.spool: SpoolFolder | None = None
         if self.node.spool and sinks:
             owner = Owner(mesh, self.zone, node, worker.number)
@@ -92,11 +103,11 @@ class Gateway:
         self._streams = _provisional(configuration, self.zone)
         if sinks:
             self.outbox.set_streams(self._streams)
-            hello = link.Hello(mesh, self.zone, node)
+            sink_hello = link.Hello(mesh, self.zone, node)
             self.links = SinkLinks(
                 _keeper(configuration, self.zone).groups,
                 sinks,
-                hello,
+                sink_hello,
                 lambda: link.Open(node, worker.number, secrets.token_bytes(16)),
                 self.outbox,
                 monotonic_ms,
@@ -139,6 +150,8 @@ class Gateway:
         self._tasks.append(loop.create_task(self._tick()))
         if self.peers is not None:
             await self.peers.start()
+        if self.mesh is not None:
+            await self.mesh.start()
         return await self.server.start()
 
     async def linked(self) -> None:
@@ -173,8 +186,9 @@ class Gateway:
         if self.peers is not None:
             await self.peers.finish()
         await self.server.stop()
-        if self.peers is not None:
-            await self.peers.stop()
+        for links in (self.peers, self.mesh):
+            if links is not None:
+                await links.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -346,6 +360,7 @@ def _options(configuration: config.Config, node: config.Gateway, version: str, w
         accounts=configuration.accounts,
         no_auth_user=configuration.mesh.no_auth_user or "",
         maps_certificates=configuration.tls_clients is not None and configuration.tls_clients.map,
+        has_gateways=len(configuration.zones[node.zone].gateways) > 1,
         first_id=worker.number + 1,
         id_step=worker.count,
     )

@@ -1,0 +1,330 @@
+"""The links between the gateways of a zone: each is linked with each; what goes over a link goes no further.
+
+    eu-gw1 ──dials──► eu-gw2        Of two, the one whose name comes first dials, and dials again when the link is lost,
+       └────dials──► eu-gw3 ◄──┘    after a pause that grows and has jitter. Mutual TLS where nodes have certificates.
+
+A link begins with HELLO both ways (`protocol.routes`). Until that was checked, nothing else is listened to; a peer of
+another mesh, zone or version, by another's name or with another's certificate hears why and is gone, and no other link
+notices. From then on the link is the plane's (`Plane.connect_peer`), like that to a worker of the same gateway.
+
+A link that is silent is given up, so that a peer that was stopped or cut off is dialled anew when it is back.
+"""
+
+import asyncio
+import ssl
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple, cast
+
+import structlog
+
+from gateway.core.session import Closed
+from gateway.shell.connection import Connection, unpace
+from gateway.shell.server import ClientServer
+from gateway.shell.tls import explained
+from protocol.config import Address, Gateway
+from protocol.errors import FrameError
+from protocol.limits import (
+    GATEWAY_HELLO_BYTES_MAX,
+    GATEWAY_HELLO_MS_MAX,
+    GATEWAY_PING_INTERVAL_MS,
+    GATEWAY_REFUSALS_TOLD_MAX,
+    GATEWAY_RETRY_MS_MAX,
+    GATEWAY_SILENCE_MS_MAX,
+    GATEWAY_WAIT_MS_MAX,
+    PEER_RETRY_MS_MIN,
+)
+from protocol.routes import HELLO_VERSION, Hello, RefusedByPeer, hello_line, read_hello
+
+_POLL_S: Final = 0.01
+log = structlog.get_logger()
+
+
+class LinkTls(NamedTuple):
+    """Both sides' contexts, and which gateway of the zone a certificate is for (FrameError: none)."""
+
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+    identify: Callable[[ssl.SSLObject], str]
+
+
+class LinkRefused(FrameError):
+    """A link that is not wanted. `kind` is what it is counted under."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class GatewayLinks:
+    """Those of one gateway to the `others` of its zone. `jitter()` is a random number from 0 to 1.
+
+    `refused` counts links that were not wanted, by reason; `errors` says why there is none to a gateway.
+    """
+
+    def __init__(
+        self,
+        server: ClientServer,
+        own: Hello,
+        node: Gateway,
+        others: Iterable[Gateway],
+        tls: LinkTls | None,
+        jitter: Callable[[], float],
+    ) -> None:
+        self.server, self.own, self.tls = server, own, tls
+        self.others = {gateway.name: gateway for gateway in others}
+        self.links: dict[str, GatewayConnection] = {}
+        self.pending: set[GatewayConnection] = set()
+        self.refused: Counter[str] = Counter()
+        self.errors: dict[str, str] = {}
+        self._node, self._jitter = node, jitter
+        self._listener: asyncio.Server | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._told: dict[str, str] = {}  # by host: the last refusal, so that it is logged once
+
+    @property
+    def missing(self) -> list[str]:
+        """The gateways to which there is no link."""
+        return [name for name in self.others if name not in self.links]
+
+    async def start(self) -> None:
+        """Returns when all others are linked and have told what they want, or after `GATEWAY_WAIT_MS_MAX`.
+
+        OSError: the address cannot be had.
+        """
+        loop = asyncio.get_running_loop()
+        assert self._node.mesh is not None  # the configuration was checked
+        bind, context = self._node.bind(self._node.mesh), self.tls.server if self.tls is not None else None
+        self._listener = await loop.create_server(
+            lambda: GatewayConnection(self, ""), bind.host, bind.port, ssl=context
+        )
+        dialled = [other for name, other in self.others.items() if name > self.own.node]
+        self._tasks = [loop.create_task(self._keep(other)) for other in dialled]
+        self._tasks.append(loop.create_task(self._watch()))
+        self._tell_clients()
+        deadline_s = loop.time() + GATEWAY_WAIT_MS_MAX / 1_000
+        while self.server.plane.peers.agreed < len(self.others):
+            if loop.time() >= deadline_s:
+                log.warning("gateways_missing", gateways=self.missing, waited_ms=GATEWAY_WAIT_MS_MAX)
+                return
+            await asyncio.sleep(_POLL_S)
+
+    async def stop(self) -> None:
+        """Takes and makes no more links; those that there are, are closed by the server, with its connections."""
+        if self._listener is not None:
+            self._listener.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in list(self.pending):
+            connection.transport.abort()
+
+    # -- keeping them -------------------------------------------------------------------------------------------------
+
+    async def _keep(self, other: Gateway) -> None:
+        """Keeps the link to a gateway that is ours to dial."""
+        pause_ms = PEER_RETRY_MS_MIN
+        while True:
+            connection = GatewayConnection(self, other.name)
+            try:
+                async with asyncio.timeout(GATEWAY_HELLO_MS_MAX / 1_000):
+                    await self._dial(cast(Address, other.mesh), connection)
+            except TimeoutError:
+                self.failed(other.name, "it does not answer")
+            except OSError as error:
+                self.failed(other.name, explained(error) if isinstance(error, ssl.SSLError) else str(error))
+            else:
+                await connection.lost.wait()
+                if connection.name:
+                    pause_ms = PEER_RETRY_MS_MIN
+            await asyncio.sleep(pause_ms * (0.5 + self._jitter() / 2) / 1_000)
+            pause_ms = min(pause_ms * 2, GATEWAY_RETRY_MS_MAX)
+
+    async def _dial(self, address: Address, connection: "GatewayConnection") -> None:
+        context = self.tls.client if self.tls is not None else None
+        name = address.host if context is not None else None
+        await asyncio.get_running_loop().create_connection(
+            lambda: connection, address.host, address.port, ssl=context, server_hostname=name
+        )
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(GATEWAY_PING_INTERVAL_MS / 1_000)
+            for link in list(self.links.values()):
+                link.watch()
+            self.server.flush()
+
+    def _tell_clients(self) -> None:
+        """Where else they can go: to us, and to every gateway that is there."""
+        addresses = [Address(self._node.client.host, self.server.plane.port)]
+        addresses += [self.others[name].client for name in self.links]
+        self.server.plane.set_connect_urls(tuple(str(address) for address in addresses if address.port))
+        self.server.flush()
+
+    # -- called by connections ----------------------------------------------------------------------------------------
+
+    def check(self, connection: "GatewayConnection", hello: Hello) -> None:
+        """LinkRefused: it is not a link that we want."""
+        own, node = self.own, hello.node
+        if hello.version != HELLO_VERSION:
+            raise LinkRefused("version", f"{node} speaks version {hello.version} of HELLO, this is {HELLO_VERSION}")
+        if hello.mesh != own.mesh:
+            raise LinkRefused("mesh", f"{node} is of mesh {hello.mesh}, {own.node} of mesh {own.mesh}")
+        if hello.zone != own.zone:
+            raise LinkRefused("zone", f"{node} is of zone {hello.zone}, {own.node} of zone {own.zone}")
+        if node == own.node:
+            raise LinkRefused("name", f"another gateway is called {node}, too")
+        if node not in self.others:
+            raise LinkRefused("name", f"the file of {own.node} has no gateway {node} in zone {own.zone}")
+        if connection.expected not in ("", node):
+            raise LinkRefused("name", f"{node} answers where {connection.expected} should be")
+        self._check_certificate(connection, node)
+        there = self.links.get(node)
+        if there is not None and there.server_id != hello.server_id:
+            raise LinkRefused("name", f"another gateway is called {node}, too, and linked to {own.node}")
+
+    def _check_certificate(self, connection: "GatewayConnection", node: str) -> None:
+        if self.tls is None:
+            return
+        try:
+            certified = self.tls.identify(connection.transport.get_extra_info("ssl_object"))
+        except FrameError as error:
+            raise LinkRefused("certificate", str(error)) from error
+        if certified != node:
+            raise LinkRefused("certificate", f"{node} has shown the certificate of {certified}")
+
+    def opened(self, connection: "GatewayConnection") -> None:
+        before = self.links.get(connection.name)
+        if before is not None:  # the same process, which has seen the end of it already
+            self.server.plane.close(before.session, Closed.CLIENT, flushes=False, detail="linked anew")
+        self.links[connection.name] = connection
+        self.errors.pop(connection.name, None)
+        log.info("gateway_link_up", gateway=connection.name, tls=self.tls is not None)
+        self._tell_clients()
+
+    def closed(self, connection: "GatewayConnection") -> None:
+        if self.links.get(connection.name) is connection:
+            del self.links[connection.name]
+            self._tell_clients()
+
+    def refuse(self, connection: "GatewayConnection", error: FrameError) -> None:
+        """Counts and logs it; the same from the same host is logged once."""
+        kind = error.kind if isinstance(error, LinkRefused) else "protocol"
+        if isinstance(error, RefusedByPeer):
+            kind = "by_peer"
+        self.refused[kind] += 1
+        host = connection.expected or str((connection.transport.get_extra_info("peername") or [""])[0])
+        if connection.expected:
+            self.errors[connection.expected] = str(error)
+        if self._told.get(host) != str(error):
+            if len(self._told) >= GATEWAY_REFUSALS_TOLD_MAX:
+                self._told.clear()
+            self._told[host] = str(error)
+            log.warning("gateway_link_refused", peer=host, kind=kind, reason=str(error))
+
+    def failed(self, name: str, why: str) -> None:
+        """There is no link to a gateway that we have dialled."""
+        if self.errors.get(name) != why:
+            self.errors[name] = why
+            log.info("gateway_link_fails", gateway=name, reason=why)
+
+
+class GatewayConnection(Connection):
+    """One link. `expected` is whom we have dialled, "" for nobody; `name` is "" until the peer has said who it is."""
+
+    __slots__ = ("_greeting", "_late", "_links", "_silent_watches", "expected", "lost", "name", "server_id")
+
+    def __init__(self, links: GatewayLinks, expected: str) -> None:
+        super().__init__(links.server)
+        self._links, self.expected = links, expected
+        self.name = self.server_id = ""
+        self.lost = asyncio.Event()
+        self._greeting = b""
+        self._silent_watches = 0
+        self._late: asyncio.TimerHandle | None = None
+
+    # -- from the loop ------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self._links.pending.add(self)
+        unpace(self.transport)
+        self.transport.set_write_buffer_limits(high=0)  # written at once, see `gateway.shell.peers`
+        self.transport.write(hello_line(self._links.own))
+        self._late = asyncio.get_running_loop().call_later(GATEWAY_HELLO_MS_MAX / 1_000, self._is_late)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._silent_watches = 0
+        if self.name:
+            super().buffer_updated(nbytes)
+        elif not self.transport.is_closing():
+            self._greet(bytes(self._server.read_buffer[:nbytes]))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        self._links.pending.discard(self)
+        if self.name:
+            super().connection_lost(error)
+            self._links.closed(self)
+        elif self.expected and self.expected not in self._links.errors:
+            self._links.failed(self.expected, str(error or "closed by the peer"))
+        self.lost.set()
+
+    # -- before it is a peer ------------------------------------------------------------------------------------------
+
+    def _greet(self, data: bytes) -> None:
+        line, end, rest = (self._greeting + data).partition(b"\r\n")
+        try:
+            if len(line) > GATEWAY_HELLO_BYTES_MAX:
+                raise LinkRefused("protocol", f"the peer says no HELLO within {GATEWAY_HELLO_BYTES_MAX} B")
+            if not end:
+                self._greeting = line
+                return
+            hello = read_hello(line)
+            self._links.check(self, hello)
+        except FrameError as error:
+            self._refuse(error)
+        else:
+            self._begin(hello, rest)
+
+    def _begin(self, hello: Hello, rest: bytes) -> None:
+        assert self._late is not None
+        self._late.cancel()
+        self._links.pending.discard(self)
+        self.name, self.server_id, self._greeting = hello.node, hello.server_id, b""
+        address = (self.transport.get_extra_info("peername") or ("", 0))[:2]
+        now_ms = self._server.now_ms()
+        self.session = self._plane.connect_peer(hello.node, now_ms, near=False, ip=address[0], port=address[1])
+        self.session.measure_unsent = self.transport.get_write_buffer_size
+        self._server.opened(self)
+        self._links.opened(self)
+        has_more = self._plane.receive(self.session, rest, now_ms)
+        self._server.flush()
+        if has_more or self.session.stall_ms:
+            self._begin_stall()
+
+    def _refuse(self, error: FrameError) -> None:
+        self._links.refuse(self, error)
+        if not isinstance(error, RefusedByPeer):
+            self.transport.write(b"-ERR '%b'\r\n" % str(error).encode("ascii", "backslashreplace"))
+        self.transport.close()
+
+    def _is_late(self) -> None:
+        self._refuse(LinkRefused("protocol", f"the peer says no HELLO within {GATEWAY_HELLO_MS_MAX} ms"))
+
+    # -- from then on -------------------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Counted in calls, not by the clock: when this process was held up, what waits to be read is no silence."""
+        if self._silent_watches * GATEWAY_PING_INTERVAL_MS >= GATEWAY_SILENCE_MS_MAX:
+            detail = f"silent for {GATEWAY_SILENCE_MS_MAX} ms"
+            self._plane.close(self.session, Closed.STALE, flushes=False, detail=detail)
+            return
+        self._silent_watches += 1
+        self._plane.ping_peer(self.session, self._server.now_ms())
+
+    def _log_closed(self, error: Exception | None) -> None:
+        reason = self.session.closing or Closed.CLIENT
+        detail = self.session.closing_detail or (str(error) if error is not None else "")
+        log.info("gateway_link_down", gateway=self.name, reason=str(reason), detail=detail)

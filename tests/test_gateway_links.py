@@ -1,0 +1,282 @@
+"""Gateways of one zone in this process: who is let in, and what clients of different ones see of each other."""
+
+import asyncio
+import contextlib
+import json
+
+import pytest
+from nats.errors import NoRespondersError
+from support.cli import invoked
+from support.gateways import gateways_of, make_gateway, url_of, zone_text
+from support.processes import client, until
+
+from gateway.core import reports
+from gateway.shell.gateway import Gateway
+from mesh import node_tls
+from mesh.metrics import GatewayMetrics
+from protocol import config, routes
+
+PING_ROUNDS = 200
+EVENTS = 300
+
+
+@pytest.fixture(autouse=True)
+def short_wait(monkeypatch) -> None:
+    """For gateways that a test leaves out; `gateways_of` waits for those that it begins."""
+    monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_WAIT_MS_MAX", 50)
+
+
+@contextlib.asynccontextmanager
+async def clients_of(*gateways: Gateway):
+    """A client of each."""
+    async with contextlib.AsyncExitStack() as opened:
+        urls = [url_of(gateway.configuration, gateway.node.name) for gateway in gateways]
+        yield [await opened.enter_async_context(client(url)) for url in urls]
+
+
+# -- what clients see -------------------------------------------------------------------------------------------------
+
+
+async def test_clients_of_all_gateways_hear_each_other() -> None:
+    async with gateways_of(zone_text()) as gateways, clients_of(*gateways) as clients:
+        assert [gateway.mesh.missing for gateway in gateways] == [[], [], []]
+        subscriptions = [await each.subscribe("news.*") for each in clients]
+        for each in clients:
+            await each.flush()
+        for number, each in enumerate(clients):
+            await each.publish(f"news.{number}", b"x", reply="answers", headers={"Tag": "a"})
+        for subscription in subscriptions:
+            got = [await subscription.next_msg(5) for _ in clients]
+            assert sorted(message.subject for message in got) == ["news.0", "news.1", "news.2"]
+            assert {(message.reply, message.headers["Tag"]) for message in got} == {("answers", "a")}
+        await asyncio.sleep(0.05)
+        assert [subscription.pending_msgs for subscription in subscriptions] == [0, 0, 0]
+
+
+async def test_what_a_flush_confirms_is_never_missed() -> None:
+    async with gateways_of(zone_text()) as gateways, clients_of(gateways[0], gateways[2]) as (subscriber, publisher):
+        for number in range(PING_ROUNDS):
+            subscription = await subscriber.subscribe(f"once.{number}", max_msgs=1)
+            await subscriber.flush()
+            await publisher.publish(f"once.{number}", b"x")
+            assert (await subscription.next_msg(5)).data == b"x"
+
+
+async def test_a_queue_group_over_all_gateways_gets_each_message_once() -> None:
+    async with gateways_of(zone_text()) as gateways, clients_of(*gateways, gateways[0]) as (*members, publisher):
+        got: list[tuple[int, bytes]] = []
+
+        def note(number: int):
+            async def noted(message) -> None:
+                got.append((number, message.data))
+
+            return noted
+
+        held = [await each.subscribe("jobs", "crew", cb=note(number)) for number, each in enumerate(members)]
+        for each in members:
+            await each.flush()
+        for number in range(EVENTS):
+            await publisher.publish("jobs", b"%d" % number)
+        await until(lambda: len(got) >= EVENTS, "all of them", 5)
+        assert {number for number, _ in got} == {0}  # local members come first
+        await held[0].unsubscribe()
+        await members[0].flush()
+        for number in range(EVENTS, 2 * EVENTS):
+            await publisher.publish("jobs", b"%d" % number)
+        await until(lambda: len(got) >= 2 * EVENTS, "all of them", 5)
+        await asyncio.sleep(0.05)
+        assert sorted(int(data) for _, data in got) == list(range(2 * EVENTS))
+        assert {number for number, _ in got[EVENTS:]} == {1, 2}
+
+
+async def test_a_request_is_answered_across_and_refused_only_if_nobody_is_there() -> None:
+    async with gateways_of(zone_text()) as gateways, clients_of(gateways[0], gateways[2]) as (requester, service):
+        with pytest.raises(NoRespondersError):
+            await requester.request("work", b"x", timeout=5)
+
+        async def answer(message) -> None:
+            await message.respond(b"done " + message.data)
+
+        subscription = await service.subscribe("work", cb=answer)
+        await service.flush()
+        assert (await requester.request("work", b"1", timeout=5)).data == b"done 1"
+        await subscription.unsubscribe()
+        await service.flush()
+        with pytest.raises(NoRespondersError):
+            await requester.request("work", b"x", timeout=5)
+
+
+async def test_clients_are_told_where_else_they_can_go() -> None:
+    async with gateways_of(zone_text()) as gateways, clients_of(gateways[1]) as (connection,):
+        addresses = {str(gateway.node.client) for gateway in gateways}
+        assert {server.netloc for server in connection.discovered_servers} | {
+            connection.connected_url.netloc
+        } == addresses
+        await gateways[2].stop()
+        await until(lambda: gateways[1].mesh.missing == ["gw3"], "the link is down", 5)
+        await gateways[2].stop()
+
+
+async def test_links_are_shown_and_counted() -> None:
+    async with gateways_of(zone_text()) as gateways, clients_of(gateways[0], gateways[1]) as (publisher, subscriber):
+        subscription = await subscriber.subscribe("a")
+        await subscriber.flush()
+        await publisher.publish("a", b"12345")
+        await subscription.next_msg(5)
+        page = reports.routez(gateways[0].plane, gateways[0].moment())
+        assert page["num_routes"] == 2
+        route = next(route for route in page["routes"] if route["remote_name"] == "gw2")
+        assert (route["out_msgs"], route["out_bytes"], route["in_msgs"]) == (1, 5, 0)
+        assert (route["did_solicit"], route["ip"], route["subscriptions"]) == (True, "127.0.0.1", 1)
+        samples = {
+            (sample.name, sample.labels.get("gateway")): sample.value
+            for family in GatewayMetrics(gateways[0]).collect()
+            for sample in family.samples
+        }
+        assert samples["mesh_gateway_link_up", "gw2"] == 1
+        assert samples["mesh_gateway_link_bytes_out_total", "gw2"] == 5
+        await until(lambda: gateways[0].mesh.links["gw2"].session.rtt_ms >= 0, "a round trip", 5)
+
+
+# -- who is let in ----------------------------------------------------------------------------------------------------
+
+HELLO = {"mesh": "acme", "zone": "eu", "node": "gw3", "server_id": "X", "version": 1}
+
+
+def hello(**changes) -> bytes:
+    return b"HELLO " + json.dumps(HELLO | changes).encode() + b"\r\n"
+
+
+async def told(gateway: Gateway, said: bytes) -> bytes:
+    """What a peer hears that dials and says `said`, until the gateway closes the link, its HELLO aside."""
+    reader, writer = await asyncio.open_connection(gateway.node.mesh.host, gateway.node.mesh.port)
+    assert routes.read_hello((await reader.readline()).rstrip()).node == gateway.node.name
+    writer.write(said)
+    try:
+        return await asyncio.wait_for(reader.read(), 5)
+    except ConnectionResetError:
+        return b"reset"
+    finally:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "heard"),
+    [
+        (b"GET / HTTP/1.1\r\n", "protocol", b"-ERR 'the peer does not begin with HELLO'\r\n"),
+        (b"HELLO {}\r\n", "protocol", b"-ERR 'the peer's HELLO is not readable: "),
+        (b"x" * 5_000, "protocol", b"-ERR 'the peer says no HELLO within 4096 B'\r\n"),
+        (b"-ERR 'no'\r\n", "by_peer", b""),
+        (hello(version=9), "version", b"-ERR 'gw3 speaks version 9 of HELLO, this is 1'\r\n"),
+        (hello(mesh="other"), "mesh", b"-ERR 'gw3 is of mesh other, gw1 of mesh acme'\r\n"),
+        (hello(zone="us"), "zone", b"-ERR 'gw3 is of zone us, gw1 of zone eu'\r\n"),
+        (hello(node="gw9"), "name", b"-ERR 'the file of gw1 has no gateway gw9 in zone eu'\r\n"),
+        (hello(node="gw1"), "name", b"-ERR 'another gateway is called gw1, too'\r\n"),
+        (hello(node="gw2"), "name", b"-ERR 'another gateway is called gw2, too, and linked to gw1'\r\n"),
+    ],
+)
+async def test_a_link_that_is_not_wanted_is_refused_by_name_and_no_other_notices(said, kind, heard) -> None:
+    async with gateways_of(zone_text(), ["gw1", "gw2"]) as gateways, clients_of(*gateways) as (publisher, subscriber):
+        link = gateways[0].mesh.links["gw2"]
+        assert (await told(gateways[0], said)).startswith(heard)
+        assert gateways[0].mesh.refused == {kind: 1}
+        subscription = await subscriber.subscribe("a")
+        await subscriber.flush()
+        await publisher.publish("a", b"x")
+        assert (await subscription.next_msg(5)).data == b"x"
+        assert gateways[0].mesh.links == {"gw2": link}
+
+
+async def test_garbage_behind_hello_ends_that_link_alone() -> None:
+    async with gateways_of(zone_text(), ["gw1", "gw2"]) as gateways:
+        heard = await told(gateways[0], hello() + b"PUB a 1\r\nx\r\n")
+        assert b"-ERR" in heard
+        await until(lambda: list(gateways[0].mesh.links) == ["gw2"], "it is gone", 5)
+        assert gateways[0].mesh.links["gw2"].session.closing is None
+
+
+async def test_who_says_nothing_is_not_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_HELLO_MS_MAX", 50)
+    async with gateways_of(zone_text(), ["gw1", "gw2"]) as gateways:
+        assert await told(gateways[0], b"HEL") == b"-ERR 'the peer says no HELLO within 50 ms'\r\n"
+
+
+async def test_a_silent_peer_is_given_up_and_let_in_again(monkeypatch) -> None:
+    monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_PING_INTERVAL_MS", 20)
+    monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_SILENCE_MS_MAX", 200)
+    async with gateways_of(zone_text(), ["gw1", "gw2"]) as gateways:
+        mesh = gateways[0].mesh
+        await until(lambda: mesh.links["gw2"].session.rtt_ms >= 0, "both are there", 5)
+        reader, writer = await asyncio.open_connection(gateways[0].node.mesh.host, gateways[0].node.mesh.port)
+        writer.write(hello())
+        await until(lambda: "gw3" in mesh.links, "the silent one is in", 5)
+        await until(lambda: "gw3" not in mesh.links, "it is given up", 5)
+        assert "gw2" in mesh.links
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+
+async def test_a_gateway_that_begins_anew_is_linked_again() -> None:
+    text = zone_text()
+    async with gateways_of(text, ["gw1", "gw2"]) as gateways, clients_of(gateways[0]) as (subscriber,):
+        subscription = await subscriber.subscribe("a")
+        await subscriber.flush()
+        for _ in range(2):
+            third = make_gateway(config.parse(text, "mesh.toml"), "gw3")
+            await third.start()
+            await until(lambda third=third: third.mesh.missing == [], "it is linked", 5)
+            async with clients_of(third) as (publisher,):
+                await publisher.publish("a", b"x")
+                assert (await subscription.next_msg(5)).data == b"x"
+            await third.stop()
+            await until(lambda: gateways[0].mesh.missing == ["gw3"], "the link is down", 5)
+
+
+# -- certificates -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def secured(tmp_path) -> str:
+    """A configuration whose nodes have certificates."""
+    tables = (
+        f'[tls.nodes]\nca = "{tmp_path}/ca.pem"\ncert = "{tmp_path}/{{node}}.pem"\nkey = "{tmp_path}/{{node}}.key"\n'
+    )
+    text = zone_text(more=tables)
+    file = tmp_path / "mesh.toml"
+    file.write_text(text)
+    ran = await invoked("certs", "init", "--config", str(file))
+    assert ran.status == 0, ran.err
+    return text
+
+
+async def test_links_are_encrypted_where_nodes_have_certificates(secured: str) -> None:
+    async with gateways_of(secured) as gateways, clients_of(*gateways) as (publisher, *subscribers):
+        subscriptions = [await each.subscribe("a") for each in subscribers]
+        for each in subscribers:
+            await each.flush()
+        payload = bytes(500_000)
+        for _ in range(4):
+            await publisher.publish("a", payload)
+        for subscription in subscriptions:
+            assert [(await subscription.next_msg(5)).data for _ in range(4)] == [payload] * 4
+        reader, writer = await asyncio.open_connection(gateways[0].node.mesh.host, gateways[0].node.mesh.port)
+        writer.write(hello())
+        with contextlib.suppress(ConnectionError):
+            assert b"HELLO" not in await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        assert gateways[0].mesh.missing == []
+
+
+async def test_a_peer_with_the_certificate_of_another_is_refused(secured: str) -> None:
+    configuration = config.parse(secured, "mesh.toml")
+    async with gateways_of(secured, ["gw1", "gw2"]) as gateways:
+        own = node_tls.contexts(configuration.tls_nodes, node_tls.name_of(configuration, "gw2"))
+        address = gateways[0].node.mesh
+        reader, writer = await asyncio.open_connection(address.host, address.port, ssl=own.client)
+        writer.write(hello())
+        heard = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        assert heard.endswith(b"-ERR 'gw3 has shown the certificate of gw2'\r\n")
+        assert gateways[0].mesh.refused == {"certificate": 1}
+        assert list(gateways[0].mesh.links) == ["gw2"]
