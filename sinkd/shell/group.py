@@ -423,7 +423,8 @@ class Group:
             await loop.run_in_executor(self._syncer, self._journal.roll_early)
         if member.whole_at is not None:
             await loop.run_in_executor(self._syncer, self._unmute)
-            log.info("member_whole", node=member.name, was=member.muted, term=member.term)
+            who = {"node": member.name, "group": self._machine.number}
+            log.info("member_whole", was=member.muted, term=member.term, **who)
             member.muted, member.whole_at = "", None
             self._unmuted()
         while self._between:
@@ -452,12 +453,13 @@ class Group:
         if leads == self._led:
             return
         self._led = leads
+        who = {"node": self.member.name, "group": self._machine.number, "term": self.term}
         if leads:
-            log.info("group_leads", node=self.member.name, term=self.term, applied_index=self.applied_index)
+            log.info("group_leads", applied_index=self.applied_index, **who)
             self._caught_up.set()
             self._follows.clear()
         else:
-            log.info("group_follows", node=self.member.name, term=self.term)
+            log.info("group_follows", **who)
             self._caught_up.clear()
             self._follows.set()
             self._drop_unsent()
