@@ -263,7 +263,10 @@ class Zone:
         for node in self.nodes.values():
             process = node.process
             task = process.spawn(self._compare_log(node))
-            self._until(self.loop.now + 5, task.done, f"{node.who} cannot be read")
+            ended = lambda: task.done() or not process.is_alive  # noqa: B023, E731
+            self._until(self.loop.now + 5, ended, f"{node.who} cannot be read")
+            if not task.done():
+                return False  # somebody else has met damage in it
             error = task.exception()
             if isinstance(error, DamagedFile) and not node.is_whole:
                 self.seen["damage found by a reader"] += 1
