@@ -8,13 +8,14 @@ import pytest
 from nats.errors import NoRespondersError
 from support.cli import invoked
 from support.gateways import gateways_of, make_gateway, url_of, zone_text
-from support.processes import client, until
+from support.processes import client, free_ports, until
 
 from gateway.core import reports
 from gateway.shell.gateway import Gateway
 from mesh import node_tls
 from mesh.metrics import GatewayMetrics
 from protocol import config, routes
+from sinkd.shell.sink import Sink
 
 PING_ROUNDS = 200
 EVENTS = 300
@@ -145,6 +146,11 @@ HELLO = {"mesh": "acme", "zone": "eu", "node": "gw3", "server_id": "X", "version
 
 def hello(**changes) -> bytes:
     return b"HELLO " + json.dumps(HELLO | changes).encode() + b"\r\n"
+
+
+def test_the_first_line_of_a_link() -> None:
+    line = routes.hello_line(routes.Hello("acme", "eu", "gw1", "M1"))
+    assert line == b'HELLO {"mesh":"acme","zone":"eu","node":"gw1","server_id":"M1","version":1}\r\n'
 
 
 async def told(gateway: Gateway, said: bytes) -> bytes:
@@ -280,3 +286,33 @@ async def test_a_peer_with_the_certificate_of_another_is_refused(secured: str) -
         assert heard.endswith(b"-ERR 'gw3 has shown the certificate of gw2'\r\n")
         assert gateways[0].mesh.refused == {"certificate": 1}
         assert list(gateways[0].mesh.links) == ["gw2"]
+
+
+# -- the log ----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_event_is_kept_once_by_the_gateway_of_its_publisher(tmp_path) -> None:
+    sink_port = free_ports(1)[0]
+    text = zone_text(more=f'[zones.eu.sinks.s1]\nlink = "127.0.0.1:{sink_port}"\ndata = "{tmp_path}/data"\n')
+    text = (
+        text.replace('mode = "delivery-fabric"', "")
+        + 'disk_reserve = "1MiB"\n[streams.orders]\nsubjects = ["orders.>"]\n'
+    )
+    configuration = config.parse(text, "mesh.toml")
+    sink = Sink(configuration, "s1")
+    await sink.start()
+    try:
+        async with gateways_of(text) as gateways, clients_of(*gateways) as clients:
+            await asyncio.gather(*(asyncio.wait_for(gateway.linked(), 5) for gateway in gateways))
+            subscriptions = [await each.subscribe("orders.*") for each in clients]
+            for each in clients:
+                await each.flush()
+            offsets = []
+            for number in range(30):
+                answer = await clients[number % 3].request(f"orders.{number}", b"x", timeout=5)
+                offsets.append(json.loads(answer.data)["offset"])
+            assert offsets == list(range(30))
+            await until(lambda: all(each.pending_msgs == 30 for each in subscriptions), "live delivery", 5)
+            assert [gateway.outbox.counters.captured for gateway in gateways] == [10, 10, 10]
+    finally:
+        await sink.stop()

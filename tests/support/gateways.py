@@ -1,4 +1,4 @@
-"""Several gateways of one zone, in this process or as programs, that keep nothing."""
+"""Several gateways of one zone, in this process or as programs."""
 
 import asyncio
 import contextlib
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gateway.shell.gateway import Gateway
 from mesh import node_tls
+from mesh.daemon import dial_sinks
 from protocol import config
 from support.processes import free_ports, until
 
@@ -29,7 +30,8 @@ def url_of(configuration: config.Config, name: str) -> str:
 
 def make_gateway(configuration: config.Config, name: str) -> Gateway:
     """Not started yet."""
-    return Gateway(configuration, name, (), "test", link_tls=node_tls.for_gateway(configuration, name))
+    sinks = dial_sinks(configuration, configuration.gateway(name))
+    return Gateway(configuration, name, sinks, "test", link_tls=node_tls.for_gateway(configuration, name))
 
 
 @contextlib.asynccontextmanager
