@@ -216,7 +216,7 @@ MASKED = (
     j5_a_fill_is_not_marked_as_one,
     checkpoints_are_written_before_the_segments,
 )
-"""Not seen, as other rules catch what follows: each has tests of its own (docs/testing.md)."""
+"""Not or seldom seen, as other rules catch what follows (docs/testing.md)."""
 SEEN = tuple(mistake for mistake in MISTAKES if mistake not in MASKED)
 
 
