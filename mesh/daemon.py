@@ -91,6 +91,9 @@ class Node:
             self._sink_is_up = True
             self._not_serving = "starting"
         if self.gateway is not None:
+            if (mesh := self.gateway.mesh) is not None:
+                with _naming("other gateways", mesh.bind):
+                    await mesh.listen()
             with _naming("clients", self.gateway.node.bind(self.gateway.node.client)):
                 self.clients = await self.gateway.start()
             if self.sink is not None:

@@ -13,6 +13,7 @@ from support.processes import client, free_ports, until
 from gateway.core import reports
 from gateway.shell.gateway import Gateway
 from mesh import node_tls
+from mesh.daemon import Node
 from mesh.metrics import GatewayMetrics
 from protocol import config, routes
 from sinkd.shell.sink import Sink
@@ -221,6 +222,16 @@ async def test_a_silent_peer_is_given_up_and_let_in_again(monkeypatch) -> None:
         with contextlib.suppress(ConnectionError):
             await reader.read()
         writer.close()
+
+
+async def test_an_address_that_cannot_be_had_is_named_with_its_purpose() -> None:
+    text = zone_text()
+    async with gateways_of(text, ["gw1"]):
+        second = config.parse(text.replace("gw1]", "gw0]"), "mesh.toml")
+        node = Node(make_gateway(second, "gw0"), None)
+        with pytest.raises(OSError, match=r"cannot listen on .* for other gateways: address already in use"):
+            await node.start()
+        await node.stop()
 
 
 async def test_a_gateway_that_begins_anew_is_linked_again() -> None:

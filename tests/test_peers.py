@@ -352,6 +352,19 @@ def test_another_gateway_is_sent_everything_until_it_has_told_what_it_wants(gate
     assert gateways.settle() == b""
 
 
+def test_a_slow_client_does_not_slow_the_link_to_another_gateway(gateways: Pair, pair: Pair) -> None:
+    """But that to a worker of the same gateway, whose publishers are ours."""
+    for two, is_slowed in ((gateways, False), (pair, True)):
+        sender, receiver = Client(two.planes[0]), Client(two.planes[1])
+        receiver.send(b"SUB a 1\r\n")
+        two.settle()
+        for _ in range(10):
+            sender.send(b"PUB a 60000\r\n%b\r\n" % bytes(60_000))
+            two.settle()
+        assert receiver.session.queued_bytes > 1 << 19
+        assert (two.links[1].stall_ms > 0) == is_slowed
+
+
 def test_a_round_trip_is_measured_when_no_other_answer_is_awaited(gateways: Pair) -> None:
     plane, link = gateways.planes[0], gateways.links[0]
     plane.ping_peer(link, 1_000)

@@ -374,7 +374,7 @@ class Plane:
         if pending_bytes > self.options.max_pending_bytes and not session.peer:
             detail = f"{pending_bytes} B pending, {self.options.max_pending_bytes} B allowed"
             self.close(session, Closed.SLOW_PENDING, flushes=False, detail=detail)
-        elif sender is not None and not sender.stall_ms:
+        elif sender is not None and not sender.stall_ms and (not sender.peer or sender.near):
             sender.stall_ms = STALL_MS
             self.stats.stalled_clients += 1
 

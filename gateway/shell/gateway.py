@@ -185,10 +185,11 @@ class Gateway:
         await self.history.close()
         if self.peers is not None:
             await self.peers.finish()
+        if self.mesh is not None:
+            await self.mesh.stop()
         await self.server.stop()
-        for links in (self.peers, self.mesh):
-            if links is not None:
-                await links.stop()
+        if self.peers is not None:
+            await self.peers.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -90,14 +90,11 @@ class GatewayLinks:
     async def start(self) -> None:
         """Returns when all others are linked and have told what they want, or after `GATEWAY_WAIT_MS_MAX`.
 
-        OSError: the address cannot be had.
+        OSError: see `listen`.
         """
         loop = asyncio.get_running_loop()
-        assert self._node.mesh is not None  # the configuration was checked
-        bind, context = self._node.bind(self._node.mesh), self.tls.server if self.tls is not None else None
-        self._listener = await loop.create_server(
-            lambda: GatewayConnection(self, ""), bind.host, bind.port, ssl=context
-        )
+        if self._listener is None:
+            await self.listen()
         dialled = [other for name, other in self.others.items() if name > self.own.node]
         self._tasks = [loop.create_task(self._keep(other)) for other in dialled]
         self._tasks.append(loop.create_task(self._watch()))
@@ -108,6 +105,19 @@ class GatewayLinks:
                 log.warning("gateways_missing", gateways=self.missing, waited_ms=GATEWAY_WAIT_MS_MAX)
                 return
             await asyncio.sleep(_POLL_S)
+
+    @property
+    def bind(self) -> Address:
+        """Where the others find this gateway."""
+        assert self._node.mesh is not None  # the configuration was checked
+        return self._node.bind(self._node.mesh)
+
+    async def listen(self) -> None:
+        """Takes links from now on. OSError: the address cannot be had."""
+        context = self.tls.server if self.tls is not None else None
+        self._listener = await asyncio.get_running_loop().create_server(
+            lambda: GatewayConnection(self, ""), self.bind.host, self.bind.port, ssl=context
+        )
 
     async def stop(self) -> None:
         """Takes and makes no more links; those that there are, are closed by the server, with its connections."""
