@@ -5,6 +5,7 @@ import errno
 import shutil
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 from support.disk import flip
 from support.sinks import SinkZone
@@ -200,9 +201,13 @@ async def test_a_sink_is_added_once_it_is_filled_and_another_removed(tmp_path):
         await zone.start("s4", file=file)
         operator = zone.sinks[zone.leader].links.operator
         peer = lambda: next(peer for peer in operator.status()["peers"] if peer["node"] == "s4")  # noqa: E731
-        await zone.until(lambda: peer().get("lag_entries") == 0, "s4 is filled")
+        await zone.until(lambda: peer().get("lag_entries") == 0 and not peer()["muted"], "s4 is filled")
         assert not peer()["member"]
-        assert zone.sinks["s4"].identity.muted
+        hellos = zone.sinks[zone.leader].replicas[0].peers.hellos
+        told, hellos["s4"] = hellos["s4"], msgspec.structs.replace(hellos["s4"], muted="not whole")
+        with pytest.raises(LogError, match=r"sink s4 is still being filled \(not whole\); try again when it is whole"):
+            await operator.change_members("s4", "")
+        hellos["s4"] = told
         await operator.change_members("s4", "")
         await zone.until(lambda: "s4" in zone.sinks["s4"].group.member.members, "s4 knows")
         await all_have(zone, PAYLOADS[:200])

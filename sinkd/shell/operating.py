@@ -157,8 +157,9 @@ class Operator:
             why = peers.links.errors.get(name, "it has never been seen")
             raise LogError("INVALID_REQUEST", f"sink {name} is not connected to the leader: {why}")
         lag = self._replica.journal.last_index - follower.match_index
-        if follower.phase is not Phase.REPLICATE or lag > JOIN_LAG_ENTRIES_MAX:
-            why = follower.why or f"it lacks {lag} entries"
+        # One that may not vote yet would count in majorities and help none: the group could bear no loss until it may.
+        if follower.phase is not Phase.REPLICATE or lag > JOIN_LAG_ENTRIES_MAX or hello.muted:
+            why = follower.why or hello.muted or f"it lacks {lag} entries"
             raise LogError("INVALID_REQUEST", f"sink {name} is still being filled ({why}); try again when it is whole")
         return hello.address
 

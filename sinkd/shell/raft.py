@@ -624,7 +624,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         key = name, message.term
         if self._target is None or self._target[0] != key:
             self._target = key, message.last_index
-        if min(matched, int(self.raftCommitIndex)) >= self._target[1] and self.is_member and self.whole_at is None:
+        if min(matched, int(self.raftCommitIndex)) >= self._target[1] and self.whole_at is None:
             self._SyncObj__setCurrentTerm(message.term, name)
             self.whole_at = message.term, name
 

@@ -22,6 +22,7 @@ class Wire:
 
     async def __aexit__(self, *error: object) -> None:
         self._server.close()
+        await asyncio.sleep(0.01)  # who was accepted at the last moment is known by then
         self.let_go()
         self.cut()
         await asyncio.gather(*self._connections, return_exceptions=True)
