@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 from nats.aio.client import Client
-from support.events import Publisher, Shown, everything, fetch, published
+from support.events import Publisher, Shown, everything, fetch, published, readable
 from support.processes import Daemon, Folder, client, folder_at, until
 
 STREAM = "--stream", "text=text.>"
@@ -162,8 +162,7 @@ async def test_damage_under_a_separate_sink_ends_the_sink_alone(folder: Folder) 
 
 
 async def _once_there(connection: Client) -> list[Shown]:
-    while (await fetch(connection, "text", offset=0)).status == "503":  # noqa: ASYNC110 - another process's state
-        await asyncio.sleep(0.02)
+    await readable(connection, "text")
     return await everything(connection, "text")
 
 

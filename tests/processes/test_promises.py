@@ -15,7 +15,7 @@ import bcrypt
 import nats.errors
 import pytest
 from nats.aio.client import Client
-from support.events import Publisher, everything, fetch, published
+from support.events import Publisher, everything, fetch, published, readable
 from support.processes import Folder, client
 
 from mesh import daemon
@@ -253,6 +253,8 @@ USERS = """
 async def guarded(folder: Folder) -> Folder:
     folder.write_config(USERS.replace("HASH", bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()))
     await folder.both()
+    async with client(folder.url, user="boss", password="plain") as boss:
+        await readable(boss, "text")
     return folder
 
 

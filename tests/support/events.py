@@ -122,6 +122,12 @@ async def everything(connection: Client, stream: str) -> list[Shown]:
     return [event async for event in replay(connection, stream)]
 
 
+async def readable(connection: Client, stream: str) -> None:
+    """Once its log can be read: a gateway finds its sink a moment after both serve."""
+    while (await fetch(connection, stream, offset=0, max_records=1)).status == "503":  # noqa: ASYNC110 - not our state
+        await asyncio.sleep(0.02)
+
+
 async def published(connection: Client, subject: str, payload: bytes = b"", **headers: str) -> dict[str, Any]:
     """The log's answer to one publish."""
     message = await connection.request(subject, payload, ANSWER_WAIT_S_MAX, headers=headers or None)
