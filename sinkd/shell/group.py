@@ -76,6 +76,7 @@ class Group:
         *,
         alone: str = "",
         fsync_interval_ms: int = 0,
+        may_block: bool = True,
         muted: str = "",
         checkpoint: Callable[[], tuple[Checkpoint, bytes] | None] = lambda: None,
         send: Callable[[str, bytes], None] = lambda name, frame: None,
@@ -88,7 +89,8 @@ class Group:
         """`alone` is the address of a sink that is the only one of its zone: it needs no list of members to begin.
 
         With `fsync_interval_ms` answers do not wait for an fdatasync, which comes so often: a power cut may cost what
-        was acknowledged since. Votes wait for theirs all the same. `muted` is why this member may not vote;
+        was acknowledged since. Votes wait for theirs all the same. `may_block` is whether nobody else is on this event
+        loop who must not wait for a disk that is suddenly slow. `muted` is why this member may not vote;
         `unmute` makes durable that it may (it blocks, and runs on a thread), then `unmuted` is called. `checkpoint`
         gives the latest durable one with its file's bytes; `offered` says that the leader has sent its own
         (`member.offered`), `configured` that streams were committed.
@@ -110,6 +112,7 @@ class Group:
         self._between: deque[tuple[Callable[[], None], Callable[[], None], asyncio.Future[None]]] = deque()
         self._seen_offer: Checkpoint | None = None
         self._stopping = self._has_ended = self._led = self._halted = False
+        self._may_block = may_block
         self._fsync_interval_s, self._synced_at = fsync_interval_ms / 1000, 0.0
         self._pending_bytes = self._inbound_bytes = 0
         self._is_filling = False
@@ -373,7 +376,8 @@ class Group:
         if self._journal.dirty and self._is_sync_due(loop.time()):
             self.syncs += 1
             self._synced_at = loop.time()
-            if self._journal.unsynced_bytes <= SYNC_AT_ONCE_BYTES and self._sync_s <= SYNC_AT_ONCE_S:
+            is_short = self._journal.unsynced_bytes <= SYNC_AT_ONCE_BYTES and self._sync_s <= SYNC_AT_ONCE_S
+            if is_short and self._may_block:
                 self._sync_at_once()
             else:
                 self._syncing = loop.run_in_executor(self._syncer, self._journal.sync)

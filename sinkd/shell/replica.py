@@ -88,6 +88,7 @@ class Replica:
             node.name, self.journal, self.machine, self.store, self.checkpoint_index, sink.now_ms,
             alone=str(node.raft or node.link) if sink.is_alone else "",
             fsync_interval_ms=limits.FSYNC_INTERVAL_MS if node.fsync == "interval" else 0,
+            may_block=not sink.is_embedded,
             muted=folder.identity.muted if born else UNBORN,
             checkpoint=partial(checkpoints.read_with_bytes, folder.path),
             send=self._send, changed=self._leadership_changed, offered=self._checkpoint_offered,

@@ -73,7 +73,7 @@ class Sink:
         self._configuration, self.node = configuration, configuration.sink(node)
         self.mesh, self.zone, self._tls = configuration.mesh.name, configuration.zone_of(node), tls
         self.is_alone = len(self.zone.sinks) == 1
-        self.now_ms, self._embedded = now_ms, embedded
+        self.now_ms, self.is_embedded = now_ms, embedded
         self.journal_file_bytes, self.segment_bytes = journal_file_bytes, segment_bytes
         self.writer = ThreadPoolExecutor(1, "log-write")
         self.replicas: list[Replica] = []
@@ -102,7 +102,7 @@ class Sink:
         self.report_space()
         for replica in self.replicas:
             replica.keep_house()
-        if not self._embedded:
+        if not self.is_embedded:
             bind, context = self.node.bind(self.node.link), self._tls.server if self._tls is not None else None
             self._listener = await loop.create_server(self.links.accept, bind.host, bind.port, ssl=context)
         streams = len(self.machine.state.streams)
