@@ -149,6 +149,20 @@ def test_a_reader_of_everything_is_not_asked_about():
     assert offsets(take(fetch, batch(0, 3))) == [0, 1]
 
 
+def test_where_it_goes_on_is_known_beforehand_where_it_will():
+    batches = [batch(0, 9), batch(9, 3)]
+    assert progress(max_records=13).goes_on_at(batches) == 12
+    assert progress(max_records=12).goes_on_at(batches) is None
+    assert progress(max_bytes=len(b"".join(batches))).goes_on_at(batches) is None
+    assert progress(end_offset=12).goes_on_at(batches) is None
+    assert progress().goes_on_at([]) is None
+    fetch = progress(max_records=13)
+    take(fetch, batches[0])
+    assert fetch.goes_on_at(batches[1:]) == 12
+    take(fetch, batches[1])
+    assert (fetch.next_offset, fetch.is_done) == (12, False)
+
+
 def test_several_readers_get_the_same_events_each_in_its_own_words():
     fetch = FetchProgress(("orders", "eu", 0), FetchRequest(offset=0, max_records=3), 0, None)
     limited, plain = READER._replace(messages_max=2), Reader(b"MSG in 2 ", False, sys.maxsize)

@@ -9,6 +9,7 @@ import pytest
 from nats.aio.client import Client
 
 from gateway.shell.history import HistoryService
+from gateway.shell.link import SinkLink
 from mesh import daemon
 from protocol import config
 
@@ -65,3 +66,40 @@ async def test_a_fetch_that_waits_ends_with_the_subscription_that_it_would_answe
     assert waiting[0].cancelled()
     assert not any(node.gateway.history._tasks.values())
     assert not node.gateway.plane.accounts["$G"].watches
+
+
+async def test_the_next_chunk_is_asked_for_while_the_last_one_is_shown(client, monkeypatch):
+    """And nothing is read twice, or left over, whether the fetch ends with a chunk or within one."""
+    seen: list[tuple[str, int]] = []
+    fetch, hand_over = SinkLink.fetch, HistoryService._hand_over
+
+    def asked(self, stream, partition, offset, *rest):
+        seen.append(("asks", offset))
+        return fetch(self, stream, partition, offset, *rest)
+
+    def shown(self, *arguments):
+        seen.append(("shows", arguments[-1].next_offset))
+        return hand_over(self, *arguments)
+
+    monkeypatch.setattr("gateway.shell.history.FETCH_CHUNK_BYTES", 1)  # a batch
+    monkeypatch.setattr(SinkLink, "fetch", asked)
+    monkeypatch.setattr(HistoryService, "_hand_over", shown)
+    for number in range(4):
+        await client.request("orders.a", b"%d" % number, timeout=5)
+    assert (await history(client, max_records=9)) == [b"0", b"1", b"2", b"3"]
+    batches = [("shows", number) for number in range(4)]
+    assert [each for each in seen if each[0] == "shows"] == batches
+    assert seen.index(("asks", 1)) < seen.index(("shows", 0))
+    assert sorted(number for what, number in seen if what == "asks") == [0, 1, 2, 3, 4]
+    seen.clear()
+    assert (await history(client, max_records=2)) == [b"0", b"1"]
+    assert seen == [("asks", 0), ("asks", 1), ("shows", 0), ("shows", 1)]
+
+
+async def history(client: Client, **request: int) -> list[bytes]:
+    inbox = await client.subscribe(client.new_inbox())
+    await client.publish("$LOG.FETCH.orders.0", json.dumps({"offset": 0, **request}).encode(), reply=inbox.subject)
+    payloads = []
+    while "Status" not in (message := await inbox.next_msg(timeout=5)).headers:
+        payloads.append(message.data)
+    return payloads

@@ -7,7 +7,7 @@ from protocol import history, subjects
 from protocol.engine import BEST, Show
 from protocol.gaps import read_gap
 from protocol.history import FetchRequest
-from protocol.limits import PERMISSION_VERDICTS_MAX
+from protocol.limits import FETCH_SCAN_BYTES_MAX, PERMISSION_VERDICTS_MAX
 from protocol.records import CONTROL, read_header
 from protocol.replay import OFFSET_MAX, Frames, Window, message
 
@@ -73,6 +73,19 @@ class FetchProgress:
         self.next_offset = furthest.next_offset
         self.is_done = furthest.is_full or self._ends_at(self.next_offset)
         return shown
+
+    def goes_on_at(self, batches: Sequence[bytes | memoryview]) -> int | None:
+        """The offset behind these batches, which are next, if by their sizes they are not the last; else None."""
+        headers = [read_header(batch) for batch in batches]
+        size_bytes = sum(header.size_bytes for header in headers)
+        is_last = (
+            self.records + sum(header.record_count for header in headers) >= self._request.max_records
+            or self.size_bytes + size_bytes >= self._request.max_bytes
+            or self.scanned_bytes + size_bytes >= FETCH_SCAN_BYTES_MAX
+        )
+        if is_last or not headers or headers[-1].next_offset >= self._end_offset:
+            return None
+        return headers[-1].next_offset
 
     def _take_gap(self, batch: bytes | memoryview, readers: Sequence[Reader]) -> list[Frames]:
         offset, gap = read_gap(batch)

@@ -183,22 +183,33 @@ class HistoryService:
         """Shows events until the fetch is over; the ends of the log then, or None if nobody is subscribed."""
         clock = asyncio.get_running_loop().time
         deadline, chunk_bytes = clock() + request.max_wait_ms / 1000, min(FETCH_CHUNK_BYTES, request.max_bytes)
-        while self._plane.has_interest(session, reply):  # it was never there, or the request is cancelled with it
-            waits = not progress.is_done and not progress.records
-            wait_ms = max(0, int((deadline - clock()) * 1000)) if waits else 0
-            frame = await sink.fetch(*log_name, progress.next_offset, chunk_bytes, wait_ms)
-            assert isinstance(frame.message, link.Fetched)
-            for batch in split_batches(frame.tail):
-                if not self._hand_over(session, reply, batch, progress):
-                    return None
-                self._flush(session)
-                if progress.is_done:
-                    break
-                await self._pace(session)
-            at_end = progress.next_offset >= frame.message.high_watermark
-            if progress.is_done or progress.scanned_bytes >= FETCH_SCAN_BYTES_MAX or (at_end and not frame.tail):
-                return frame.message
-        return None
+        ahead: asyncio.Task[link.Frame] | None = None
+        try:
+            while self._plane.has_interest(session, reply):  # it was never there, or the request is cancelled with it
+                waits = not progress.is_done and not progress.records
+                wait_ms = max(0, int((deadline - clock()) * 1000)) if waits else 0
+                pull = sink.fetch(*log_name, progress.next_offset, chunk_bytes, wait_ms) if ahead is None else ahead
+                frame, ahead = await pull, None
+                assert isinstance(frame.message, link.Fetched)
+                batches = list(split_batches(frame.tail))
+                after = progress.goes_on_at(batches)
+                if after is not None and after < frame.message.high_watermark:  # the sink reads while this is shown
+                    ahead = asyncio.ensure_future(sink.fetch(*log_name, after, chunk_bytes, 0))
+                for batch in batches:
+                    if not self._hand_over(session, reply, batch, progress):
+                        return None
+                    self._flush(session)
+                    if progress.is_done:
+                        break
+                    await self._pace(session)
+                at_end = progress.next_offset >= frame.message.high_watermark
+                if progress.is_done or progress.scanned_bytes >= FETCH_SCAN_BYTES_MAX or (at_end and not frame.tail):
+                    return frame.message
+            return None
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
 
     def _hand_over(self, session: Session, reply: str, batch: memoryview, progress: FetchProgress) -> bool:
         """Shows what of `batch` is to be shown; False: nobody is subscribed any more."""
