@@ -226,6 +226,6 @@ def _write(file: str, content: bytes, mode: int) -> None:
             out.flush()
             os.fsync(out.fileno())
         os.replace(made, path)
-    except BaseException:
+    except BaseException:  # whatever it was, no half-written key stays behind
         made.unlink(missing_ok=True)
         raise

@@ -123,7 +123,7 @@ class Replica:
                 what = "there are segments, but neither journal nor checkpoint: they were taken away; bring them back"
                 raise DamagedFile(str(folder.log_folder), 0, what)
             self.store = Store(self.journal, folder.log_folder, self.machine, self._sink.segment_bytes)
-        except BaseException:
+        except BaseException:  # whatever it was, nobody would close the journal any more
             self.journal.close()
             raise
         self.checkpoint_index = saved.index if saved is not None else 0
