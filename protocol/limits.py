@@ -117,6 +117,7 @@ FETCH_BYTES_MAX: Final = 8 * MIB  # of one request; below a link frame
 FETCH_WAIT_MS_MAX: Final = 60_000
 FETCH_CHUNK_BYTES: Final = 1 * MIB  # what the gateway pulls from a sink at a time
 FETCHES_PER_CONNECTION_MAX: Final = 64
+FETCHES_AHEAD_MAX: Final = 4  # of a gateway, that have a chunk read before it can be shown
 FETCH_SCAN_BYTES_MAX: Final = 64 * MIB  # of the log, looked at for one request with a filter
 FETCH_PENDING_PART: Final = 4  # a reader has at most 1/4 of its pending limit queued before more is pulled
 

@@ -68,8 +68,11 @@ async def test_a_fetch_that_waits_ends_with_the_subscription_that_it_would_answe
     assert not node.gateway.plane.accounts["$G"].watches
 
 
-async def test_the_next_chunk_is_asked_for_while_the_last_one_is_shown(client, monkeypatch):
-    """And nothing is read twice, or left over, whether the fetch ends with a chunk or within one."""
+async def test_the_next_chunk_is_asked_for_while_the_last_one_is_shown(node, client, monkeypatch):
+    """And nothing is read twice, or left over, whether the fetch ends with a chunk or within one.
+
+    A gateway where as many chunks as may be are read ahead already asks for each only when it can be shown.
+    """
     seen: list[tuple[str, int]] = []
     fetch, hand_over = SinkLink.fetch, HistoryService._hand_over
 
@@ -94,6 +97,11 @@ async def test_the_next_chunk_is_asked_for_while_the_last_one_is_shown(client, m
     seen.clear()
     assert (await history(client, max_records=2)) == [b"0", b"1"]
     assert seen == [("asks", 0), ("asks", 1), ("shows", 0), ("shows", 1)]
+    assert not node.gateway.history._ahead
+    seen.clear()
+    monkeypatch.setattr("gateway.shell.history.FETCHES_AHEAD_MAX", 0)
+    assert (await history(client, max_records=2)) == [b"0", b"1"]
+    assert seen == [("asks", 0), ("shows", 0), ("asks", 1), ("shows", 1)]
 
 
 async def history(client: Client, **request: int) -> list[bytes]:

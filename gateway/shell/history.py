@@ -2,8 +2,10 @@
 
 A request is a task. The next chunk is pulled while less than a quarter of the connection's pending limit is queued, so
 a slow reader waits and is never cut for what it asked for; a reader that has gone or says anew who it is, and an inbox
-that has lost its last subscription, end the task at once. Answers go only to a subscription of the connection that
-asked. A user reads streams of its account alone; others are not there for it.
+that has lost its last subscription, end the task at once. Where more is to come, the sink reads the next chunk while
+this one is shown; a few requests of a gateway do so at a time: with many, each chunk ahead is memory, and none of them
+gets faster. Answers go only to a subscription of the connection that asked. A user reads streams of its account alone;
+others are not there for it.
 """
 
 import asyncio
@@ -23,7 +25,13 @@ from gateway.shell.links import DescribedPartition, SinkLinks
 from protocol import history, link, subjects
 from protocol.errors import FrameError, LogError
 from protocol.history import FetchRequest, MetadataRequest, OffsetsRequest, read_request, stream_and_zone
-from protocol.limits import FETCH_CHUNK_BYTES, FETCH_PENDING_PART, FETCH_SCAN_BYTES_MAX, FETCHES_PER_CONNECTION_MAX
+from protocol.limits import (
+    FETCH_CHUNK_BYTES,
+    FETCH_PENDING_PART,
+    FETCH_SCAN_BYTES_MAX,
+    FETCHES_AHEAD_MAX,
+    FETCHES_PER_CONNECTION_MAX,
+)
 from protocol.records import split_batches
 from protocol.streams import StreamState
 
@@ -53,6 +61,7 @@ class HistoryService:
         self._streams = streams
         self._queued_bytes_max = pending_bytes_max // FETCH_PENDING_PART
         self._tasks: dict[int, dict[asyncio.Task[None], str]] = {}  # of each session: task → reply subject
+        self._ahead: set[asyncio.Task[link.Frame]] = set()  # chunks that are read before they can be shown
         self.requests = {"FETCH": 0, "OFFSETS": 0, "METADATA": 0, "other": 0}
         self.records_shown = 0
 
@@ -188,13 +197,19 @@ class HistoryService:
             while self._plane.has_interest(session, reply):  # it was never there, or the request is cancelled with it
                 waits = not progress.is_done and not progress.records
                 wait_ms = max(0, int((deadline - clock()) * 1000)) if waits else 0
-                pull = sink.fetch(*log_name, progress.next_offset, chunk_bytes, wait_ms) if ahead is None else ahead
-                frame, ahead = await pull, None
+                if ahead is None:
+                    frame = await sink.fetch(*log_name, progress.next_offset, chunk_bytes, wait_ms)
+                else:
+                    frame = await ahead
+                    self._ahead.remove(ahead)
+                    ahead = None
                 assert isinstance(frame.message, link.Fetched)
                 batches = list(split_batches(frame.tail))
                 after = progress.goes_on_at(batches)
-                if after is not None and after < frame.message.high_watermark:  # the sink reads while this is shown
+                is_room = len(self._ahead) < FETCHES_AHEAD_MAX
+                if after is not None and after < frame.message.high_watermark and is_room:
                     ahead = asyncio.ensure_future(sink.fetch(*log_name, after, chunk_bytes, 0))
+                    self._ahead.add(ahead)
                 for batch in batches:
                     if not self._hand_over(session, reply, batch, progress):
                         return None
@@ -208,6 +223,7 @@ class HistoryService:
             return None
         finally:
             if ahead is not None:
+                self._ahead.remove(ahead)
                 ahead.cancel()
                 await asyncio.gather(ahead, return_exceptions=True)
 
