@@ -28,8 +28,6 @@ def _of_nodes(configuration: Config) -> Iterator[str]:
     for zone in configuration.zones.values():
         if len(zone.gateways) == 1:
             continue
-        if configuration.mesh.routing == "broadcast":
-            yield f"mesh.routing: 'broadcast' among the gateways of zone {zone.name} is not available; write 'interest'"
         for gateway in zone.gateways.values():
             if gateway.workers > 1:
                 where = f"zones.{zone.name}.gateways.{gateway.name}.workers"

@@ -52,8 +52,9 @@ def text(**parts: str) -> str:
 @pytest.mark.parametrize(
     "more", ["", SECOND_GATEWAY, MORE_SINKS, MORE_SINKS + '[tls.nodes]\nca = "a"\ncert = "c"\nkey = "k"']
 )
-def test_a_gateway_with_the_sinks_of_its_zone_is_available(more, gateway):
-    assert not_available(config.parse(text(more=more, gateway=gateway), "mesh.toml")) == []
+@pytest.mark.parametrize("mesh", ["", 'routing = "broadcast"'])
+def test_a_gateway_with_the_sinks_of_its_zone_is_available(more, gateway, mesh):
+    assert not_available(config.parse(text(more=more, gateway=gateway, mesh=mesh), "mesh.toml")) == []
 
 
 @pytest.mark.parametrize(
@@ -62,10 +63,6 @@ def test_a_gateway_with_the_sinks_of_its_zone_is_available(more, gateway):
         ({"mesh": 'contracts = "warn"'}, "mesh.contracts: 'warn' is not available in this version; write 'off'"),
         ({"mesh": 'buffer = "1MiB"'}, "mesh.buffer: the ephemeral ring is not available"),
         ({"more": SECOND_ZONE}, "zones: links between zones are not available in this version; leave one of eu, us"),
-        (
-            {"more": SECOND_GATEWAY, "mesh": 'routing = "broadcast"'},
-            "mesh.routing: 'broadcast' among the gateways of zone eu",
-        ),
         ({"more": SECOND_GATEWAY, "gateway": "workers = 2"}, "zones.eu.gateways.gw1.workers: a gateway with others"),
         (
             {"more": SECOND_ZONE + '[streams.orders]\nsubjects = ["orders.>"]\nack = "geo"'},

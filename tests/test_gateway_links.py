@@ -55,6 +55,29 @@ async def test_clients_of_all_gateways_hear_each_other() -> None:
         assert [subscription.pending_msgs for subscription in subscriptions] == [0, 0, 0]
 
 
+async def test_routing_by_broadcast_looks_the_same_to_clients() -> None:
+    """What nobody there wants crosses too, and is counted."""
+    text = zone_text().replace("mode =", 'routing = "broadcast"\nmode =')
+    async with gateways_of(text) as gateways, clients_of(*gateways, gateways[0]) as (*subscribers, publisher):
+        plain = await subscribers[1].subscribe("news")
+        members = [await each.subscribe("news", "crew") for each in subscribers[1:]]
+        for each in subscribers:
+            await each.flush()
+        for number in range(EVENTS):
+            await publisher.publish("news", b"%d" % number)
+            await publisher.publish("other", b"x")
+        assert [int((await plain.next_msg(5)).data) for _ in range(EVENTS)] == list(range(EVENTS))
+        await until(lambda: sum(member.pending_msgs for member in members) >= EVENTS, "one of each group", 5)
+        links = [gateway.mesh.links["gw1"].session for gateway in gateways[1:]]
+        await until(lambda: all(link.in_msgs == 2 * EVENTS for link in links), "all have come", 5)
+        got = [int((await member.next_msg(5)).data) for member in members for _ in range(member.pending_msgs)]
+        assert sorted(got) == list(range(EVENTS))
+        assert links[0].unwanted_msgs == EVENTS  # there the other half had a subscriber
+        assert links[1].unwanted_msgs == 2 * EVENTS - members[1].delivered
+        with pytest.raises(NoRespondersError):
+            await publisher.request("other", b"x", timeout=5)
+
+
 async def test_what_a_flush_confirms_is_never_missed() -> None:
     async with gateways_of(zone_text()) as gateways, clients_of(gateways[0], gateways[2]) as (subscriber, publisher):
         for number in range(PING_ROUNDS):

@@ -28,9 +28,9 @@ class Pair:
     Not `near`: each is another gateway to the other.
     """
 
-    def __init__(self, engine: Engine, *, near: bool = True) -> None:
+    def __init__(self, engine: Engine, *, near: bool = True, broadcasts: bool = False) -> None:
         self.near = near
-        options = {"id_step": 2, "max_pending_bytes": 1 << 20, "max_payload_bytes": 1 << 16}
+        options = {"id_step": 2, "max_pending_bytes": 1 << 20, "max_payload_bytes": 1 << 16, "broadcasts": broadcasts}
         self.planes = [make_plane(Silent(), engine, first_id=i, **options) for i in (1, 2)]
         self.links: list[Session] = []
         self.connect()
@@ -69,6 +69,13 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 @pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)
 def gateways(request: pytest.FixtureRequest) -> Pair:
     pair = Pair(request.param, near=False)
+    pair.settle()
+    return pair
+
+
+@pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)
+def broadcasting(request: pytest.FixtureRequest) -> Pair:
+    pair = Pair(request.param, near=False, broadcasts=True)
     pair.settle()
     return pair
 
@@ -311,6 +318,7 @@ def test_a_peer_that_falls_behind_loses_messages_that_are_counted_and_keeps_its_
         while more:
             more = plane.receive(sender.session, b"", 0)
     assert link.queued_bytes <= plane.options.max_pending_bytes
+    assert link.dropped_msgs == plane.stats.dropped_for_peers
     assert (link.closing, sender.session.stall_ms > 0) == (None, True)
     pair.settle()
     assert receiver.take().count(b"MSG a 1 ") == sent - 1
@@ -350,6 +358,56 @@ def test_another_gateway_is_sent_everything_until_it_has_told_what_it_wants(gate
     assert receiver.take() == b"MSG work 1 inbox 0\r\n\r\n"
     assert b"NATS/1.0 503" in sender.send(b"PUB other inbox 0\r\n\r\n")
     assert gateways.settle() == b""
+
+
+def test_everything_is_broadcast_and_dropped_where_nobody_wants_it(broadcasting: Pair) -> None:
+    sender, receiver = Client(broadcasting.planes[0]), Client(broadcasting.planes[1])
+    receiver.send(b"SUB a 1\r\n")
+    broadcasting.settle()
+    sender.send(b"PUB a 0\r\n\r\nPUB b 0\r\n\r\nHPUB a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n")
+    sent = b"RMSG $G a 0\r\n\r\nRMSG $G b 0\r\n\r\nHRMSG $G a 12 14\r\nNATS/1.0\r\n\r\nhi\r\n"
+    assert broadcasting.settle() == sent
+    assert receiver.take() == b"MSG a 1 0\r\n\r\nHMSG a 1 12 14\r\nNATS/1.0\r\n\r\nhi\r\n"
+    link = broadcasting.links[1]
+    assert (link.in_msgs, link.unwanted_msgs) == (3, 1)
+
+
+def test_a_broadcast_is_for_one_member_of_a_group_a_local_one_first(broadcasting: Pair) -> None:
+    sender, receiver = Client(broadcasting.planes[0]), Client(broadcasting.planes[1])
+    receiver.send(b"SUB a q 1\r\nSUB a q 2\r\nSUB a 3\r\n")
+    broadcasting.settle()
+    sender.send(b"PUB a 0\r\n\r\n")
+    assert broadcasting.settle() == b"RMSG $G a | q 0\r\n\r\n"
+    assert sorted(receiver.take().split(b"0\r\n\r\n")) in (
+        [b"", b"MSG a 1 ", b"MSG a 3 "],
+        [b"", b"MSG a 2 ", b"MSG a 3 "],
+    )
+    local = Client(broadcasting.planes[0])
+    local.send(b"SUB a q 9\r\n")
+    sender.send(b"PUB a 0\r\n\r\n" * 20)
+    assert b"RMSG $G a 0\r\n\r\n" * 20 in broadcasting.settle()
+    assert (local.take(), receiver.take()) == (b"MSG a 9 0\r\n\r\n" * 20, b"MSG a 3 0\r\n\r\n" * 20)
+
+
+def test_who_is_sent_everything_is_no_responder(broadcasting: Pair) -> None:
+    """But one that wants it is, plainly or as a member of a group, and one that has not told yet may be."""
+    sender, receiver = Client(broadcasting.planes[0]), Client(broadcasting.planes[1])
+    sender.send(b"SUB inbox 9\r\n")
+    broadcasting.settle()
+    asks = b"PUB work inbox 0\r\n\r\n"
+    assert b"NATS/1.0 503" in sender.send(asks)
+    assert broadcasting.settle() == b"RMSG $G work inbox 0\r\n\r\n"
+    for sid, wants in ((1, b"SUB work 1\r\n"), (2, b"SUB work q 2\r\n")):
+        receiver.send(wants)
+        broadcasting.settle()
+        assert sender.send(asks) == b""
+        receiver.send(b"UNSUB %d\r\n" % sid)
+        broadcasting.settle()
+        assert b"NATS/1.0 503" in sender.send(asks)
+    broadcasting.cut()
+    assert b"NATS/1.0 503" in sender.send(asks)
+    broadcasting.connect()
+    assert sender.send(asks) == b""
 
 
 def test_a_slow_client_does_not_slow_the_link_to_another_gateway(gateways: Pair, pair: Pair) -> None:

@@ -310,7 +310,8 @@ cdef class Forwarder:
         own.groups = [
             members for name, members in zip(plan.receivers.names, plan.receivers.groups) if name in named
         ]
-        self._spread(peer, peer._account, plan.head, own, event.reply, event.header_block, event.payload)
+        count = self._spread(peer, peer._account, plan.head, own, event.reply, event.header_block, event.payload)
+        peer.unwanted_msgs += count == 0
 
     cdef Py_ssize_t _spread(self, Session sender, Account account, bytes head, Receivers receivers, bytes reply,
                             bytes header_block, bytes payload) except -1:

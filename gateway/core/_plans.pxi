@@ -9,8 +9,10 @@ cdef class Receivers:
     cdef list groups  # of lists of clients' subscriptions
     cdef list names  # of the groups
     cdef list near, far  # of lists of peers' subscriptions, as `groups`; None where no peer wants anything
-    cdef list peers  # their sessions (or None), first the `plain_peers` with plain subscribers
-    cdef Py_ssize_t plain_peers
+    # Their sessions (or None): first those with plain subscribers, `counted_peers` of them, then those that are sent
+    # everything, up to `plain_peers`; then those that have but members of groups.
+    cdef list peers
+    cdef Py_ssize_t counted_peers, plain_peers
     cdef Py_ssize_t count  # of pointers in all of that
 
 
@@ -45,7 +47,11 @@ cdef Receivers _arrange(list plain, dict queues):
 cdef _part(Receivers receivers):
     """Clients' subscriptions from those of peers."""
     cdef list members, groups = [[entry for entry in members if _is_peers(entry)] for members in receivers.groups]
-    cdef dict peers = dict.fromkeys([(<Subscription>entry).session for entry in receivers.plain if _is_peers(entry)])
+    cdef list routed = [entry for entry in receivers.plain if _is_peers(entry)]
+    cdef dict peers = dict.fromkeys([(<Subscription>entry).session for entry in routed if (<Subscription>entry).weight])
+    receivers.counted_peers = len(peers)
+    for entry in routed:
+        peers[(<Subscription>entry).session] = None
     receivers.plain_peers = len(peers)
     receivers.count += 2 * LIST_POINTERS * len(groups)
     for members in groups:

@@ -17,6 +17,7 @@ cdef Py_ssize_t _send_groups(Forwarder self, Session sender, Session silent, Acc
     cdef PyObject** asked = few  # by group: the peer whose member is to get it, or NULL
     cdef Subscription chosen
     cdef Session peer
+    cdef bint is_plain, is_counted
     cdef Py_ssize_t i, count = 0, groups = PyList_GET_SIZE(receivers.groups)
     if groups > GROUPS_FEW:
         room = PyBytes_FromStringAndSize(NULL, groups * sizeof(PyObject*))
@@ -36,14 +37,17 @@ cdef Py_ssize_t _send_groups(Forwarder self, Session sender, Session silent, Acc
             count += 1
     for i in range(PyList_GET_SIZE(receivers.peers)):
         peer = <Session>PyList_GET_ITEM(receivers.peers, i)
-        is_plain = i < receivers.plain_peers
-        count += _put_route(self, peer, is_plain, account, head, receivers.names, asked, message, sender)
+        is_plain, is_counted = i < receivers.plain_peers, i < receivers.counted_peers
+        count += _put_route(self, peer, is_plain, is_counted, account, head, receivers.names, asked, message, sender)
     return count
 
 
-cdef bint _put_route(Forwarder self, Session peer, bint is_plain, Account account, bytes head, list names,
-                     PyObject** asked, Message* message, Session sender) except -1:
-    """To a peer with plain subscribers or where a group is `asked`; one that is too far behind: counted as dropped."""
+cdef bint _put_route(Forwarder self, Session peer, bint is_plain, bint is_counted, Account account, bytes head,
+                     list names, PyObject** asked, Message* message, Session sender) except -1:
+    """To a peer where it `is_plain` or a group is `asked`; one that is too far behind: counted as dropped.
+
+    Whether somebody is there who gets it, as far as one knows.
+    """
     cdef Py_ssize_t i, named_size = 0, subject_size = PyBytes_GET_SIZE(head) - 5  # with the space behind it
     cdef Py_ssize_t name_size = PyBytes_GET_SIZE(account.wire_name)
     cdef Py_ssize_t size = (6 if message.header_size else 5) + name_size + 1 + subject_size + message.rest_size
@@ -62,7 +66,8 @@ cdef bint _put_route(Forwarder self, Session peer, bint is_plain, Account accoun
         self.interrupted = True
         if peer.out_size + peer.unsent_bytes + size > 2 * self.stall_bytes:
             self.stats.dropped_for_peers += 1
-            return True
+            peer.dropped_msgs += 1
+            return is_counted or named_size > 0
     peer.out_msgs += 1
     peer.out_bytes += message.header_size + message.payload_size
     out = peer.reserve(size)
@@ -82,7 +87,7 @@ cdef bint _put_route(Forwarder self, Session peer, bint is_plain, Account accoun
     memcpy(out, message.rest, message.rest_size)
     peer.out_size += size
     self._touch(peer)
-    return True
+    return is_counted or named_size > 0
 
 
 cdef inline char* _put_word(char* out, bytes word):
@@ -155,14 +160,16 @@ cdef int _forward_routed(Forwarder self, Session peer, const char* data, Py_ssiz
 cdef int _put_here(Forwarder self, Session peer, bytes head, Receivers receivers, Names* names,
                    Message* message) except -1:
     """A message from a peer: to plain subscribers, and to one member of each group that it names."""
-    cdef Py_ssize_t i
+    cdef Py_ssize_t i, count = 0
     cdef Subscription subscription
     self.turn_bytes += TURN_LOOK_BYTES * (PyList_GET_SIZE(receivers.plain) + PyList_GET_SIZE(receivers.groups))
     for i in range(PyList_GET_SIZE(receivers.plain)):
         subscription = <Subscription>PyList_GET_ITEM(receivers.plain, i)
         if _is_open(subscription):
             self._put(subscription, head, message, peer)
+            count += 1
     if names.size == 0:
+        peer.unwanted_msgs += count == 0
         return 0
     self.turn_bytes += TURN_LOOK_BYTES * names.size * PyList_GET_SIZE(receivers.groups) // NAMES_LOOKED_AT
     for i in range(PyList_GET_SIZE(receivers.groups)):
@@ -170,6 +177,8 @@ cdef int _put_here(Forwarder self, Session peer, bytes head, Receivers receivers
             subscription = self._choose(<list>PyList_GET_ITEM(receivers.groups, i), _NONE, None)
             if subscription is not None:
                 self._put(subscription, head, message, peer)
+                count += 1
+    peer.unwanted_msgs += count == 0
     return 0
 
 

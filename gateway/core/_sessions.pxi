@@ -40,7 +40,7 @@ cdef class Session:
     cdef public str closing_detail
     cdef public bint flushes
 
-    cdef public int64_t in_msgs, in_bytes, out_msgs, out_bytes
+    cdef public int64_t in_msgs, in_bytes, out_msgs, out_bytes, dropped_msgs, unwanted_msgs
     cdef public int64_t started_ms, last_activity_ms, last_heard_ms, due_ms, ping_due_ms, auth_due_ms
     cdef public int64_t ping_sent_ms, rtt_ms
     cdef public int pings_out

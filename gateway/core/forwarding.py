@@ -17,6 +17,8 @@ Peers are other workers: what they want stands in the same sublist, under sessio
 goes to each peer once, however many want it there, and names the queue groups whose member is to be found there. All
 members of a group behind workers of the same gateway (`near`) have the same chance, as with one server; peers that are
 other gateways are asked only where nobody here can have it. What comes from a peer is delivered and never passed on.
+A peer that is sent everything, wanted there or not, has a subscription of weight 0: it gets a message like others, but
+is not counted among those who got it, since nobody may be there.
 
 An event that a stream keeps, and that asks nothing more of the log, goes to everybody who gets it and into a lane
 (`gateway.core.lanes`), which the plan names; what the lane does not take is special. When such events are in the log,
@@ -122,11 +124,15 @@ class Group(NamedTuple):
 
 
 class Receivers(NamedTuple):
-    """Who gets a message: clients, one of each group, and peers where somebody is subscribed plainly."""
+    """Who gets a message: clients, one of each group, and peers.
+
+    `peers`: those where somebody is subscribed plainly. `uncounted`: those that are sent it though nobody may be.
+    """
 
     plain: tuple[Subscription, ...]
     groups: tuple[Group, ...]
     peers: tuple[Session, ...]
+    uncounted: tuple[Session, ...] = ()
 
     @classmethod
     def of(cls, result: Result[Subscription]) -> "Receivers":
@@ -136,9 +142,11 @@ class Receivers(NamedTuple):
             near = tuple(member for member in members if member.session.peer and member.session.near)
             far = tuple(member for member in members if member.session.peer and not member.session.near)
             groups.append(Group(members[0].queue, own + near, far))
-        peers = dict.fromkeys(subscription.session for subscription in result.plain if subscription.session.peer)
+        routed = [subscription for subscription in result.plain if subscription.session.peer]
+        peers = dict.fromkeys(subscription.session for subscription in routed if subscription.weight)
+        uncounted = dict.fromkeys(each.session for each in routed if each.session not in peers)
         plain = tuple(subscription for subscription in result.plain if not subscription.session.peer)
-        return cls(plain, tuple(groups), tuple(peers))
+        return cls(plain, tuple(groups), tuple(peers), tuple(uncounted))
 
 
 class Plan(NamedTuple):
@@ -166,8 +174,8 @@ class Plans:
         return plan if plan is not None and plan.generation == generation else None
 
     def keep(self, subject: bytes, plan: Plan) -> None:
-        plain, groups, peers = plan.receivers
-        count = len(plain) + len(peers) + sum(len(group.members) + len(group.far) for group in groups)
+        plain, groups, peers, uncounted = plan.receivers
+        count = len(plain) + len(peers) + len(uncounted) + sum(len(group.members) + len(group.far) for group in groups)
         size_bytes = len(subject) + 8 * count
         if len(self._plans) >= ROUTE_PLANS_MAX or self._bytes + size_bytes > ROUTE_PLAN_BYTES_MAX:
             self.clear()
@@ -404,16 +412,16 @@ class Forwarder:
         peer.in_msgs += 1
         peer.in_bytes += len(event.header_block) + len(event.payload)
         peer.account = self._policy.account(event.account.decode())
-        plain, groups, _ = self._plan(peer, event.subject).receivers
-        for subscription in plain:
-            self._put(subscription, message, peer)
+        plain, groups, *_ = self._plan(peer, event.subject).receivers
+        count = sum(self._put(subscription, message, peer) for subscription in plain)
         named = frozenset(map(subjects.decode, event.queues))
         for group in groups:
             if group.queue in named:
                 own = tuple(member for member in group.members if not member.session.peer)
                 chosen = self._choose(own, None)
                 if chosen is not None:
-                    self._put(chosen, message, peer)
+                    count += self._put(chosen, message, peer)
+        peer.unwanted_msgs += count == 0
 
     def _send(self, receivers: Receivers, account: Account, sender: Session | None, message: _Message) -> int:
         silent = None if sender is None or sender.options.echo else sender
@@ -421,7 +429,7 @@ class Forwarder:
         for subscription in receivers.plain:
             if subscription.session is not silent:
                 count += self._put(subscription, message, sender)
-        named: dict[Session, list[bytes]] = {peer: [] for peer in receivers.peers}
+        named: dict[Session, list[bytes]] = {peer: [] for peer in receivers.peers + receivers.uncounted}
         for group in receivers.groups:
             chosen = self._choose(group.members, silent) or self._choose(group.far, silent)
             if chosen is None:
@@ -431,7 +439,8 @@ class Forwarder:
             else:
                 count += self._put(chosen, message, sender)
         for peer, queues in named.items():
-            count += self._put_route(peer, account, queues, message, sender)
+            is_sent = self._put_route(peer, account, queues, message, sender)
+            count += is_sent and (bool(queues) or peer not in receivers.uncounted)
         return count
 
     def _choose(self, members: tuple[Subscription, ...], silent: Session | None) -> Subscription | None:
@@ -464,6 +473,7 @@ class Forwarder:
             self._policy.falls_behind(peer, sender)
             if peer.queued_bytes + peer.unsent_bytes + len(frame) > 2 * self._stall_bytes:
                 self.stats.dropped_for_peers += 1
+                peer.dropped_msgs += 1
                 return True
         peer.out_msgs += 1
         peer.out_bytes += len(message.header_block) + len(message.payload)

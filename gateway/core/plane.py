@@ -41,7 +41,9 @@ from protocol.limits import (
 )
 from protocol.publish import AckForm
 
-_ASSUMED: Final = b"> "  # begins no key of an interest: those begin with an account
+# Keys of what is not an interest that a peer has told: those begin with an account.
+_ASSUMED: Final = b"> "
+_BROADCAST: Final = b"* "
 _SEEDS: Final = 2**32 - 1
 
 __all__ = ["PROTOCOL_VERSION", "Hooks", "Plane", "PlaneOptions"]
@@ -139,7 +141,8 @@ class Plane:
         `near`: it is a worker of the same gateway, so members of queue groups there are like those here; of other
         gateways they get only what nobody here can. Another gateway may have clients already that have asked for
         something: until it has told all that, it is taken to want everything, so that nothing is missed and nobody is
-        told that there are no responders.
+        told that there are no responders. Where messages are broadcast it is sent everything afterwards, too; what it
+        wants says then where queue groups have members, and whether anybody answers.
         """
         options = self.options
         parser = routes.RouteParser(options.max_payload_bytes, ROUTE_LINE_BYTES_MAX)
@@ -150,15 +153,18 @@ class Plane:
         self._send(session, routes.connect_line(options.server_name))
         self.peers.add(session)
         if not near:
-            self._assume_everything(session)
+            self._unknown.add(session)
+            self._send_everything(session, _ASSUMED, 1)
+        if not near and options.broadcasts:
+            self._send_everything(session, _BROADCAST, 0)
         return session
 
-    def _assume_everything(self, peer: Session) -> None:
-        self._unknown.add(peer)
+    def _send_everything(self, peer: Session, mark: bytes, weight: int) -> None:
         for name, account in self.accounts.items():
-            key = b"%b%b" % (_ASSUMED, name.encode())
-            peer.subscriptions[key] = self.engine.subscription(peer, ">", "", key, account)
-            self.forwarder.insert(peer.subscriptions[key])
+            key = mark + name.encode()
+            peer.subscriptions[key] = subscription = self.engine.subscription(peer, ">", "", key, account)
+            subscription.weight = weight
+            self.forwarder.insert(subscription)
 
     def _knows_interest(self, peer: Session) -> None:
         """It has confirmed what it was told first; what it wants was said before that."""

@@ -41,7 +41,8 @@ class Closed(StrEnum):
 class Subscription:
     """One SUB of one session. `max_messages` 0: no limit; `received` counts deliveries.
 
-    `weight`: of a peer's, how many members of the queue group are behind it.
+    `weight`: of a peer's, how many members of the queue group are behind it; 0: nobody is known to be, it is sent what
+    it is sent because everything is.
     """
 
     __slots__ = ("account", "closed", "max_messages", "pattern", "queue", "received", "session", "sid", "weight")
@@ -134,6 +135,8 @@ class Session:
         self.in_bytes = 0
         self.out_msgs = 0
         self.out_bytes = 0
+        self.dropped_msgs = 0  # of a peer: messages for it that were dropped, since it was too far behind
+        self.unwanted_msgs = 0  # of a peer: messages from it that reached nobody here
         self.started_ms = now_ms
         self.last_activity_ms = now_ms
         self.last_heard_ms = now_ms

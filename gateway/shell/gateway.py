@@ -362,6 +362,7 @@ def _options(configuration: config.Config, node: config.Gateway, version: str, w
         no_auth_user=configuration.mesh.no_auth_user or "",
         maps_certificates=configuration.tls_clients is not None and configuration.tls_clients.map,
         has_gateways=len(configuration.zones[node.zone].gateways) > 1,
+        broadcasts=configuration.mesh.routing == "broadcast",
         first_id=worker.number + 1,
         id_step=worker.count,
     )

@@ -27,6 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "users": {"users": USERS},
     "accounts": {"users": ACCOUNT_USERS, "no_auth_user": "q"},
     "peers": {"id_step": 2},
+    "peers that are sent everything": {"id_step": 2, "broadcasts": True},
     "accounts and peers, little pending": {"users": ACCOUNT_USERS, "id_step": 2, "max_pending_bytes": 3_000},
     "users, little pending": {"users": USERS, "max_pending_bytes": 2_000, "max_subscriptions": 5},
 }

@@ -281,6 +281,7 @@ def _state(session: Session) -> list[Any]:
         session.paused, session.dirty, session.stall_ms, session.verifying, session.options, session.queued_bytes,
         session.account.name, session.peer, session.interest_mark,
         session.unsent_bytes, session.in_msgs, session.in_bytes, session.out_msgs, session.out_bytes,
+        session.dropped_msgs, session.unwanted_msgs,
         session.last_activity_ms, session.last_heard_ms, session.pings_out, own,
     ]  # fmt: skip
 
