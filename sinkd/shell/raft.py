@@ -27,15 +27,10 @@ Its own compaction is off: checkpoints are written by the sink's housekeeping, t
 
 import random
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any, Final
 
-import pysyncobj.syncobj
 import structlog
-from fastcrc import crc32
 from pysyncobj import SyncObj, SyncObjConf
-from pysyncobj.node import Node
-from pysyncobj.transport import Transport
 
 from protocol.errors import DamagedFile, FrameError
 from protocol.frames import Message
@@ -63,6 +58,7 @@ from sinkd.core.raft_messages import (
 from sinkd.core.replication import Diverged, Follower, Mismatch, Pieces, commands_of, fit
 from sinkd.shell.journal import Journal
 from sinkd.shell.raft_leader import HEARTBEAT_S, Leadership
+from sinkd.shell.raft_library import Wire, clock, peer
 
 REGULAR: Final = b"\x00"  # the library's command type byte before our bytes
 FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
@@ -71,66 +67,6 @@ ELECTION_S_MIN, ELECTION_S_MAX = 0.4, 0.8
 TICK_S: Final = 0.05  # the library looks at the time so often, if there is nothing else to do for it
 FALLBACK_S: Final = 1.0  # a leader that no majority has answered for so long steps down
 log = structlog.get_logger()
-
-_create_stock_journal = pysyncobj.syncobj.createJournal
-
-
-def _create_journal(journal: Any) -> Any:
-    return journal if isinstance(journal, Journal) else _create_stock_journal(journal)
-
-
-pysyncobj.syncobj.createJournal = _create_journal
-pysyncobj.syncobj.PIPE_NOTIFIER_ENABLED = False  # it wakes the library's own loop, which does not run
-
-
-def clock() -> float:
-    """Seconds, the library's own clock: a simulation replaces both in one place."""
-    return float(pysyncobj.syncobj.monotonicTime())
-
-
-class Peer(Node):  # type: ignore[misc]  # the library has no types
-    """A member's name as the library's node. Its hash is the same in every process: a simulation has to replay."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self._hash = crc32.iscsi(name.encode())
-
-    def __hash__(self) -> int:
-        return self._hash
-
-
-@cache
-def peer(name: str) -> Peer:
-    """The node of that name: a few in the life of a process, asked for with every message."""
-    return Peer(name)
-
-
-class _Wire(Transport):  # type: ignore[misc]  # the library has no types
-    """Where the library's messages go: to `Member`, which makes its own of them."""
-
-    def __init__(self) -> None:
-        super().__init__(None, None, [])
-        self.sends: Callable[[str, dict[str, Any]], None]
-
-    @property
-    def ready(self) -> bool:
-        return True
-
-    def waitReady(self) -> None:
-        return
-
-    def addNode(self, node: Node) -> None:
-        return
-
-    def dropNode(self, node: Node) -> None:
-        return
-
-    def send(self, node: Node, message: dict[str, Any]) -> bool:
-        self.sends(node.id, message)
-        return True
-
-    def destroy(self) -> None:
-        return
 
 
 class Member(SyncObj):  # type: ignore[misc]  # the library has no types
@@ -180,8 +116,6 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         self._pieces = Pieces()
         self._target: tuple[tuple[str, int], int] | None = None
         self.whole_at: tuple[int, str] | None = None  # (term, leader) that this muted member has caught up with
-        wire = _Wire()
-        wire.sends = self._library_sends
         configuration = SyncObjConf(
             autoTick=False,
             commandsWaitLeader=False,
@@ -195,7 +129,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
             journalFile=journal,
             onStateChanged=self._state_changed,
         )
-        super().__init__(peer(node), [], configuration, transport=wire)
+        super().__init__(peer(node), [], configuration, transport=Wire(self._library_sends))
         if applied_index:
             self._SyncObj__raftLastApplied = applied_index
         self._deadline = clock() + self._election_timeout()

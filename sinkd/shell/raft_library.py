@@ -1,0 +1,76 @@
+"""What PySyncObj takes for granted, replaced: its clock, its journal, its names of nodes, its transport.
+
+Two of the library's globals are set when this is imported: how it makes a journal, and that it must not wake a loop of
+its own, which does not run. `sinkd.shell.raft` builds on the library as it is after that.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pysyncobj.syncobj
+from fastcrc import crc32
+from pysyncobj.node import Node
+from pysyncobj.transport import Transport
+
+from sinkd.shell.journal import Journal
+
+_create_stock_journal = pysyncobj.syncobj.createJournal
+
+
+def _create_journal(journal: Any) -> Any:
+    return journal if isinstance(journal, Journal) else _create_stock_journal(journal)
+
+
+pysyncobj.syncobj.createJournal = _create_journal
+pysyncobj.syncobj.PIPE_NOTIFIER_ENABLED = False  # it wakes the library's own loop, which does not run
+
+
+def clock() -> float:
+    """Seconds, the library's own clock: a simulation replaces both in one place."""
+    return float(pysyncobj.syncobj.monotonicTime())
+
+
+class Peer(Node):  # type: ignore[misc]  # the library has no types
+    """A member's name as the library's node. Its hash is the same in every process: a simulation has to replay."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._hash = crc32.iscsi(name.encode())
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+@cache
+def peer(name: str) -> Peer:
+    """The node of that name: a few in the life of a process, asked for with every message."""
+    return Peer(name)
+
+
+class Wire(Transport):  # type: ignore[misc]  # the library has no types
+    """Where the library's messages go: to `Member`, which makes its own of them."""
+
+    def __init__(self, sends: Callable[[str, dict[str, Any]], None]) -> None:
+        super().__init__(None, None, [])
+        self.sends = sends
+
+    @property
+    def ready(self) -> bool:
+        return True
+
+    def waitReady(self) -> None:
+        return
+
+    def addNode(self, node: Node) -> None:
+        return
+
+    def dropNode(self, node: Node) -> None:
+        return
+
+    def send(self, node: Node, message: dict[str, Any]) -> bool:
+        self.sends(node.id, message)
+        return True
+
+    def destroy(self) -> None:
+        return
