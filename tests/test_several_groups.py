@@ -109,6 +109,24 @@ async def test_a_leader_that_goes_holds_up_its_own_group_alone(tmp_path):
         assert (zone.leader, zone.sinks[leads].group.term, gateway.links[0].connects) == (leads, term, connects)
 
 
+async def test_leaders_are_spread_anew_when_a_sink_has_come_back(tmp_path):
+    """A rolling restart would pile them up. Until then an operator's choice stands."""
+    async with zone_with_gateway(tmp_path, groups=2, streams=STREAMS) as (zone, _, _):
+        await led(zone)
+        chosen = zone.leader_of(0)
+        await lead(Zone(zone.file(), "eu", 2.0), chosen, 1)
+        replica = zone.sinks[chosen].replicas[1]
+        looked_at = replica._spread_at
+        await zone.until(lambda: replica._spread_at != looked_at, "it was looked whether another should lead")
+        assert zone.leader_of(1) == chosen
+        other = next(name for name in zone.names if name != chosen)
+        await zone.stop(other)
+        assert (zone.leader_of(0), zone.leader_of(1)) == (chosen, chosen)
+        await zone.start(other)
+        await led(zone)
+        assert zone.leader_of(0) == chosen
+
+
 async def test_a_group_without_a_leader_is_told_apart(tmp_path):
     async with (
         zone_with_gateway(tmp_path, groups=2, streams=STREAMS) as (zone, gateway, url),

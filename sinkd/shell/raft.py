@@ -95,6 +95,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         self._apply, self._journal, self._membership = apply, journal, membership
         self._checkpoint, self.muted = checkpoint, muted
         self.checkpoints_sent = 0
+        self.arrivals = 0  # of sinks that were connected while this one led
         self.name = node
         self.urgent: list[tuple[str, bytes]] = []  # may leave before the sync
         self.answers: list[tuple[str, bytes]] = []  # say that something is held: it is on the disk
@@ -164,7 +165,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
 
     @property
     def was_asked_to_lead(self) -> bool:
-        """Whether the leader before it has handed over to it."""
+        """Whether the leader before it has handed over to it, and no other sink has come since."""
         return self._is_transferred
 
     @property
@@ -218,6 +219,8 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         if name in self._seen:
             self._send(name, self._seen[name])
         if self._leadership is not None:
+            self.arrivals += 1
+            self._is_transferred = False
             self._leadership.connected(name, journal)
 
     def disconnected(self, name: str) -> None:

@@ -66,7 +66,7 @@ class Replica:
         self._being_filled: asyncio.Task[None] | None = None
         self.checkpoint_index = 0
         self._lacks_space = False  # for segments or a checkpoint
-        self._spread_in_term = 0  # in which it was looked whether another sink should lead
+        self._spread_at = (0, 0)  # (term, arrivals) for which it was looked whether another sink should lead
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -326,10 +326,11 @@ class Replica:
         """Has another sink lead this group, if this one leads too many of the zone's."""
         leaders = {replica.number: replica.group.leader for replica in self._sink.replicas}
         member, able = self.group.member, [follower.name for follower in self._able()]
-        is_due = self.group.leads and self.group.term != self._spread_in_term and len(able) + 1 == len(member.members)
+        now = self.group.term, member.arrivals
+        is_due = self.group.leads and now != self._spread_at and len(able) + 1 == len(member.members)
         if not is_due or not all(leaders.values()):
             return
-        self._spread_in_term = self.group.term
+        self._spread_at = now
         to = "" if member.was_asked_to_lead else better_leader(self.number, leaders, able)
         if to:
             log.info("leaves_leading", node=member.name, group=self.number, to=to, reason="it leads fewer groups")
