@@ -1,8 +1,9 @@
 """How the leaders of a zone's groups come to be on different sinks: who leads two more than another hands one over.
 
-It is looked at when all members follow: once in a leadership, and again whenever a sink has come back, so that a rolling
-restart does not leave all groups to the sinks that were restarted first. Who leads because an operator, or a leader that
-had to go, has chosen it is left alone until then: they have better reasons than numbers. Group 0 stays where it is.
+It is looked at when all members follow: once in a leadership, and again whenever a sink has come back, so that a
+rolling restart does not leave all groups to the sinks that were restarted first. Who leads because an operator, or a
+leader that had to go, has chosen it is left alone until then: they have better reasons than numbers. Group 0 stays
+where it is.
 """
 
 from collections import Counter
