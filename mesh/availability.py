@@ -15,8 +15,9 @@ def not_available(configuration: Config) -> list[str]:
 
 def _of_mesh(configuration: Config) -> Iterator[str]:
     mesh = configuration.mesh
-    if mesh.contracts != "off":
-        yield f"mesh.contracts: {mesh.contracts!r} is not available in this version; write 'off'"
+    for zone in configuration.zones.values() if mesh.contracts != "off" else ():
+        if any(configuration.mode_of(gateway) == "delivery-fabric" for gateway in zone.gateways):
+            yield f"mesh.contracts: contracts are kept by sinks, and zone {zone.name} is delivery-fabric; write 'off'"
     if mesh.buffer_bytes:
         yield "mesh.buffer: the ephemeral ring is not available in this version; write '0'"
     if len(configuration.zones) > 1:

@@ -6,12 +6,11 @@ command), then the default. What a person did wrong ends with one line on stderr
 Exit status: 0, 1 (it failed), 2 (the command line is wrong), 130 (Ctrl-C), 141 (nobody reads the output any more).
 """
 
-import importlib
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,7 +18,9 @@ import click
 from click.shell_completion import get_completion_class
 
 from mesh.cli_certs import certs
-from mesh.cli_options import Command, Parsed, client_settings, global_options, wants_json
+from mesh.cli_contracts import contracts
+from mesh.cli_options import Command, Parsed, client_settings, global_options, header, pattern, publishable, wants_json
+from mesh.cli_running import body_of, load, load_client, os_error, run
 from mesh.commands.failure import Failure
 from mesh.settings import (
     LOG_FORMATS,
@@ -29,54 +30,11 @@ from mesh.settings import (
     program_version,
     python_version,
 )
-from protocol import subjects
 from protocol.config_units import Address, parse_size
 from protocol.errors import MeshError
 
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
 EXIT_BROKEN_PIPE: Final = 141  # 128 + SIGPIPE
-_STDIN_BYTES_MAX: Final = 64 * 1024 * 1024  # no server takes a larger event
-
-
-def _run(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Runs it; what a person can do something about becomes a Failure."""
-    import asyncio
-
-    from nats import errors
-
-    try:
-        asyncio.run(coroutine)
-    except BrokenPipeError:
-        raise
-    except MeshError as error:
-        raise Failure(str(error)) from error
-    except errors.Error as error:
-        raise Failure(str(error).removeprefix("nats: ")) from error
-    except OSError as error:
-        raise Failure(_os_error(error)) from error
-
-
-def _load(name: str, *, without: str) -> None:
-    """Imports `name`, which would load all of `without` where it is installed, for something that we do not ask of it.
-
-    That would be a large part of the time that a process takes to start.
-    """
-    if name not in sys.modules and without not in sys.modules:
-        sys.modules[without] = None  # type: ignore[assignment]  # what the import system takes for: there is none
-        try:
-            importlib.import_module(name)
-        finally:
-            del sys.modules[without]
-
-
-def _load_client(context: click.Context) -> None:
-    """nats-py, which needs aiohttp for WebSockets alone."""
-    if not any(url.strip().lower().startswith("ws") for url in client_settings(context).server.split(",")):
-        _load("nats.aio.client", without="aiohttp")
-
-
-def _os_error(error: OSError) -> str:
-    return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
 
 
 # -- the commands -----------------------------------------------------------------------------------------------------
@@ -194,11 +152,25 @@ def _stream(text: str) -> tuple[str, tuple[str, ...]]:
     metavar="SIZE",
     help="Free space below which nothing more is kept. [1GiB]",
 )
+@click.option(
+    "--contracts",
+    type=click.Choice(["off", "warn", "enforce"]),
+    default="off",
+    show_default=True,
+    help="What happens to events that break their contract.",
+)
+@click.option(
+    "--buffer",
+    type=Parsed("size", parse_size),
+    default=0,
+    metavar="SIZE",
+    help="Memory for the latest events, with --mode delivery-fabric. [0]",
+)
 @_log_options
 @click.pass_context
 def up(context: click.Context, /, streams: tuple[tuple[str, tuple[str, ...]], ...], **given: Any) -> None:
     """Run a gateway and a sink in this process, without configuration."""
-    _load("structlog", without="rich")  # which makes tracebacks in frames of it
+    load("structlog", without="rich")  # which makes tracebacks in frames of it
     from mesh.daemon import run_up
 
     names = [name for name, _ in streams]
@@ -212,6 +184,8 @@ def up(context: click.Context, /, streams: tuple[tuple[str, tuple[str, ...]], ..
         mode=given["mode"],
         streams=dict(streams),
         disk_reserve_bytes=given["disk_reserve"],
+        contracts=given["contracts"],
+        buffer_bytes=given["buffer"],
         log_level=given["log_level"],
         log_format=given["log_format"],
         json=wants_json(context),
@@ -235,7 +209,7 @@ def gateway(
     run_dir: str | None,
 ) -> None:
     """Run one gateway of a configured mesh."""
-    _load("structlog", without="rich")
+    load("structlog", without="rich")
     from mesh import daemon, logs
 
     if worker is None or run_dir is None:
@@ -253,7 +227,7 @@ def gateway(
 @click.pass_context
 def sinkd(context: click.Context, config: str, node: str, log_level: str, log_format: str) -> None:
     """Run one sink of a configured mesh."""
-    _load("structlog", without="rich")
+    load("structlog", without="rich")
     from mesh import daemon, logs
 
     logs.configure(log_level, log_format)
@@ -268,38 +242,19 @@ def _daemon(run: Callable[[], int]) -> int:
     except (MeshError, ValueError) as error:
         raise Failure(str(error)) from error
     except OSError as error:
-        raise Failure(_os_error(error)) from error
+        raise Failure(os_error(error)) from error
 
 
 # -- events -----------------------------------------------------------------------------------------------------------
 
 
-def _header(text: str) -> tuple[str, str]:
-    name, colon, value = text.partition(":")
-    if not (colon and name.strip()):
-        raise ValueError(f"must be 'Name: value', got {text!r}")
-    return name.strip(), value.strip()
-
-
-def _publishable(subject: str) -> str:
-    if not subjects.is_valid_subject(subject):
-        raise ValueError(f"{subject!r} is not a subject to publish to: words with dots between, no wildcards or blanks")
-    return subject
-
-
-def _pattern(subject: str) -> str:
-    if not subjects.is_valid_pattern(subject):
-        raise ValueError(f"{subject!r} is not a subject pattern, like orders.> or orders.*.paid")
-    return subject
-
-
 @cli.command()
 @global_options(on_group=False)
-@click.argument("subject", type=Parsed("subject", _publishable))
+@click.argument("subject", type=Parsed("subject", publishable))
 @click.argument("body", required=False)
 @click.option("--lines", metavar="FILE", help="Publish each line of FILE (- for stdin) as an event.")
 @click.option(
-    "-H", "--header", "headers", multiple=True, type=Parsed("header", _header), metavar="'NAME: VALUE'",
+    "-H", "--header", "headers", multiple=True, type=Parsed("header", header), metavar="'NAME: VALUE'",
     help="May be repeated.",
 )  # fmt: skip
 @click.option("--count", type=click.IntRange(min=1), default=1, metavar="N", help="Publish the same N times.")
@@ -318,7 +273,7 @@ def pub(
 
     It is acknowledged once it is safely in the log, and sent again until it is; it will be there once.
     """
-    _load_client(context)
+    load_client(context)
     from mesh.commands import publish
 
     if lines is not None and (body is not None or count > 1):
@@ -327,43 +282,31 @@ def pub(
         raise click.UsageError("one Nats-Msg-Id for several events: only the first would be kept")
     options = publish.PublishOptions(
         subject=subject,
-        body=b"" if lines is not None else _body(body),
+        body=b"" if lines is not None else body_of(body),
         lines=lines,
         headers=headers,
         count=count,
         acknowledged=ack,
         json=wants_json(context),
     )
-    _run(publish.run(client_settings(context), options))
-
-
-def _body(given: str | None) -> bytes:
-    if given is not None and given != "-":
-        return os.fsencode(given)
-    stdin = sys.stdin.buffer
-    if given is None and stdin.isatty():
-        raise click.UsageError("no BODY: give one ('' for an empty event), or - to type it and end with Ctrl-D")
-    body = stdin.read(_STDIN_BYTES_MAX + 1)
-    if len(body) > _STDIN_BYTES_MAX:
-        raise Failure(f"stdin: more than {_STDIN_BYTES_MAX} bytes are not one event (--lines -?)")
-    return body
+    run(publish.run(client_settings(context), options))
 
 
 @cli.command()
 @global_options(on_group=False)
-@click.argument("subject", type=Parsed("subject", _pattern))
+@click.argument("subject", type=Parsed("subject", pattern))
 @click.option("--queue", default="", metavar="NAME", help="Share the events with others of this queue group.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N events.")
 @click.option("--raw", is_flag=True, help="Payloads alone, a line feed behind each.")
 @click.pass_context
 def sub(context: click.Context, subject: str, queue: str, count: int | None, raw: bool) -> None:
     """Show live events as they come, until Ctrl-C."""
-    _load_client(context)
+    load_client(context)
     from mesh.commands import subscribe
 
     if any(character.isspace() for character in queue):
         raise click.UsageError(f"--queue {queue!r}: a name without blanks is needed")
-    _run(subscribe.run(client_settings(context), subject, queue, count, _form(context, raw)))
+    run(subscribe.run(client_settings(context), subject, queue, count, _form(context, raw)))
 
 
 def _form(context: click.Context, raw: bool) -> Any:
@@ -386,7 +329,7 @@ def _position(text: str) -> Any:
 )
 @click.option("--until", type=Parsed("place", _position), default="latest", show_default=True, metavar="PLACE")
 @click.option("--partition", type=click.IntRange(min=0), metavar="N", help="Only this one.")
-@click.option("--filter", type=Parsed("subject", _pattern), metavar="SUBJECT", help="Only events on this subject.")
+@click.option("--filter", type=Parsed("subject", pattern), metavar="SUBJECT", help="Only events on this subject.")
 @click.option("--follow", is_flag=True, help="Go on with new events, until Ctrl-C.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Stop after N events.")
 @click.option("--raw", is_flag=True, help="Payloads alone, a line feed behind each.")
@@ -397,13 +340,13 @@ def replay(context: click.Context, /, stream: str, until: Any, follow: bool, raw
     PLACE is earliest, latest, an offset, a time like 2026-11-25T01:00:00Z, 10m (ago), or @MILLISECONDS since 1970.
     --from is included, --until is not. Partitions are shown one after the other, with --follow as events come.
     """
-    _load_client(context)
+    load_client(context)
     from mesh.commands import replay as replaying
 
     if follow and context.get_parameter_source("until") != click.core.ParameterSource.DEFAULT:
         raise click.UsageError("--follow goes on for ever: --until has no place beside it")
     options = replaying.ReplayOptions(stream=stream, until=until, follow=follow, form=_form(context, raw), **given)
-    _run(replaying.run(client_settings(context), options))
+    run(replaying.run(client_settings(context), options))
 
 
 @cli.command()
@@ -412,10 +355,10 @@ def replay(context: click.Context, /, stream: str, until: Any, follow: bool, raw
 @click.pass_context
 def streams(context: click.Context, stream: str | None) -> None:
     """Show which streams there are, and what they hold."""
-    _load_client(context)
+    load_client(context)
     from mesh.commands import streams as showing
 
-    _run(showing.run(client_settings(context), stream, wants_json(context)))
+    run(showing.run(client_settings(context), stream, wants_json(context)))
 
 
 # -- the sinks themselves ---------------------------------------------------------------------------------------------
@@ -445,7 +388,7 @@ def status(context: click.Context, config: str, zone: str | None) -> None:
     async def show() -> None:
         await asking.status(_zone(context, config, zone), wants_json(context))
 
-    _run(show())
+    run(show())
 
 
 @cli.group()
@@ -497,7 +440,7 @@ def sinks_lead(context: click.Context, sink: str, config: str, zone: str | None,
     async def lead() -> None:
         await asking.lead(_zone(context, config, zone), sink, group)
 
-    _run(lead())
+    run(lead())
 
 
 def _change_sinks(context: click.Context, file: str, zone: str | None, add: str, remove: str) -> None:
@@ -506,7 +449,7 @@ def _change_sinks(context: click.Context, file: str, zone: str | None, add: str,
     async def change() -> None:
         await asking.change(_zone(context, file, zone), add, remove)
 
-    _run(change())
+    run(change())
 
 
 # -- without a server -------------------------------------------------------------------------------------------------
@@ -524,6 +467,7 @@ def check(context: click.Context, file: str) -> None:
 
 
 cli.add_command(certs)
+cli.add_command(contracts)
 
 
 @cli.group("config")
@@ -566,7 +510,7 @@ def main() -> None:
 def gateway_main() -> None:
     """The console script `gateway`: `mesh gateway`; by the name `nats-server` it takes that one's command line."""
     if os.path.basename(sys.argv[0]) == "nats-server":
-        _load("structlog", without="rich")
+        load("structlog", without="rich")
         from mesh.nats_server import nats_server_main
 
         nats_server_main()

@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from mesh.settings import DEFAULT_SERVER, DEFAULT_TIMEOUT_MS, ClientSettings
+from protocol import subjects
 from protocol.config_units import format_duration, parse_duration
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -27,6 +28,25 @@ class Parsed(click.ParamType[Any]):
             return self._parse(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+
+def header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not (colon and name.strip()):
+        raise ValueError(f"must be 'Name: value', got {text!r}")
+    return name.strip(), value.strip()
+
+
+def publishable(subject: str) -> str:
+    if not subjects.is_valid_subject(subject):
+        raise ValueError(f"{subject!r} is not a subject to publish to: words with dots between, no wildcards or blanks")
+    return subject
+
+
+def pattern(subject: str) -> str:
+    if not subjects.is_valid_pattern(subject):
+        raise ValueError(f"{subject!r} is not a subject pattern, like orders.> or orders.*.paid")
+    return subject
 
 
 # -- global options ---------------------------------------------------------------------------------------------------

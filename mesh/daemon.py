@@ -181,7 +181,11 @@ def run_up(options: UpOptions) -> int:
         mode=options.mode,
         streams=options.streams,
         disk_reserve_bytes=options.disk_reserve_bytes,
+        contracts=options.contracts,
+        buffer_bytes=options.buffer_bytes,
     )
+    if problems := not_available(configuration):
+        raise ConfigError(problems)
     return _run(lambda: _embedded(configuration), lambda node: _print_up(options, configuration, node))
 
 

@@ -54,6 +54,7 @@ class GatewayMetrics(Collector):
         yield _counter("mesh_gateway_batches_sent_again", again, events.batches_sent_again)
         yield _gauge("mesh_gateway_outbox_bytes", "Bytes of events on their way to the log", outbox.size_bytes)
         yield _gauge("mesh_gateway_publishers_paused", "Connections waiting for room", gateway.publishers_waiting)
+        yield from _contracts(gateway)
         if gateway.links is not None:
             yield from _sink_links(gateway.links)
         if gateway.spool is not None:
@@ -69,6 +70,16 @@ class GatewayMetrics(Collector):
             requests.add_metric([verb], count)
         yield requests
         yield _counter("mesh_gateway_log_records_shown", "Records shown to readers", gateway.history.records_shown)
+
+
+def _contracts(gateway: "Gateway") -> Iterator[Metric]:
+    known = gateway.contracts.contracts.known
+    yield _gauge("mesh_contracts", "Contracts of the zone, as this gateway knows them", len(known or ()))
+    what = "Events that broke their contract, refused where contracts are enforced"
+    broken = CounterMetricFamily("mesh_contract_violations", what, labels=["account", "contract", "reason"])
+    for (account, contract, reason), count in sorted(gateway.contracts.violations.items()):
+        broken.add_metric([account, contract, reason], count)
+    yield broken
 
 
 def _gateway_links(mesh: "GatewayLinks", dropped: int) -> Iterator[Metric]:

@@ -33,7 +33,10 @@ class ClientSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpOptions:
-    """What `mesh up` runs: addresses are `HOST:PORT`, `streams` maps names to subject patterns."""
+    """What `mesh up` runs: addresses are `HOST:PORT`, `streams` maps names to subject patterns.
+
+    The rest is as in the configuration.
+    """
 
     client: str
     monitor: str
@@ -41,6 +44,8 @@ class UpOptions:
     mode: str
     streams: dict[str, tuple[str, ...]]
     disk_reserve_bytes: int | None
+    contracts: str
+    buffer_bytes: int
     log_level: str
     log_format: str
     json: bool

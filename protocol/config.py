@@ -106,6 +106,8 @@ def embedded(
     mode: str,
     streams: Mapping[str, Sequence[str]],
     disk_reserve_bytes: int | None = None,
+    contracts: str = "off",
+    buffer_bytes: int = 0,
 ) -> Config:
     """What `mesh up` runs without a file: mesh and zone `local`, gateway `gw1` and, unless delivery-fabric, `sink1`.
 
@@ -126,7 +128,7 @@ def embedded(
         zone["sinks"] = {"sink1": sink}
     checked, problems = check(
         {
-            "mesh": {"name": "local", "mode": mode},
+            "mesh": {"name": "local", "mode": mode, "contracts": contracts, "buffer": buffer_bytes},
             "zones": {"local": zone},
             "streams": {name: {"subjects": list(subjects)} for name, subjects in streams.items()},
         }

@@ -82,5 +82,10 @@ LOG_ERRORS: dict[str, tuple[int, int]] = {
     "THROTTLING_QUOTA_EXCEEDED": (89, 429),
     "UNKNOWN_REQUEST": (42, 404),
     "NO_LOG": (5, 503),
+    "CONTRACT_INVALID": (42, 400),
+    "CONTRACT_OVERLAP": (42, 409),
+    "CONTRACT_OWNER": (29, 403),
+    "CONTRACT_UNKNOWN": (42, 404),
+    "CONTRACT_QUOTA": (44, 429),
 }
 """Name → (Kafka error code, NATS status code). Source: Kafka protocol guide, 'Error Codes'."""

@@ -121,6 +121,17 @@ FETCHES_AHEAD_MAX: Final = 4  # of a gateway, that have a chunk read before it c
 FETCH_SCAN_BYTES_MAX: Final = 64 * MIB  # of the log, looked at for one request with a filter
 FETCH_PENDING_PART: Final = 4  # a reader has at most 1/4 of its pending limit queued before more is pulled
 
+# -- contracts --------------------------------------------------------------------------------------------------------
+CONTRACTS_MAX: Final = 1_000  # of one zone, all accounts together
+CONTRACT_SUBJECTS_MAX: Final = 100  # patterns of one contract
+CONTRACT_BYTES_MAX: Final = 64 * KIB  # of one, its schema included
+CONTRACTS_BYTES_MAX: Final = 4 * MIB  # of all of a zone; below a link frame, which carries them
+CONTRACT_PLANS_MAX: Final = 65_536  # cached subjects with their contracts, then the cache starts anew
+CONTRACT_REQUESTS_MAX: Final = 4  # about contracts, under way for one connection
+CONTRACTS_WAIT_MS_MAX: Final = 3_000  # a gateway that enforces them waits so long for them before it serves clients
+CONTRACT_LOG_INTERVAL_MS: Final = 10_000  # between two lines of the log about violations of one contract
+CONTRACT_REASON_CHARACTERS_MAX: Final = 200  # of what the validator says about an event
+
 # -- configuration ----------------------------------------------------------------------------------------------------
 CONFIG_CHARACTERS_MAX: Final = 4 * MIB  # of the whole file
 CONFIG_DURATION_MS_MAX: Final = 36_500 * 86_400_000  # a hundred years

@@ -4,9 +4,9 @@ The gateway dials, says `Hello`, and the sink answers `Welcome` or `Failed` and 
 pipelined; what answers what is told by names in the frames (producer, partition and first sequence for appends, a
 request number for reads), never by order alone.
 
-    gateway → sink    Hello · Open · Append + parcel · Fetch · Offsets · Describe · Cancel · Ping
-    sink → gateway    Welcome · Streams (whenever they change) · Opened · Appended · Refused · Fetched + batches ·
-                      OffsetsAre · Described · Failed · Pong
+    gateway → sink    Hello · Open · Append + parcel · Fetch · Offsets · Describe · ChangeContract · Cancel · Ping
+    sink → gateway    Welcome · Streams, Contracts (whenever they change) · Opened · Appended · Refused ·
+                      Fetched + batches · OffsetsAre · Described · ContractIs · Failed · Pong
     operator → sink   Hello · Status · ChangeMembers · Transfer
     sink → operator   StatusIs · Done · Failed
 """
@@ -14,6 +14,7 @@ request number for reads), never by order alone.
 import msgspec
 
 from protocol import frames
+from protocol.contracts import Contract
 from protocol.frames import Codec, Frame, Message
 from protocol.streams import StreamState
 
@@ -24,12 +25,16 @@ OPERATOR = "(operator)"  # who says Hello under this name is no node; none may b
 
 
 class Hello(Message, frozen=True):
-    """Who calls, and which of the zone's Raft groups (by its number) the link is about."""
+    """Who calls, and which of the zone's Raft groups (by its number) the link is about.
+
+    `contracts`: it wants to be told the zone's contracts, which group 0 has.
+    """
 
     mesh: str
     zone: str
     node: str
     group: int = 0
+    contracts: bool = False
 
 
 class Welcome(Message, frozen=True):
@@ -54,6 +59,12 @@ class Streams(Message, frozen=True):
 
     revision: int
     streams: tuple[StreamState, ...]
+
+
+class Contracts(Message, frozen=True):
+    """The zone's contracts, all of them."""
+
+    contracts: tuple[Contract, ...]
 
 
 class Open(Message, frozen=True):
@@ -217,6 +228,21 @@ class Failed(Message, frozen=True):
     details: dict[str, int | str] = msgspec.field(default_factory=dict)
 
 
+class ChangeContract(Message, frozen=True):
+    """Asks the leader of group 0 to put `contract` in force, or to take out the one of its name."""
+
+    request: int
+    contract: Contract
+    removes: bool = False
+
+
+class ContractIs(Message, frozen=True):
+    """It is in force now, or it was until now."""
+
+    request: int
+    contract: Contract
+
+
 class Cancel(Message, frozen=True):
     """Nobody waits for this request any more."""
 
@@ -288,6 +314,9 @@ KINDS: dict[int, type[Message]] = {
     21: ChangeMembers,
     22: Transfer,
     23: Done,
+    24: Contracts,
+    25: ChangeContract,
+    26: ContractIs,
 }
 _CODEC = Codec("sink link", LINK_VERSION, KINDS)
 pack = _CODEC.pack

@@ -42,6 +42,7 @@ WRONG_STREAM = Refusal(400, 10060, "expected stream does not match")
 NO_LEADER = Refusal(503, 10077, "no sink leads this stream: not in the log")
 RETIRED = Refusal(503, 10077, "the stream was taken out of the configuration: not in the log")
 STORAGE_FULL = Refusal(503, 10077, "storage full: the sink's disk is below its reserve")
+CONTRACTS_UNKNOWN = Refusal(503, 20002, "no sink has told this gateway the contracts yet, which it enforces")
 
 _UNAVAILABLE: dict[bytes, Refusal] = {
     b"Nats-TTL": Refusal(400, 10166, "per-message TTL is disabled"),
@@ -62,6 +63,11 @@ def wrong_last_sequence(found: str) -> Refusal:
 
 def wrong_last_id(found: str) -> Refusal:
     return Refusal(400, 10070, f"wrong last msg ID: {found}")
+
+
+def breaks_contract(name: str, what: str) -> Refusal:
+    """`mesh.contracts = "enforce"`. The number is ours: JetStream's begin with 10."""
+    return Refusal(400, 20001, f"breaks contract {name}: {what}")
 
 
 def several_partitions(header: str, stream: str, partitions: int) -> Refusal:

@@ -41,6 +41,7 @@ link = "127.0.0.1:6337"
 raft = "127.0.0.1:6338"
 data = "data3"
 """
+GEO = '[streams.orders]\nsubjects = ["orders.>"]\nack = "geo"'
 
 
 def text(**parts: str) -> str:
@@ -60,12 +61,15 @@ def test_a_gateway_with_the_sinks_of_its_zone_is_available(more, gateway, mesh):
 @pytest.mark.parametrize(
     ("parts", "refusal"),
     [
-        ({"mesh": 'contracts = "warn"'}, "mesh.contracts: 'warn' is not available in this version; write 'off'"),
+        (
+            {"mesh": 'contracts = "warn"\nmode = "delivery-fabric"'},
+            "mesh.contracts: contracts are kept by sinks, and zone eu is delivery-fabric; write 'off'",
+        ),
         ({"mesh": 'buffer = "1MiB"'}, "mesh.buffer: the ephemeral ring is not available"),
         ({"more": SECOND_ZONE}, "zones: links between zones are not available in this version; leave one of eu, us"),
         ({"more": SECOND_GATEWAY, "gateway": "workers = 2"}, "zones.eu.gateways.gw1.workers: a gateway with others"),
         (
-            {"more": SECOND_ZONE + '[streams.orders]\nsubjects = ["orders.>"]\nack = "geo"'},
+            {"more": SECOND_ZONE + GEO},
             "streams.orders.ack: 'geo' is not available in this version; write 'quorum'",
         ),
         (
@@ -82,7 +86,7 @@ def test_what_is_not_available_is_named(parts, refusal):
 @pytest.mark.parametrize(("command", "node"), [("gateway", "gw1"), ("sinkd", "sink1")])
 def test_a_node_says_all_of_it_and_does_not_start(tmp_path, command, node):
     file = tmp_path / "mesh.toml"
-    file.write_text(text(mesh='contracts = "warn"\nbuffer = "1MiB"'))
+    file.write_text(text(more=SECOND_ZONE + GEO))
     folder = Path(sys.executable).parent
 
     def run(*arguments):
@@ -98,7 +102,7 @@ def test_a_node_says_all_of_it_and_does_not_start(tmp_path, command, node):
     assert run("mesh", "check", "mesh.toml").returncode == 0
     ended = run(command, "--config", "mesh.toml", "--node", node)
     assert ended.returncode == 1
-    assert "mesh.toml: mesh.contracts: 'warn'" in ended.stderr
-    assert "mesh.toml: mesh.buffer: the ephemeral ring" in ended.stderr
+    assert "mesh.toml: zones: links between zones" in ended.stderr
+    assert "mesh.toml: streams.orders.ack: 'geo'" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "data").exists()

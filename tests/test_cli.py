@@ -423,8 +423,9 @@ def test_up_hands_over_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[UpOptions] = []
     monkeypatch.setattr(daemon, "run_up", lambda options: seen.append(options) or 3)
     status, _, _ = run(
-        "up", "--client", "0.0.0.0:1", "--stream", "orders=orders.>, returns.*", "--disk-reserve", "1MiB", "--json"
-    )
+        "up", "--client", "0.0.0.0:1", "--stream", "orders=orders.>, returns.*", "--disk-reserve", "1MiB", "--json",
+        "--contracts", "warn", "--buffer", "2MiB",
+    )  # fmt: skip
     assert status == 3
     assert seen == [
         UpOptions(
@@ -434,11 +435,34 @@ def test_up_hands_over_its_options(monkeypatch: pytest.MonkeyPatch) -> None:
             mode="event-sinks",
             streams={"orders": ("orders.>", "returns.*")},
             disk_reserve_bytes=1_048_576,
+            contracts="warn",
+            buffer_bytes=2_097_152,
             log_level="info",
             log_format="text",
             json=True,
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "contract.json: No such file or directory"),
+        ("{", "contract.json: Input data was truncated; an object with fields among name, subjects"),
+        ('{"name": "a", "subjects": [""]}', "contract.json: '' is not a subject pattern, like orders.>"),
+        ('{"name": "a", "subjects": ["a"], "schema": {"type": 1}}', "contract.json: schema: /type: 1 is not valid"),
+    ],
+)
+def test_what_is_no_contract_is_said(
+    content: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path("contract.json").write_text(content)
+    status, out, err = run("contracts", "check", "contract.json")
+    assert (status, out) == (1, "")
+    assert err.startswith(f"mesh: {said}")
+    assert len(err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def repository_files() -> list[str]:
 # -- what is shown ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/quickstart.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/quickstart.md", "docs/contracts.md"])
 def test_what_a_document_shows_happens(document: str, tmp_path: Path) -> None:
     if "$ curl" in read(document) and shutil.which("curl") is None:
         pytest.skip("curl is not installed")
@@ -167,6 +167,7 @@ def test_promises_list_every_refusal(tables: Callable[[str], Rows]) -> None:
         publish.wrong_last_sequence("N"),
         publish.wrong_last_id("ID"),
         publish.several_partitions("NAME", "STREAM", "N"),  # type: ignore[arg-type]
+        publish.breaks_contract("NAME", "WHAT"),
     }
     assert sorted(documented) == sorted(fixed | made)
 

@@ -59,6 +59,7 @@ class Kind(IntFlag):
     DENIED = 1
     SYSTEM = 2
     KEPT = 4
+    GOVERNED = 8  # by a contract
 
 
 class Stats:

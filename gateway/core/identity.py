@@ -112,6 +112,11 @@ class Permissions:
             return False
         return not _any_matches(self._publish_deny, subject)
 
+    def may_publish_all(self, pattern: str) -> bool:
+        """Whether every subject that matches `pattern` may be published to."""
+        allowed = self._publish_allow is None or any(subjects.covers(wide, pattern) for wide in self._publish_allow)
+        return allowed and not any(subjects.overlap(denied, pattern) for denied in self._publish_deny)
+
     def may_subscribe(self, pattern: str, queue: str = "") -> bool:
         """Whether `pattern` may be subscribed to; what of it is denied is left out by `may_receive`."""
         return self._is_allowed(pattern, queue) and self.may_receive(pattern, queue)

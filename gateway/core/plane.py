@@ -335,8 +335,10 @@ class Plane:
         kind = 0 if session.permissions.may_publish(subject) else Kind.DENIED
         if subject[:1] == "$" and subject.partition(".")[0] in subjects.SYSTEM_TOKENS:
             return kind | Kind.SYSTEM
-        if subjects.is_captured(subject) and _is_routable(subject) and self._hooks.keeps(session.account.name, subject):
-            kind |= Kind.KEPT
+        if subjects.is_captured(subject) and _is_routable(subject):
+            account = session.account.name
+            kind |= Kind.KEPT if self._hooks.keeps(account, subject) else 0
+            kind |= Kind.GOVERNED if self._hooks.governs(account, subject) else 0
         return kind
 
     def lane(self, session: Session, subject: str) -> tuple[Lane, bytes] | None:
@@ -361,6 +363,8 @@ class Plane:
             self._send(session, nats.OK)
         if kind & Kind.SYSTEM:
             self._hooks.service(session, subject, reply, header_block, payload)
+            return
+        if kind & Kind.GOVERNED and not self._hooks.admits(session, subject, reply, header_block, payload):
             return
         receivers = self.forwarder.route(session.account, session, wire_subject, wire_reply, header_block, payload)
         answered = kind & Kind.KEPT and self._hooks.capture(session, subject, reply, header_block, payload)

@@ -60,6 +60,12 @@ class Hooks(Protocol):
     def keeps(self, account: str, subject: str) -> bool:
         """Whether `capture` wants the events on `subject`. When that changes, `Plane.routes_changed` is due."""
 
+    def governs(self, account: str, subject: str) -> bool:
+        """Whether `admits` wants to see the events on `subject`. When that changes, `routes_changed` is due."""
+
+    def admits(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
+        """Whether an event may pass; if not, its publisher has been told."""
+
     def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
         """An event of a client, after its live delivery. Returns whether the log will answer `reply`: then no 503."""
 

@@ -27,6 +27,8 @@ from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Session
 from gateway.core.spool_format import Owner
 from gateway.shell import lame_duck
+from gateway.shell.contracts import PREFIX as CONTRACTS
+from gateway.shell.contracts import ContractService
 from gateway.shell.gateway_links import GatewayLinks, LinkTls
 from gateway.shell.history import HistoryService
 from gateway.shell.link import SinkDial
@@ -35,8 +37,8 @@ from gateway.shell.peers import ALONE, PeerLinks, Worker
 from gateway.shell.server import ClientServer
 from gateway.shell.spool import SpoolFolder
 from gateway.shell.tls import ClientTls
-from protocol import config, link
-from protocol.limits import NONCE_BYTES, OUTBOX_DRAIN_MS_MAX
+from protocol import config, link, publish
+from protocol.limits import CONTRACTS_WAIT_MS_MAX, NONCE_BYTES, OUTBOX_DRAIN_MS_MAX
 from protocol.routes import Hello
 from protocol.streams import StreamDefinition, StreamState
 from protocol.subjects import SYSTEM_TOKENS
@@ -101,10 +103,12 @@ class Gateway:
         self.links: SinkLinks | None = None
         self.plane.routes_changed(keeps_events=bool(sinks))
         self._streams = _provisional(configuration, self.zone)
+        mode, flush = configuration.mesh.contracts, self.server.flush_history
+        self.contracts = ContractService(self.plane, mode, self.zone, self.plane.routes_changed, flush, monotonic_ms)
         if sinks:
             self.outbox.set_streams(self._streams)
-            sink_hello = link.Hello(mesh, self.zone, node)
-            self.links = SinkLinks(
+            sink_hello = link.Hello(mesh, self.zone, node, contracts=True)
+            self.links = self.contracts.sinks = SinkLinks(
                 _keeper(configuration, self.zone).groups,
                 sinks,
                 sink_hello,
@@ -112,6 +116,7 @@ class Gateway:
                 self.outbox,
                 monotonic_ms,
                 self._sink_spoke,
+                self.contracts.told,
             )
         self.history = HistoryService(
             self.plane,
@@ -152,6 +157,7 @@ class Gateway:
             await self.peers.start()
         if self.mesh is not None:
             await self.mesh.start()
+        await self.contracts.wait(CONTRACTS_WAIT_MS_MAX / 1000)
         return await self.server.start()
 
     async def linked(self) -> None:
@@ -183,6 +189,7 @@ class Gateway:
         if not self.outbox.is_empty:
             log.warning("outbox_abandoned" if self.spool is None else "outbox_kept", bytes=self.outbox.size_bytes)
         await self.history.close()
+        await self.contracts.close()
         if self.peers is not None:
             await self.peers.finish()
         if self.mesh is not None:
@@ -222,6 +229,20 @@ class Gateway:
     def keeps(self, account: str, subject: str) -> bool:
         return self.links is not None and self.outbox.routes.plan(account, subject, b"") is not None
 
+    def governs(self, account: str, subject: str) -> bool:
+        return self.contracts.contracts.governs(account, subject)
+
+    def admits(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
+        refusal = self.contracts.refusal(session, subject, header_block, payload)
+        if refusal is None:
+            return True
+        account = session.account.name
+        plan = self.outbox.routes.plan(account, subject, b"")
+        self.outbox.counters.refuse(refusal)
+        if reply:
+            self._answer(account, reply, publish.error_answer(plan[0].name if plan is not None else "", refusal))
+        return False
+
     def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
         """An event for the log, if a stream takes it; whether the log will answer it."""
         if self.links is None:
@@ -244,9 +265,11 @@ class Gateway:
         self._flush_outbox_soon()
 
     def service(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> None:
-        """`$LOG` is served here; the other system subjects have nobody behind them yet."""
+        """`$LOG` and contracts are served here; the other system subjects have nobody behind them yet."""
         if subject.startswith("$LOG."):
             self.history.request(session, subject, reply, payload)
+        elif subject.startswith(CONTRACTS):
+            self.contracts.request(session, subject, reply, payload)
         elif reply:
             self.plane.no_responders(session, reply, subject)
 
@@ -255,12 +278,14 @@ class Gateway:
 
     def session_renewed(self, session: Session) -> None:
         self.history.session_ended(session)
+        self.contracts.session_ended(session)
 
     def session_closed(self, session: Session) -> None:
         self.closed.add(session, monotonic_ms())
         self._waiting.pop(session, None)
         self._given_up.pop(session, None)
         self.history.session_ended(session)
+        self.contracts.session_ended(session)
 
     def _may_read(self, session: Session, stream: str) -> bool:
         allowed = session.entry.history if session.entry is not None else None

@@ -24,6 +24,7 @@ from gateway.core.leader_search import LeaderSearch
 from gateway.core.outbox import Outbox
 from gateway.shell.tls import explained
 from protocol import link
+from protocol.contracts import Contract
 from protocol.errors import FrameError, LogError
 from protocol.limits import (
     LINK_DIAL_MS_MAX,
@@ -58,16 +59,18 @@ class SinkLink:
         outbox: Outbox,
         now_ms: Callable[[], int],
         changed: Callable[[], None],
+        contracts: Callable[[Sequence[Contract]], None] = lambda contracts: None,
     ) -> None:
         """`sinks` are those of the zone, at least one; `hello` names the group. `opening` gives every link a nonce of
         its own.
 
-        `changed` is called when the sink has said something that the outbox has taken in.
+        `changed` is called when the sink has said something that the outbox has taken in, `contracts` with those of the
+        zone, whenever they change.
         """
         self._dials = {sink.name: sink.dial for sink in sinks}
         self._search = LeaderSearch(tuple(self._dials))
         self._hello, self._opening = hello, opening
-        self._outbox, self._now_ms, self._changed = outbox, now_ms, changed
+        self._outbox, self._now_ms, self._changed, self._contracts = outbox, now_ms, changed, contracts
         self._connection: _Connection | None = None
         self._requests: dict[int, asyncio.Future[link.Frame]] = {}
         self._numbers = itertools.count(1)
@@ -171,6 +174,8 @@ class SinkLink:
                 connection.end(f"refused: {message.reason}: {link.REASONS[message.reason]}")
         elif isinstance(message, link.Streams):
             self._outbox.streams_told(message, self.group)
+        elif isinstance(message, link.Contracts):
+            self._contracts(message.contracts)
         elif isinstance(message, link.Opened):
             connection.is_open = True
             self._search.found(connection.sink)
@@ -182,7 +187,7 @@ class SinkLink:
             self._welcomed(connection, message)
         elif isinstance(message, link.Failed) and message.request == 0:
             connection.end(f"refused the link: {message.message}")
-        elif isinstance(message, (link.Fetched, link.OffsetsAre, link.Described, link.Failed)):
+        elif isinstance(message, (link.Fetched, link.OffsetsAre, link.Described, link.ContractIs, link.Failed)):
             self._answered(message.request, frame)
         elif not isinstance(message, link.Pong):
             raise FrameError(f"sink link: a sink does not send {type(message).__name__}")
@@ -231,8 +236,18 @@ class SinkLink:
         assert isinstance(answer, link.Described)
         return answer
 
+    async def change_contract(self, contract: Contract, *, removes: bool) -> Contract:
+        """The contract as it is in force, or was."""
+        request = link.ChangeContract(next(self._numbers), contract, removes)
+        answer = (await self._ask(request, link.ContractIs)).message
+        assert isinstance(answer, link.ContractIs)
+        return answer.contract
+
     async def _ask(
-        self, request: link.Fetch | link.Offsets | link.Describe, answer: type[Message], wait_ms: int = 0
+        self,
+        request: link.Fetch | link.Offsets | link.Describe | link.ChangeContract,
+        answer: type[Message],
+        wait_ms: int = 0,
     ) -> link.Frame:
         connection = self._connection
         if connection is None or not connection.is_open:

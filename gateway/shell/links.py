@@ -16,6 +16,7 @@ import msgspec
 from gateway.core.outbox import Outbox
 from gateway.shell.link import SinkDial, SinkLink
 from protocol import link
+from protocol.contracts import Contract
 from protocol.errors import LogError
 from protocol.streams import StreamState
 
@@ -38,12 +39,13 @@ class SinkLinks:
         outbox: Outbox,
         now_ms: Callable[[], int],
         changed: Callable[[], None],
+        contracts: Callable[[Sequence[Contract]], None] = lambda contracts: None,
     ) -> None:
         """To the first `groups` of the zone; `reach` adds others. The rest is what each `SinkLink` is given."""
 
         def make(number: int) -> SinkLink:
             named = msgspec.structs.replace(hello, group=number)
-            return SinkLink(sinks, named, opening, outbox, now_ms, changed)
+            return SinkLink(sinks, named, opening, outbox, now_ms, changed, contracts)
 
         self._make = make
         self._links = [make(number) for number in range(groups)]

@@ -12,11 +12,12 @@ from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from protocol.contracts import Contract
 from protocol.errors import UNREADABLE, FrameError
 from protocol.streams import StreamDefinition, StreamState
 
 COMMAND_VERSION = 1
-CONFIGURE, OPEN, APPEND, TRIM, MEMBERS, ADOPT = 1, 2, 3, 4, 5, 6
+CONFIGURE, OPEN, APPEND, TRIM, MEMBERS, ADOPT, CONTRACT = 1, 2, 3, 4, 5, 6, 7
 _PREFIX = struct.Struct("<BBQ")
 BODY_POSITION = _PREFIX.size
 
@@ -61,7 +62,14 @@ class MembersAre(msgspec.Struct, array_like=True, frozen=True):
     members: tuple[tuple[str, str], ...]
 
 
-Body = TypeVar("Body", Configure, OpenProducer, Trim, MembersAre, Adopt)
+class ChangeContract(msgspec.Struct, array_like=True, frozen=True):
+    """`contract` is in force from now on, or, if `removes`, the one of its name is no longer. For group 0 alone."""
+
+    contract: Contract
+    removes: bool = False
+
+
+Body = TypeVar("Body", Configure, OpenProducer, Trim, MembersAre, Adopt, ChangeContract)
 
 
 class Command(NamedTuple):

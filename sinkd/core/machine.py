@@ -10,7 +10,7 @@ A batch with ids that the window knows is refused whole and its span is *not* sp
 gateway builds it again without those records.
 
 Streams are configured in group 0. Every other group adopts what that has committed, and takes batches of the partitions
-that are its own.
+that are its own. The zone's contracts (`protocol.contracts`) are in group 0 alone.
 """
 
 from collections.abc import Iterator
@@ -18,15 +18,16 @@ from typing import NamedTuple, TypeAlias
 
 import msgspec
 
+from protocol import contracts
 from protocol import envelope as envelopes
 from protocol.envelope import Envelope, Parcel
-from protocol.errors import UNREADABLE, FrameError
+from protocol.errors import UNREADABLE, FrameError, LogError
 from protocol.limits import PRODUCER_RESULTS_KEPT
 from protocol.link import Answer, Appended, Opened, Reached, Refused
 from protocol.records import CONTROL, BatchHeader, read_header
 from protocol.streams import StreamDefinition, StreamState
 from sinkd.core import commands
-from sinkd.core.commands import BODY_POSITION, Adopt, Configure, MembersAre, OpenProducer, Trim
+from sinkd.core.commands import BODY_POSITION, Adopt, ChangeContract, Configure, MembersAre, OpenProducer, Trim
 from sinkd.core.state import STATE_VERSION, PartitionState, Producer, Progress, State, Stream
 
 
@@ -60,7 +61,14 @@ class Trimmed(NamedTuple):
     start_offset: int
 
 
-Result: TypeAlias = list[Taken] | Opened | Configured | Trimmed | MembersAre | None
+class ContractChanged(NamedTuple):
+    """`contract` is in force now, or was until now; or nothing has changed, for this `refusal`."""
+
+    contract: contracts.Contract
+    refusal: LogError | None = None
+
+
+Result: TypeAlias = list[Taken] | Opened | Configured | Trimmed | MembersAre | ContractChanged | None
 
 
 class Machine:
@@ -98,6 +106,8 @@ class Machine:
             changed = commands.read_body(command, MembersAre)
             self.state.members = dict(changed.members)
             return changed
+        if command.kind == commands.CONTRACT:
+            return self._change_contract(commands.read_body(command, ChangeContract))
         raise FrameError(f"raft command of unknown kind {command.kind}")
 
     def stream_states(self) -> tuple[StreamState, ...]:
@@ -258,6 +268,13 @@ class Machine:
             for name in sorted(proposed.keys() | committed.keys())
             if proposed.get(name) != committed.get(name)
         ]
+
+    def _change_contract(self, request: ChangeContract) -> ContractChanged:
+        wanted, present, now_ms = request.contract, self.state.contracts, self.state.now_ms
+        try:
+            return ContractChanged(contracts.change(present, wanted, removes=request.removes, now_ms=now_ms))
+        except LogError as error:
+            return ContractChanged(wanted, error)
 
     def _trim(self, request: Trim) -> Trimmed | None:
         stream = self.state.streams.get(request.stream)

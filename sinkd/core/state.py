@@ -6,6 +6,7 @@ Everything here is bounded: producers by the gateways of the mesh, answers kept 
 
 import msgspec
 
+from protocol.contracts import Contract, Key
 from protocol.link import Answer
 from protocol.streams import StreamState
 
@@ -65,7 +66,7 @@ class State(msgspec.Struct, array_like=True):
     """`now_ms` is the latest time of any command: it never goes back, whatever the leaders' clocks do.
 
     `members` are the sinks of the group, with the addresses of their raft ports. `groups` is how many Raft groups share
-    the partitions of streams that are made under `revision`.
+    the partitions of streams that are made under `revision`. `contracts` are those of the zone, in group 0.
     """
 
     version: int = STATE_VERSION
@@ -75,6 +76,7 @@ class State(msgspec.Struct, array_like=True):
     producers: dict[int, Producer] = {}
     members: dict[str, str] = {}
     groups: int = 1
+    contracts: dict[Key, Contract] = {}
 
     def producer_of(self, node: str, worker: int) -> Producer | None:
         return next((p for p in self.producers.values() if (p.node, p.worker) == (node, worker)), None)

@@ -29,7 +29,7 @@ from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from protocol.link import Appended, Refused
 from sinkd.core import commands
 from sinkd.core.formats import Checkpoint
-from sinkd.core.machine import Configured, Machine, Result, Taken
+from sinkd.core.machine import Configured, ContractChanged, Machine, Result, Taken
 from sinkd.core.membership import Members, Membership, problem_of_change
 from sinkd.shell.files import NO_SPACE
 from sinkd.shell.journal import Journal
@@ -93,7 +93,7 @@ class Group:
         loop who must not wait for a disk that is suddenly slow. `muted` is why this member may not vote;
         `unmute` makes durable that it may (it blocks, and runs on a thread), then `unmuted` is called. `checkpoint`
         gives the latest durable one with its file's bytes; `offered` says that the leader has sent its own
-        (`member.offered`), `configured` that streams were committed.
+        (`member.offered`), `configured` that streams or contracts were committed.
         """
         self._journal, self._machine, self._store, self._now_ms = journal, machine, store, now_ms
         self._send, self._changed, self._offered, self._configured = send, changed, offered, configured
@@ -187,7 +187,12 @@ class Group:
     async def submit(
         self,
         kind: int,
-        body: commands.Configure | commands.Adopt | commands.OpenProducer | commands.Trim | commands.MembersAre,
+        body: commands.Configure
+        | commands.Adopt
+        | commands.OpenProducer
+        | commands.Trim
+        | commands.MembersAre
+        | commands.ChangeContract,
     ) -> Result:
         """The result of a command once it is committed, fsynced and applied. UnknownOutcome: see there.
 
@@ -587,7 +592,7 @@ class Group:
             for taken in result:
                 if taken.placement is not None:
                     self._store.note(taken.placement, index, term)
-        elif isinstance(result, Configured):
+        elif isinstance(result, (Configured, ContractChanged)):
             self._decided.append(self._configured)
         return result
 

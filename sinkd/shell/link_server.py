@@ -16,6 +16,7 @@ import msgspec
 import structlog
 
 from protocol import envelope, link
+from protocol.contracts import whose
 from protocol.errors import DamagedFile, FrameError, LogError
 from protocol.gaps import read_gap
 from protocol.limits import FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, LINK_REQUESTS_MAX
@@ -24,7 +25,7 @@ from protocol.records import CONTROL, check_batch
 from protocol.streams import StreamState
 from sinkd.core import commands
 from sinkd.core.commands import OpenProducer
-from sinkd.core.machine import Machine
+from sinkd.core.machine import ContractChanged, Machine
 from sinkd.shell.group import Group, UnknownOutcome
 from sinkd.shell.operating import Operator
 from sinkd.shell.store import Partition, Store
@@ -64,7 +65,7 @@ class LinkServer:
         return LinkConnection(self)
 
     def streams_changed(self) -> None:
-        """Tells every gateway the streams that are in force now."""
+        """Tells every gateway the streams and contracts that are in force now."""
         for connection in self.connections:
             connection.send_streams()
 
@@ -88,6 +89,7 @@ class LinkConnection(asyncio.Protocol):
         self._may_write.set()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._gateway = ""
+        self._wants_contracts = False
         self._is_open = False  # it has a producer: looking for the leader alone is not worth a line in the log
 
     # -- asyncio.Protocol ---------------------------------------------------------------------------------------------
@@ -149,6 +151,8 @@ class LinkConnection(asyncio.Protocol):
             self._start(message.request, partial(self._offsets, message))
         elif isinstance(message, link.Describe):
             self._start(message.request, partial(self._describe, message))
+        elif isinstance(message, link.ChangeContract):
+            self._start(message.request, partial(self._change_contract, message))
         elif isinstance(message, link.Status | link.ChangeMembers | link.Transfer):
             self._start(message.request, partial(self._operate, message))
         elif isinstance(message, link.Cancel):
@@ -177,14 +181,17 @@ class LinkConnection(asyncio.Protocol):
             certified = server.identify(self._transport.get_extra_info("ssl_object"))
             if certified != message.node:
                 raise FrameError(f"{message.node} has shown the certificate of {certified}")
-        self._gateway = message.node
+        self._gateway, self._wants_contracts = message.node, message.contracts
         names, group = (server.mesh, server.zone, server.node), server.group
         self._send(link.Welcome(*names, group.leads, server.disk_id, group.leader))
         self.send_streams()
 
     def send_streams(self) -> None:
         if self._gateway:
-            self._send(link.Streams(self._server.machine.state.revision, self._server.machine.stream_states()))
+            machine = self._server.machine
+            self._send(link.Streams(machine.state.revision, machine.stream_states()))
+            if self._wants_contracts and machine.number == 0:
+                self._send(link.Contracts(tuple(machine.state.contracts.values())))
 
     def _append(self, parcel: bytes) -> None:
         self._server.appends += 1
@@ -251,6 +258,17 @@ class LinkConnection(asyncio.Protocol):
             partition = self._server.store.partition(state.name, number)
             ends = partition.start_offset, partition.high_watermark
             yield link.PartitionDescription(number, *ends, partition.size_bytes)
+
+    async def _change_contract(self, message: link.ChangeContract) -> None:
+        if self._server.machine.number != 0:
+            raise FrameError("sink link: contracts are kept by group 0")
+        changing = commands.ChangeContract(message.contract, message.removes)
+        changed = await self._server.group.submit(commands.CONTRACT, changing)
+        assert isinstance(changed, ContractChanged)
+        if changed.refusal is not None:
+            raise changed.refusal
+        log.info("contract_changed", gateway=self._gateway, name=whose(changed.contract), removed=message.removes)
+        self._send(link.ContractIs(message.request, changed.contract))
 
     async def _operate(self, message: link.Status | link.ChangeMembers | link.Transfer) -> None:
         operator = self._server.operator

@@ -32,6 +32,12 @@ class Hooks:
     def keeps(self, account: str, subject: str) -> bool:
         return True
 
+    def governs(self, account: str, subject: str) -> bool:
+        return False
+
+    def admits(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
+        return True
+
     def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
         self.captured.append((subject, reply, header_block, payload))
         return self.answers

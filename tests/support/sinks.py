@@ -24,7 +24,15 @@ class SinkZone:
     """Sinks s1 to sN of zone eu, each with a data folder below `folder`; `s4` and so on may come later."""
 
     def __init__(
-        self, folder: Path, count: int = 3, *, revision: int = 1, streams: str = "", more: str = "", groups: int = 1
+        self,
+        folder: Path,
+        count: int = 3,
+        *,
+        revision: int = 1,
+        streams: str = "",
+        more: str = "",
+        groups: int = 1,
+        contracts: str = "off",
     ) -> None:
         self.folder, self.names = folder, [f"s{number}" for number in range(1, count + 1)]
         self._ports = iter(free_ports(2 * count + 8))
@@ -34,14 +42,14 @@ class SinkZone:
             streams or '[streams.orders]\nsubjects = ["orders.>"]',
             more,
         )
-        self.groups = groups
+        self.groups, self._contracts = groups, contracts
         self.sinks: dict[str, Sink] = {}
         self.files: dict[str, config.Config] = {}
 
     def file(self, names: list[str] | None = None, *, revision: int | None = None, streams: str = "") -> config.Config:
         """The configuration that names these sinks."""
         lines = ["[mesh]", 'name = "acme"', f"revision = {revision or self._revision}"]
-        lines += ["[zones.eu]", f"groups = {self.groups}"]
+        lines += [f'contracts = "{self._contracts}"', "[zones.eu]", f"groups = {self.groups}"]
         lines += ["[zones.eu.gateways.gw1]", 'client = "127.0.0.1:1"', 'mesh = "127.0.0.1:2"']
         for name in names or self.names:
             if name not in self._addresses:

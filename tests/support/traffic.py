@@ -41,7 +41,7 @@ SUBJECTS = (
     b"a..b", b".a", b"a.", b".", b"*", b">", b"a.*", b"*a", b"a>", b"a.>.b", b"\xff.b", b"\xc3\xa9", b"a\x00b",
     b"a\x7fb",
     b"longer." + b"x" * 104, b"_INBOX.1", b"_INBOX.2", b"$SYS.x", b"$LOG.FETCH", b"$LOG", b"$other", b"kept",
-    b"kept", b"kept.a", b"kept.a", b"kept.a", b"kept.a", b"kept.bb", b"long." + b"x" * 60,
+    b"kept", b"kept.a", b"kept.a", b"kept.a", b"kept.a", b"kept.bb", b"kept.governed", b"long." + b"x" * 60,
     b"act.pause", b"act.close", b"act.publish", b"act.deliver", b"act.raise", b"act.watch", b"act.routes",
     b"act.answer",
 )  # fmt: skip

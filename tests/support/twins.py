@@ -44,6 +44,13 @@ class Side:
     def keeps(self, account: str, subject: str) -> bool:
         return subject.startswith((self.kept_prefix, "act", "\udcff"))
 
+    def governs(self, account: str, subject: str) -> bool:
+        return subject.endswith(".governed")
+
+    def admits(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
+        self.log.append(("admits", session.id, subject, reply, header_block, payload))
+        return not payload.endswith(b"0")
+
     def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
         self.log.append(("capture", session.id, subject, reply, header_block, payload))
         if subject in self.lanes:
