@@ -12,6 +12,8 @@ from prometheus_client.registry import Collector
 from mesh.monitor import Monitor
 
 if TYPE_CHECKING:  # a gateway runs without the code of sinks, and the other way round
+    from gateway.core.peers import Link
+    from gateway.core.session import Session
     from gateway.shell.gateway import Gateway
     from gateway.shell.gateway_links import GatewayLinks
     from gateway.shell.links import SinkLinks
@@ -64,7 +66,7 @@ class GatewayMetrics(Collector):
             yield _gauge("mesh_gateway_peers_missing", "Other workers without a link to it", len(gateway.peers.missing))
             yield _counter("mesh_gateway_peer_messages_dropped", dropped, stats.dropped_for_peers)
         if gateway.mesh is not None:
-            yield from _gateway_links(gateway.mesh, stats.dropped_for_peers)
+            yield from _gateway_links(gateway.mesh, plane.peers.links)
         requests = CounterMetricFamily("mesh_gateway_log_requests", "$LOG requests, by verb", labels=["verb"])
         for verb, count in sorted(gateway.history.requests.items()):
             requests.add_metric([verb], count)
@@ -86,6 +88,12 @@ def _gateway_links(mesh: "GatewayLinks", dropped: int) -> Iterator[Metric]:
     labels = ["gateway"]
     up = GaugeMetricFamily("mesh_gateway_link_up", "1 while the gateway of the zone is linked", labels=labels)
     rtt = GaugeMetricFamily("mesh_gateway_link_rtt_seconds", "How long its last answer took", labels=labels)
+    may_want = "1 while it is sent everything, since it may want more than is known"
+    stale = GaugeMetricFamily("mesh_gateway_link_stale", may_want, labels=labels)
+    wanted = "Patterns and queue groups that its clients want"
+    interest = GaugeMetricFamily("mesh_gateway_link_interest", wanted, labels=labels)
+    again = "Times that what was known of it was not what it had told, since the link is up"
+    repairs = CounterMetricFamily("mesh_gateway_link_interest_repairs", again, labels=labels)
     counted = {
         field: CounterMetricFamily(f"mesh_gateway_link_{name}", meaning, labels=labels)
         for field, name, meaning in (
@@ -100,6 +108,10 @@ def _gateway_links(mesh: "GatewayLinks", dropped: int) -> Iterator[Metric]:
         up.add_metric([name], connection is not None)
         if connection is None:
             continue
+        learned = links[connection.session].learned
+        stale.add_metric([name], learned.is_stale)
+        interest.add_metric([name], learned.count)
+        repairs.add_metric([name], learned.repairs)
         if connection.session.rtt_ms >= 0:
             rtt.add_metric([name], connection.session.rtt_ms / 1_000)
         for field, family in counted.items():
@@ -107,9 +119,11 @@ def _gateway_links(mesh: "GatewayLinks", dropped: int) -> Iterator[Metric]:
     refused = CounterMetricFamily("mesh_gateway_links_refused", "Links that were not wanted", labels=["reason"])
     for kind, count in sorted(mesh.refused.items()):
         refused.add_metric([kind], count)
-    yield from (up, rtt, *counted.values(), refused)
-    too_far = "Messages for other gateways that were too far behind"
-    yield _counter("mesh_gateway_link_messages_dropped", too_far, dropped)
+    lost = "Messages for a gateway that was too far behind, and from it that nobody here wanted"
+    dropped = CounterMetricFamily("mesh_gateway_link_messages_dropped", lost, labels=["gateway", "reason"])
+    for (name, reason), count in sorted(mesh.dropped.items()):
+        dropped.add_metric([name, reason], count)
+    yield from (up, rtt, stale, interest, repairs, *counted.values(), refused, dropped)
 
 
 def _sink_links(links: "SinkLinks") -> Iterator[Metric]:

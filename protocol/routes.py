@@ -1,22 +1,29 @@
 """What gateways say to each other: NATS's route protocol, as far as events and interest go.
 
     HELLO {"version":1,"mesh":...,"zone":...,"node":...,"server_id":...}       (gateways alone: first, and both ways)
-    CONNECT {"version":2,"name":...}             RS+ <account> <pattern> [<queue> <weight>]     PING
+    CONNECT {"version":3,"name":...}             RS+ <account> <pattern> [<queue> <weight>]     PING
     RMSG <account> <subject> [reply] <size>      RS- <account> <pattern> [queue]                PONG
+    RSALL <epoch>          RSSUM <epoch> <sequence> <digest>          RSASK <epoch>
     RMSG <account> <subject> + <queue>... <reply> <size>          (with a reply, for members of these queue groups too)
     RMSG <account> <subject> | <queue>... <size>                  (without a reply)
     HRMSG ... <header size> <size>                                (the same three forms, with a header block)
 
 RMSG and HRMSG are followed by as many bytes as their last argument says, and CR LF. RS+ says that somebody behind the
 sender wants what matches the pattern, and of a queue group how many members (another RS+ says how many there are now);
-RS- says that nobody does any more. A PONG says that everything before the PING has been acted on. A message goes to
-plain subscribers, and to one member of each queue group that it names. The groups stand before the reply, not behind
-it as with nats-server: so what a client wrote behind its subject stays in one piece. Between gateways
-HELLO comes first: nothing else is said or listened to before it was checked; -ERR instead of it tells why not.
+RS- says that nobody does any more. Between RSALL and the next RSSUM of that epoch comes all that is wanted. RSSUM says
+what the receiver should hold now: how many RS+ and RS- the sender has sent to its peers up to here (the sequence), and
+in 16 hexadecimal digits the sum modulo 2^64 of the hashes of what they leave wanted (`digest_of`); with the RSSUM that
+ends a table the receiver's sequence begins. Who holds something else asks by RSASK for the table of the next epoch. A
+table is split up by RS+ and RS- for changes; to hear something twice does no harm. A PONG says that everything before
+the PING has been acted on. A message goes to plain subscribers, and to one member of each queue group that it names.
+The groups stand before the reply, not behind it as with nats-server: so what a client wrote behind its subject stays in
+one piece. Between gateways HELLO comes first: nothing else is said or listened to before it was checked; -ERR instead
+of it tells why not.
 
 Source: nats-server `server/parser.go`, `server/route.go`; CONNECT carries our own version of this page.
 """
 
+import hashlib
 import re
 from typing import Final
 
@@ -26,9 +33,13 @@ from protocol import nats, subjects
 from protocol.errors import FrameError
 from protocol.nats import ClientParser, Event, Extension
 
-VERSION: Final = 2
+VERSION: Final = 3
 HELLO_VERSION: Final = 1
+DIGEST_MASK: Final = 2**64 - 1
 _DIGITS_MAX: Final = 9  # of a number
+_SEQUENCE_DIGITS_MAX: Final = 18
+_HEXADECIMAL: Final = re.compile(rb"[0-9a-f]{16}")
+_VERSIONS: Final = (b"RSALL", b"RSSUM", b"RSASK")
 
 
 class Interest(Extension, frozen=True):
@@ -38,6 +49,26 @@ class Interest(Extension, frozen=True):
     pattern: bytes
     queue: bytes
     weight: int
+
+
+class Table(Extension, frozen=True):
+    """RSALL."""
+
+    epoch: int
+
+
+class Digest(Extension, frozen=True):
+    """RSSUM."""
+
+    epoch: int
+    sequence: int
+    digest: int
+
+
+class Again(Extension, frozen=True):
+    """RSASK."""
+
+    epoch: int
 
 
 class RouteMessage(Extension, frozen=True):
@@ -52,10 +83,15 @@ class RouteMessage(Extension, frozen=True):
 
 
 class RouteParser(ClientParser):
-    """Bytes of one peer in, events out: as `ClientParser`, with `Interest` and `RouteMessage` beside its events."""
+    """Bytes of one peer in, events out: as `ClientParser`, with the events of this module beside its own."""
 
-    _verb = re.compile(rb"(?:(RMSG|HRMSG|RS\+|RS-|-ERR)[ \t]|(CONNECT|INFO|PING|PONG|\+OK))[ \t]*", re.IGNORECASE)
-    _beginnings = (b"RMSG ", b"HRMSG ", b"RS+ ", b"RS- ", b"-ERR ", b"CONNECT", b"INFO", b"PING", b"PONG", b"+OK")
+    _verb = re.compile(
+        rb"(?:(RMSG|HRMSG|RS\+|RS-|RSALL|RSSUM|RSASK|-ERR)[ \t]|(CONNECT|INFO|PING|PONG|\+OK))[ \t]*", re.IGNORECASE
+    )
+    _beginnings = (
+        *(b"RMSG ", b"HRMSG ", b"RS+ ", b"RS- ", b"RSALL ", b"RSSUM ", b"RSASK ", b"-ERR "),
+        *(b"CONNECT", b"INFO", b"PING", b"PONG", b"+OK"),
+    )
 
     def __init__(self, max_payload_bytes: int, max_control_line_bytes: int) -> None:
         super().__init__(max_payload_bytes, max_control_line_bytes)
@@ -68,6 +104,8 @@ class RouteParser(ClientParser):
             return self._message(argument.split(), 1 + verb.startswith(b"H"))
         if verb in (b"RS+", b"RS-"):
             return self._interest(argument.split(), verb == b"RS+")
+        if verb in _VERSIONS:
+            return self._version(verb, argument.split())
         return super()._argument(verb, argument)
 
     def _interest(self, words: list[bytes], wanted: bool) -> Event | None:
@@ -78,6 +116,16 @@ class RouteParser(ClientParser):
         if len(words) != of_group or (wanted and weight < 1):
             return self._fail(None, f"RS with bad arguments: {b' '.join(words)[:64]!r}")
         return Interest(words[0], words[1], words[2], weight)
+
+    def _version(self, verb: bytes, words: list[bytes]) -> Event | None:
+        numbers = [_number(word, _SEQUENCE_DIGITS_MAX) for word in words[:2]]
+        if len(words) != (3 if verb == b"RSSUM" else 1) or min(numbers) < 0:
+            return self._fail(None, f"{verb.decode()} with bad arguments")
+        if verb == b"RSSUM":
+            if not _HEXADECIMAL.fullmatch(words[2]):
+                return self._fail(None, "RSSUM with a bad digest")
+            return Digest(numbers[0], numbers[1], int(words[2], 16))
+        return Table(numbers[0]) if verb == b"RSALL" else Again(numbers[0])
 
     def _message(self, words: list[bytes], numbers: int) -> Event | None:
         sizes = [_number(word) for word in words[-numbers:]]
@@ -97,9 +145,9 @@ class RouteParser(ClientParser):
         return RouteMessage(self._account, subject, reply, self._queues, header_block, payload)
 
 
-def _number(word: bytes) -> int:
+def _number(word: bytes, digits_max: int = _DIGITS_MAX) -> int:
     """-1 where it is none."""
-    return int(word) if word.isdigit() and len(word) <= _DIGITS_MAX else -1
+    return int(word) if word.isdigit() and len(word) <= digits_max else -1
 
 
 def connect_line(name: str) -> bytes:
@@ -158,6 +206,26 @@ def interest_line(account: str, pattern: str, queue: str, weight: int) -> bytes:
     if queue:
         words += [subjects.encode(queue), b"%d" % weight] if weight else [subjects.encode(queue)]
     return b" ".join(words) + b"\r\n"
+
+
+def table_line(epoch: int) -> bytes:
+    """RSALL."""
+    return b"RSALL %d\r\n" % epoch
+
+
+def digest_line(epoch: int, sequence: int, digest: int) -> bytes:
+    """RSSUM."""
+    return b"RSSUM %d %d %016x\r\n" % (epoch, sequence, digest)
+
+
+def again_line(epoch: int) -> bytes:
+    """RSASK."""
+    return b"RSASK %d\r\n" % epoch
+
+
+def digest_of(key: bytes, weight: int) -> int:
+    """What one interest adds to the digest; `key` is account, pattern and queue with a space between each."""
+    return int.from_bytes(hashlib.blake2b(b"%b %d" % (key, weight), digest_size=8).digest(), "little")
 
 
 def message(

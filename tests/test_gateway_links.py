@@ -74,6 +74,10 @@ async def test_routing_by_broadcast_looks_the_same_to_clients() -> None:
         assert sorted(got) == list(range(EVENTS))
         assert links[0].unwanted_msgs == EVENTS  # there the other half had a subscriber
         assert links[1].unwanted_msgs == 2 * EVENTS - members[1].delivered
+        second = gateways[1].mesh
+        second.links["gw1"].transport.abort()
+        await until(lambda: second.missing == ["gw1"], "the link is down", 5)
+        assert second.dropped["gw1", "unwanted"] >= EVENTS  # the count outlives the link
         with pytest.raises(NoRespondersError):
             await publisher.request("other", b"x", timeout=5)
 
@@ -153,6 +157,9 @@ async def test_links_are_shown_and_counted() -> None:
         route = next(route for route in page["routes"] if route["remote_name"] == "gw2")
         assert (route["out_msgs"], route["out_bytes"], route["in_msgs"]) == (1, 5, 0)
         assert (route["did_solicit"], route["ip"], route["subscriptions"]) == (True, "127.0.0.1", 1)
+        assert (route["stale"], route["idle"], route["interest_repairs"]) == (False, "0s", 0)
+        assert route["start"] <= route["last_activity"] <= page["now"]
+        assert route["dropped"] == {"behind": 0, "unwanted": 0}
         samples = {
             (sample.name, sample.labels.get("gateway")): sample.value
             for family in GatewayMetrics(gateways[0]).collect()
@@ -160,6 +167,9 @@ async def test_links_are_shown_and_counted() -> None:
         }
         assert samples["mesh_gateway_link_up", "gw2"] == 1
         assert samples["mesh_gateway_link_bytes_out_total", "gw2"] == 5
+        assert samples["mesh_gateway_link_interest", "gw2"] == 1
+        assert samples["mesh_gateway_link_stale", "gw2"] == 0
+        assert samples["mesh_gateway_link_interest_repairs_total", "gw2"] == 0
         await until(lambda: gateways[0].mesh.links["gw2"].session.rtt_ms >= 0, "a round trip", 5)
 
 
@@ -231,15 +241,20 @@ async def test_who_says_nothing_is_not_waited_for(monkeypatch) -> None:
         assert await told(gateways[0], b"HEL") == b"-ERR 'the peer says no HELLO within 50 ms'\r\n"
 
 
-async def test_a_silent_peer_is_given_up_and_let_in_again(monkeypatch) -> None:
+async def test_a_silent_peer_is_sent_everything_then_given_up_and_let_in_again(monkeypatch) -> None:
     monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_PING_INTERVAL_MS", 20)
+    monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_STALE_MS", 60)
     monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_SILENCE_MS_MAX", 200)
     async with gateways_of(zone_text(), ["gw1", "gw2"]) as gateways:
         mesh = gateways[0].mesh
         await until(lambda: mesh.links["gw2"].session.rtt_ms >= 0, "both are there", 5)
         reader, writer = await asyncio.open_connection(gateways[0].node.mesh.host, gateways[0].node.mesh.port)
-        writer.write(hello())
+        writer.write(hello() + b"RSALL 1\r\nRSSUM 1 0 0000000000000000\r\nPONG\r\n")
         await until(lambda: "gw3" in mesh.links, "the silent one is in", 5)
+        links, silent = gateways[0].plane.peers.links, mesh.links["gw3"].session
+        await until(lambda: not links[silent].learned.is_stale, "it has told what it wants", 5)
+        await until(lambda: links[silent].learned.is_stale, "it is not heard", 5)
+        assert not links[mesh.links["gw2"].session].is_silent
         await until(lambda: "gw3" not in mesh.links, "it is given up", 5)
         assert "gw2" in mesh.links
         with contextlib.suppress(ConnectionError):

@@ -4,22 +4,13 @@ import re
 from collections.abc import Callable
 
 import pytest
-from support.gateway import ENGINES, Hooks, PlaneClient, make_plane
+from support.gateway import ENGINES, make_plane
+from support.peers import CONNECT, Client, Silent
 from support.scripts import login
 
 from gateway.core.engine import Engine
 from gateway.core.identity import UserEntry
-from gateway.core.plane import Plane
 from gateway.core.session import Session
-
-CONNECT = b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"no_responders":true,"protocol":0}\r\n'
-
-
-class Silent(Hooks):
-    """Hooks of a gateway that keeps nothing."""
-
-    def keeps(self, account: str, subject: str) -> bool:
-        return False
 
 
 class Pair:
@@ -43,20 +34,20 @@ class Pair:
             plane.disconnect(link)
 
     def settle(self, now_ms: int = 0) -> bytes:
-        """Moves what waits on the link until nothing does; what worker 2 was sent."""
+        """Moves what waits on the link until nothing does; what worker 2 was sent, digests aside."""
         sent = b""
+        for plane in self.planes:
+            plane.tell_peers()
         while any(link.queued_bytes for link in self.links):
             for here, there in ((0, 1), (1, 0)):
                 data = self.links[here].take()
                 sent += data if here == 0 else b""
                 while self.planes[there].receive(self.links[there], data, now_ms):
                     data = b""
-        return sent
-
-
-class Client(PlaneClient):
-    def __init__(self, plane: Plane, connect: bytes = CONNECT) -> None:
-        super().__init__(plane, connect)
+            for plane in self.planes:
+                if plane.has_more:
+                    plane.do_more()
+        return re.sub(rb"RSSUM .*\r\n", b"", sent)
 
 
 @pytest.fixture(params=ENGINES, ids=lambda engine: engine.name)
@@ -446,6 +437,8 @@ def test_three_gateways_hand_a_message_to_each_once_and_no_further() -> None:
         }
 
         def settle(planes=planes, links=links) -> None:
+            for plane in planes:
+                plane.tell_peers()
             while any(link.queued_bytes for link in links.values()):
                 for (here, there), link in links.items():
                     planes[there].receive(links[there, here], link.take(), 0)

@@ -420,11 +420,11 @@ def test_a_session_with_very_many_subscriptions_is_forgotten_turn_by_turn() -> N
         many.send(b"SUB a %d\r\n" % sid)
     plane.close(many.session, Closed.CLIENT)
     plane.disconnect(many.session)
-    assert (plane.has_leavings, plane.stats.subscriptions) == (True, more)
+    assert (plane.has_more, plane.stats.subscriptions) == (True, more)
     sender.send(b"SUB r 1\r\n")
     assert b"503" in sender.send(b"PUB a r 0\r\n\r\n")
     turns = 0
-    while plane.has_leavings:
-        plane.drop_some()
+    while plane.has_more:
+        plane.do_more()
         turns += 1
     assert (turns, plane.stats.subscriptions, many.session.out_msgs) == (3, 1, 0)

@@ -109,6 +109,7 @@ cdef class Forwarder:
     cdef readonly object stats
     cdef public bint keeps_events
     cdef public bint asks_to_subscribe
+    cdef public bint interest_waits
     cdef object policy
     cdef Py_ssize_t stall_bytes
     cdef uint32_t random
@@ -303,6 +304,7 @@ cdef class Forwarder:
         cdef Plan plan
         peer.in_msgs += 1
         peer.in_bytes += len(event.header_block) + len(event.payload)
+        peer.last_activity_ms = self.now_ms
         peer.account = self.policy.account(event.account.decode())
         plan = self._plan(peer, PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
         named = frozenset(event.queues)

@@ -68,8 +68,11 @@ cdef bint _put_route(Forwarder self, Session peer, bint is_plain, bint is_counte
             self.stats.dropped_for_peers += 1
             peer.dropped_msgs += 1
             return is_counted or named_size > 0
+    if self.interest_waits:
+        self.policy.tell_peers()
     peer.out_msgs += 1
     peer.out_bytes += message.header_size + message.payload_size
+    peer.last_activity_ms = self.now_ms
     out = peer.reserve(size)
     if message.header_size:
         out[0] = c"H"
@@ -135,6 +138,7 @@ cdef int _forward_routed(Forwarder self, Session peer, const char* data, Py_ssiz
             self.turn_bytes += line - name
             peer.in_msgs += 1
             peer.in_bytes += message.header_size + message.payload_size
+            peer.last_activity_ms = self.now_ms
             if not _equals(peer._account.wire_name, name, name_size):
                 peer.account = self.policy.account(PyBytes_FromStringAndSize(name, name_size).decode())
                 plan = None

@@ -18,7 +18,8 @@ goes to each peer once, however many want it there, and names the queue groups w
 members of a group behind workers of the same gateway (`near`) have the same chance, as with one server; peers that are
 other gateways are asked only where nobody here can have it. What comes from a peer is delivered and never passed on.
 A peer that is sent everything, wanted there or not, has a subscription of weight 0: it gets a message like others, but
-is not counted among those who got it, since nobody may be there.
+is not counted among those who got it, since nobody may be there. What our own clients want peers hear before the next
+message: it may be a request, and its answer wanted.
 
 An event that a stream keeps, and that asks nothing more of the log, goes to everybody who gets it and into a lane
 (`gateway.core.lanes`), which the plan names; what the lane does not take is special. When such events are in the log,
@@ -108,6 +109,9 @@ class Policy(Protocol):
 
     def exhausted(self, subscription: Subscription) -> None:
         """It has got as many messages as it asked for."""
+
+    def tell_peers(self) -> None:
+        """A message goes to a peer while `Forwarder.interest_waits`."""
 
     def falls_behind(self, session: Session, sender: Session | None) -> None:
         """More than `stall_bytes` wait for `session`, as far as one can tell without measuring."""
@@ -222,6 +226,7 @@ class Forwarder:
         self.stats = Stats()
         self.keeps_events = True  # False: no subject is `Kind.KEPT`, and the policy need not be asked
         self.asks_to_subscribe = False  # True: the policy acts on every SUB and UNSUB, however ordinary
+        self.interest_waits = False  # peers have to hear what our clients want before they get another message
         self._policy = policy
         self._stall_bytes = stall_bytes
         self._random = seed & _MASK or 1
@@ -412,6 +417,7 @@ class Forwarder:
         message = _Message(event.subject, event.reply, event.header_block, event.payload)
         peer.in_msgs += 1
         peer.in_bytes += len(event.header_block) + len(event.payload)
+        peer.last_activity_ms = self._now_ms
         peer.account = self._policy.account(event.account.decode())
         plain, groups, *_ = self._plan(peer, event.subject).receivers
         count = sum(self._put(subscription, message, peer) for subscription in plain)
@@ -476,8 +482,11 @@ class Forwarder:
                 self.stats.dropped_for_peers += 1
                 peer.dropped_msgs += 1
                 return True
+        if self.interest_waits:
+            self._policy.tell_peers()
         peer.out_msgs += 1
         peer.out_bytes += len(message.header_block) + len(message.payload)
+        peer.last_activity_ms = self._now_ms
         self.write(peer, frame)
         return True
 

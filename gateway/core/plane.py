@@ -41,9 +41,6 @@ from protocol.limits import (
 )
 from protocol.publish import AckForm
 
-# Keys of what is not an interest that a peer has told: those begin with an account.
-_ASSUMED: Final = b"> "
-_BROADCAST: Final = b"* "
 _SEEDS: Final = 2**32 - 1
 
 __all__ = ["PROTOCOL_VERSION", "Hooks", "Plane", "PlaneOptions"]
@@ -76,7 +73,6 @@ class Plane:
         self._verifications: list[Session] = []
         self._leaving: deque[Session] = deque()
         self._peers_connected = 0
-        self._unknown: set[Session] = set()  # peers that are taken to want everything
         self._connect_urls: tuple[str, ...] = ()
         self.port = options.port
         self._stall_bytes = options.max_pending_bytes // 2
@@ -84,7 +80,14 @@ class Plane:
         self._has_peers = options.id_step > 1 or options.has_gateways
         asks = options.max_subscriptions > 0 or options.max_subscription_tokens < SUBJECT_TOKENS_MAX
         self.forwarder.asks_to_subscribe = asks or self._has_peers
-        self.peers = Peers(self.forwarder, expected=self._has_peers)
+        self.peers = Peers(
+            self.forwarder,
+            engine,
+            self.accounts,
+            self.account,
+            expected=self._has_peers,
+            broadcasts=options.broadcasts,
+        )
         self.stats = self.forwarder.stats
         self._actions: dict[type, Callable[[Session, Any], None]] = {
             nats.Subscribe: self._subscribe,
@@ -94,7 +97,10 @@ class Plane:
             nats.Connect: self._connect,
             nats.Complaint: self._complain,
             nats.Failure: self._fail,
-            routes.Interest: self._learn_interest,
+            routes.Interest: self._learn,
+            routes.Table: self.peers.begin,
+            routes.Digest: self.peers.check,
+            routes.Again: self.peers.again,
         }
 
     # -- connections --------------------------------------------------------------------------------------------------
@@ -152,32 +158,21 @@ class Plane:
         session.options = nats.ConnectOptions(verbose=False, pedantic=False, headers=True, name=name)
         self._send(session, routes.connect_line(options.server_name))
         self.peers.add(session)
-        if not near:
-            self._unknown.add(session)
-            self._send_everything(session, _ASSUMED, 1)
-        if not near and options.broadcasts:
-            self._send_everything(session, _BROADCAST, 0)
         return session
-
-    def _send_everything(self, peer: Session, mark: bytes, weight: int) -> None:
-        for name, account in self.accounts.items():
-            key = mark + name.encode()
-            peer.subscriptions[key] = subscription = self.engine.subscription(peer, ">", "", key, account)
-            subscription.weight = weight
-            self.forwarder.insert(subscription)
-
-    def _knows_interest(self, peer: Session) -> None:
-        """It has confirmed what it was told first; what it wants was said before that."""
-        if peer in self._unknown:
-            self._unknown.discard(peer)
-            for key in [key for key in peer.subscriptions if key.startswith(_ASSUMED)]:
-                self._drop(peer.subscriptions[key])
 
     def ping_peer(self, peer: Session, now_ms: int) -> None:
         """See that it is there, and how long an answer takes; not while another PING of ours waits for one."""
         if not self.peers.awaits(peer):
             peer.pings_out, peer.ping_sent_ms = 1, now_ms
             self.peers.ping(peer)
+
+    def doubt_peer(self, peer: Session) -> None:
+        """It was not heard for long: until it answers, it may want anything."""
+        self.peers.doubt(peer)
+
+    def tell_peers(self) -> None:
+        """What has changed in what our clients want."""
+        self.peers.flush()
 
     def account(self, name: str) -> Account:
         """The account of that name; a new one if there is none yet."""
@@ -197,6 +192,7 @@ class Plane:
     def tick(self, now_ms: int) -> None:
         """Send due PINGs, close what is stale or not authenticated in time. As often as timers should be exact."""
         self._now_ms = now_ms
+        self.peers.flush()
         self._answer_pings(self.peers.overdue(now_ms))
         for session, due in self._liveness.due(now_ms):
             if due is Due.PING:
@@ -226,7 +222,6 @@ class Plane:
         """The socket is gone."""
         self.close(session, Closed.CLIENT, flushes=False)
         if session.peer:
-            self._unknown.discard(session)
             self._answer_pings(self.peers.remove(session))
             return
         session.verifying = None
@@ -261,6 +256,8 @@ class Plane:
 
     def take_dirty(self) -> list[Session]:
         """The sessions that have output, are closing, or were paused or resumed since the last call."""
+        if self.forwarder.interest_waits:
+            self.peers.flush()
         return self.forwarder.take_dirty()
 
     def routes_changed(self, *, keeps_events: bool = True) -> None:
@@ -451,12 +448,21 @@ class Plane:
                     watch.lost()
 
     @property
-    def has_leavings(self) -> bool:
-        """Whether closed sessions with very many subscriptions have left some: `drop_some` is due, turn by turn."""
-        return bool(self._leaving)
+    def has_more(self) -> bool:
+        """Whether something long is under way that goes on turn by turn: `do_more` is due.
 
-    def drop_some(self) -> None:
-        """Forget a few subscriptions of closed sessions. Nothing is delivered to those anyway."""
+        Closed sessions with very many subscriptions to forget, or peers that are told very many.
+        """
+        return bool(self._leaving) or self.peers.has_rest
+
+    def do_more(self) -> None:
+        """A part of that."""
+        self.peers.tell_rest()
+        if self._leaving:
+            self._drop_some()
+
+    def _drop_some(self) -> None:
+        """Nothing is delivered to those anyway."""
         session = self._leaving[0]
         for subscription in list(islice(session.subscriptions.values(), DROP_AT_ONCE_MAX)):
             self._drop(subscription)
@@ -568,7 +574,10 @@ class Plane:
 
     def _ping(self, session: Session, event: nats.Ping) -> None:
         session.last_heard_ms = self._now_ms
-        if session.peer or not self.peers.hold(session, self._now_ms):
+        if session.peer:
+            self.peers.flush()  # a PONG says that all has been acted on
+            self._send(session, nats.PONG)
+        elif not self.peers.hold(session, self._now_ms):
             self._answer_pings([session])
 
     def _answer_pings(self, sessions: Iterable[Session]) -> None:
@@ -584,27 +593,15 @@ class Plane:
 
     def _pong(self, session: Session, event: nats.Pong) -> None:
         if session.peer:
-            self._knows_interest(session)
             if session.pings_out:
                 self._liveness.heard(session, self._now_ms)
             self._answer_pings(self.peers.confirmed(session))
         else:
             self._liveness.heard(session, self._now_ms)
 
-    def _learn_interest(self, peer: Session, event: routes.Interest) -> None:
-        """What somebody behind a peer wants, or does not want any more."""
-        key = b" ".join((event.account, event.pattern, event.queue))
-        known = peer.subscriptions.get(key)
-        if event.weight == (0 if known is None else known.weight):
-            return
-        if known is not None:
-            self._drop(known)
-        if event.weight:
-            account = self.account(event.account.decode())
-            pattern, queue = subjects.decode(event.pattern), subjects.decode(event.queue)
-            peer.subscriptions[key] = subscription = self.engine.subscription(peer, pattern, queue, key, account)
-            subscription.weight = event.weight
-            self.forwarder.insert(subscription)
+    def _learn(self, peer: Session, event: routes.Interest) -> None:
+        peer.last_activity_ms = self._now_ms
+        self.peers.learn(peer, event)
 
     def _complain(self, session: Session, event: nats.Complaint) -> None:
         self._send(session, nats.error_line(event.text))

@@ -162,7 +162,9 @@ def routez(plane: Plane, moment: Moment) -> Page:
 
 
 def _route(plane: Plane, peer: Session, moment: Moment) -> Page:
+    """nats-server's fields; `stale`, `interest_repairs` and `dropped` are our own."""
     dials = plane.options.server_name < peer.peer
+    learned = plane.peers.links[peer].learned
     return {
         "rid": -peer.id,
         "remote_name": peer.peer,
@@ -171,14 +173,19 @@ def _route(plane: Plane, peer: Session, moment: Moment) -> Page:
         "ip": peer.client_ip,
         "port": peer.client_port,
         "start": moment.date(peer.started_ms),
+        "last_activity": moment.date(peer.last_activity_ms),
         "rtt": go_duration(peer.rtt_ms) if peer.rtt_ms != NEVER_MS else "",
         "uptime": duration(moment.now_ms - peer.started_ms),
+        "idle": duration(moment.now_ms - peer.last_activity_ms),
         "pending_size": peer.pending_bytes,
         "in_msgs": peer.in_msgs,
         "out_msgs": peer.out_msgs,
         "in_bytes": peer.in_bytes,
         "out_bytes": peer.out_bytes,
-        "subscriptions": len(peer.subscriptions),
+        "subscriptions": learned.count,
+        "stale": learned.is_stale,
+        "interest_repairs": learned.repairs,
+        "dropped": {"behind": peer.dropped_msgs, "unwanted": peer.unwanted_msgs},
     }
 
 

@@ -7,7 +7,8 @@ A link begins with HELLO both ways (`protocol.routes`). Until that was checked, 
 another mesh, zone or version, by another's name or with another's certificate hears why and is gone, and no other link
 notices. From then on the link is the plane's (`Plane.connect_peer`), like that to a worker of the same gateway.
 
-A link that is silent is given up, so that a peer that was stopped or cut off is dialled anew when it is back.
+A peer that is silent is sent everything until it answers, since it may want more by now; a link that is silent for long
+is given up, so that a peer that was stopped or cut off is dialled anew when it is back.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from protocol.limits import (
     GATEWAY_REFUSALS_TOLD_MAX,
     GATEWAY_RETRY_MS_MAX,
     GATEWAY_SILENCE_MS_MAX,
+    GATEWAY_STALE_MS,
     GATEWAY_WAIT_MS_MAX,
     PEER_RETRY_MS_MIN,
 )
@@ -80,12 +82,22 @@ class GatewayLinks:
         self._node, self._jitter = node, jitter
         self._listener: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._dropped_before: Counter[tuple[str, str]] = Counter()  # on links that are gone
         self._told: dict[str, str] = {}  # by host: the last refusal, so that it is logged once
 
     @property
     def missing(self) -> list[str]:
         """The gateways to which there is no link."""
         return [name for name in self.others if name not in self.links]
+
+    @property
+    def dropped(self) -> Counter[tuple[str, str]]:
+        """Messages that got no further, by gateway and why: `behind` (it was) or `unwanted` (here, of its messages)."""
+        counts = Counter({(name, why): 0 for name in self.others for why in ("behind", "unwanted")})
+        counts.update(self._dropped_before)
+        for link in self.links.values():
+            counts.update(link.dropped())
+        return counts
 
     async def start(self) -> None:
         """Returns when all others are linked and have told what they want, or after `GATEWAY_WAIT_MS_MAX`.
@@ -213,6 +225,7 @@ class GatewayLinks:
         self._tell_clients()
 
     def closed(self, connection: "GatewayConnection") -> None:
+        self._dropped_before.update(connection.dropped())
         if self.links.get(connection.name) is connection:
             del self.links[connection.name]
             self._tell_clients()
@@ -325,12 +338,18 @@ class GatewayConnection(Connection):
 
     # -- from then on -------------------------------------------------------------------------------------------------
 
+    def dropped(self) -> dict[tuple[str, str], int]:
+        """As `GatewayLinks.dropped`."""
+        return {(self.name, "behind"): self.session.dropped_msgs, (self.name, "unwanted"): self.session.unwanted_msgs}
+
     def watch(self) -> None:
         """Counted in calls, not by the clock: when this process was held up, what waits to be read is no silence."""
         if self._silent_watches * GATEWAY_PING_INTERVAL_MS >= GATEWAY_SILENCE_MS_MAX:
             detail = f"silent for {GATEWAY_SILENCE_MS_MAX} ms"
             self._plane.close(self.session, Closed.STALE, flushes=False, detail=detail)
             return
+        if self._silent_watches * GATEWAY_PING_INTERVAL_MS >= GATEWAY_STALE_MS:
+            self._plane.doubt_peer(self.session)
         self._silent_watches += 1
         self._plane.ping_peer(self.session, self._server.now_ms())
 

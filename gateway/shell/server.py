@@ -70,7 +70,7 @@ class ClientServer:
         self._handshakes: dict[TlsConnection, int] = {}  # until when
         self._all_gone: asyncio.Event | None = None
         self._ticking: asyncio.Task[None] | None = None
-        self._dropping: asyncio.Handle | None = None
+        self._doing_more: asyncio.Handle | None = None
         self._verifying: set[asyncio.Task[None]] = set()
         self._threads = ThreadPoolExecutor(PASSWORD_THREADS, "password")
 
@@ -161,12 +161,12 @@ class ClientServer:
                     connection.update()
         for session in self.plane.take_verifications():
             self._verify(session)
-        if self.plane.has_leavings and self._dropping is None:
-            self._dropping = asyncio.get_running_loop().call_soon(self._drop_some)
+        if self.plane.has_more and self._doing_more is None:
+            self._doing_more = asyncio.get_running_loop().call_soon(self._do_more)
 
-    def _drop_some(self) -> None:
-        self._dropping = None
-        self.plane.drop_some()
+    def _do_more(self) -> None:
+        self._doing_more = None
+        self.plane.do_more()
         self.flush()
 
     def flush_history(self, session: Session) -> None:

@@ -78,7 +78,15 @@ NAMED = (
     b"| z", b"+ z r", b"r", b"|", b"+", b"| nobody", b"+ +", b"+ q |", b"| " + b"n " * 200 + b"q", b"r more",
 )  # fmt: skip
 WEIGHTS = (b"1", b"1", b"2", b"3", b"9", b"07", b"999999999")
+VERSIONS = (
+    b"RSALL 2\r\n",
+    b"RSSUM 1 3 00000000000000ff\r\n",
+    b"RSASK 1\r\n",
+    b"RSALL 3\r\nRSSUM 3 7 0000000000000000\r\n",
+)
 WRONG_FOR_PEERS = (
+    b"RSALL x\r\n",
+    b"RSSUM 1 2 ff\r\n",
     b"RMSG $G a\r\n",
     b"RS+ $G\r\n",
     b"RS+ $G a q\r\n",
@@ -109,7 +117,8 @@ class Traffic:
             steps += [("connect",), ("send", number, self._connect_line() + self._subscribe() + self._subscribe())]
         for number in range(self._peers):
             steps.append(("connect_peer", f"peer{number}", number != FAR_PEER))
-            steps.append(("send", CONNECTIONS + number, b"".join(self._interest(True) for _ in range(4))))
+            told = b"RSALL 1\r\nRSSUM 1 0 0000000000000000\r\n" if self._choose(4) else b""
+            steps.append(("send", CONNECTIONS + number, told + b"".join(self._interest(True) for _ in range(4))))
         return steps
 
     def step(self) -> Step:
@@ -164,7 +173,9 @@ class Traffic:
             return self._peer_message() * (1 + self._choose(5))
         if kind < 20:
             return self._peer_message()
-        return self._one(LINES) if kind < 29 else self._one(WRONG_FOR_PEERS)
+        if kind < 27:
+            return self._one(LINES)
+        return self._one(VERSIONS) if kind < 29 else self._one(WRONG_FOR_PEERS)
 
     def _interest(self, wanted: bool) -> bytes:
         pattern, queue = self._one(BUSY[1] if self._choose(2) else PATTERNS), self._one(QUEUES)

@@ -216,9 +216,9 @@ class Side:
 
     def drop_some(self) -> bool:
         """What is left of closed sessions with many subscriptions, turn by turn."""
-        if self.plane.has_leavings:
-            self.plane.drop_some()
-        return self.plane.has_leavings
+        if self.plane.has_more:
+            self.plane.do_more()
+        return self.plane.has_more
 
     def look(self, subject: bytes) -> list[Any]:
         """Who is subscribed, in order, and who has interest."""
