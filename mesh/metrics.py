@@ -84,7 +84,7 @@ def _contracts(gateway: "Gateway") -> Iterator[Metric]:
     yield broken
 
 
-def _gateway_links(mesh: "GatewayLinks", dropped: int) -> Iterator[Metric]:
+def _gateway_links(mesh: "GatewayLinks", links: "dict[Session, Link]") -> Iterator[Metric]:
     labels = ["gateway"]
     up = GaugeMetricFamily("mesh_gateway_link_up", "1 while the gateway of the zone is linked", labels=labels)
     rtt = GaugeMetricFamily("mesh_gateway_link_rtt_seconds", "How long its last answer took", labels=labels)
