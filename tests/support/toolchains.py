@@ -1,8 +1,8 @@
 """Programs in other languages, built for tests.
 
 `program("go")` builds tests/clients/go and returns the command that runs it. What is built or downloaded goes to
-.cache/clients/<folder>, which git ignores; a second session finds it there. Two things can go wrong, with different
-consequences for the test that asked:
+~/.cache/event-mesh-tests/<folder> (or below $XDG_CACHE_HOME): a second run finds it there, from whatever checkout. Two
+things can go wrong, with different consequences for the test that asked:
 
     ToolchainMissing   the compiler, the interpreter or its registry cannot be had here: the test skips, with the reason
     BuildError         all is there and the program does not build: the test fails
@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "tests" / "clients"
-CACHE = ROOT / ".cache" / "clients"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "event-mesh-tests"
 
 DOWNLOAD_WAIT_S_MAX = 240
 BUILD_WAIT_S_MAX = 600
@@ -60,7 +60,7 @@ def _attempt(folder: str) -> tuple[str, ...] | ToolchainMissing | BuildError:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Two test sessions in one checkout build one after the other."""
+    """Two test sessions build one after the other."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
