@@ -30,6 +30,7 @@ from sinkd.core.formats import (
     find_synced_beyond,
     journal_seed,
     record_size,
+    records_end,
 )
 
 VECTORS = json.loads((Path(__file__).parent / "data" / "vectors" / "storage.json").read_text())
@@ -214,7 +215,42 @@ def file_with(marks: dict[int, bytes]) -> bytes:
         ({800: mark(800, 800, seed_number=1)}, None),  # of an older life of the file
         ({800: mark(800, 800, number=1)}, None),  # it speaks of another file
         ({4072: mark(4072, 4072)[:24]}, None),
+        ({4064: mark(4064, 4064)}, 4064),
+        ({792: mark(792, 792)[:16], 800: mark(800, 800)}, 800),  # half of another one in front of it
+        ({796: mark(796, 900), 824: mark(824, 820)[:8], 832: mark(832, 832)}, 832),
     ],
 )
 def test_a_mark_is_a_witness_only_for_what_it_says(marks, found):
     assert find_synced_beyond(file_with(marks), 400, 2, journal_seed(JOURNAL_ID, 2)) == found
+
+
+@given(st.lists(st.sampled_from([mark(0, 1), mark(8, 16), bytes(4), b"\4\0\0\0", b"\2\0\0\0"]), max_size=40))
+def test_whatever_stands_in_front_of_a_mark_it_is_found(before):
+    data = b"".join(before)
+    data += bytes(-len(data) % 8)
+    assert find_synced_beyond(data + mark(len(data), 1000), 0, 2, journal_seed(JOURNAL_ID, 2)) == 1000
+
+
+@given(st.integers(1, 2**32 - 2), ids, st.sampled_from(Kind), u64, u64, st.binary(max_size=40))
+def test_a_record_of_an_earlier_life_passes_for_sure_not(number, journal_id, kind, term, index, payload):
+    """A CRC finds every change within 32 bits in a row: the seeds of two files differ, and so do their checksums."""
+    record = b"".join(encode_record(journal_seed(journal_id, number), 64, kind, term, index, payload))
+    for later in (number + 1, number ^ 1 << 31, 2**32 - 1):
+        with pytest.raises(BadBytes, match="CRC-32C"):
+            decode_record(record, 0, 64, journal_seed(journal_id, later))
+
+
+# -- where the records end --------------------------------------------------------------------------------------------
+
+
+def test_records_end_at_the_first_that_does_not_pass():
+    header = JournalHeader(JOURNAL_ID, 2, 4096, 1, 0)
+    seed = journal_seed(JOURNAL_ID, 2)
+    data = encode_journal_header(header) + b"".join(encode_record(seed, 64, Kind.ENTRY, 1, 1, b"payload"))
+    end = len(data)
+    assert end == 64 + record_size(7)
+    for behind in (b"", bytes(100), b"stale bytes", mark(end, end, seed_number=1)):
+        assert records_end(data + behind) == end
+    assert records_end(data + mark(end, end)) == end + 32
+    with pytest.raises(BadBytes):
+        records_end(bytes(4096))

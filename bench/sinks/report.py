@@ -150,8 +150,8 @@ HOW = """
 - Written to the disk is the kernel's count for a process (`write_bytes` in `/proc/PID/io`), of the node with the most:
   whole pages, each time that they become dirty anew. So a page that grows over many syncs counts many times; and where
   the kernel keeps large folios, all of a folio counts, up to a MiB, of which only the part that changed is written. The
-  shares of journal and segments are bytes of their files; a journal file is also filled with zeros once, before it is
-  used, which is not in them.
+  shares of journal and segments are bytes of their files; a journal file is also filled with zeros when it is made
+  anew, which is not in them.
 - "CPU per event" is the CPU time of all processes of a tier, per acknowledged event: {names}.
 """
 

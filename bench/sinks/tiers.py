@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 
 from bench.processes import BIN, BenchError, Process, UnavailableError, free_ports
 from bench.wire import connect_to
+from sinkd.core.formats import records_end
 
 STREAM: Final = "orders"
 SUBJECT: Final = "orders.created"
@@ -318,9 +319,9 @@ def files_bytes(folder: Path) -> int:
 
 
 def _end_of_journal(folder: Path) -> int:
-    """Files are equally large, numbered from 1 in hex, and full of zeros behind what was written."""
+    """Files are equally large, numbered from 1 in hex."""
     last = max(folder.glob("*.journal"))
-    return (int(last.stem, 16) - 1) * last.stat().st_size + len(last.read_bytes().rstrip(b"\0"))
+    return (int(last.stem, 16) - 1) * last.stat().st_size + records_end(last.read_bytes())
 
 
 def forget_cached(folder: Path) -> None:

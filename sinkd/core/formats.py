@@ -9,6 +9,7 @@ position in it. So the old bytes of a recycled file, a record copied elsewhere, 
 are all told from a record that was written here.
 """
 
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,11 +37,12 @@ JOURNAL_HEADER_BYTES: Final = 64
 RECORD_HEADER_BYTES: Final = 32
 RECORD_ALIGNMENT_BYTES: Final = 8
 MARK_BYTES: Final = RECORD_HEADER_BYTES  # a SYNCED record has no payload
+JOURNAL_PAGE_BYTES: Final = 4096  # behind a record are zeros up to the next multiple, until another one stands there
 
 _JOURNAL_HEADER = struct.Struct("<8sI16sQQQQI")  # magic, version, journal, number, size, first index, previous end, crc
 _RECORD_HEADER = struct.Struct("<IIIIQQ")  # crc, payload length, kind, 0, term, index
 _RECORD_TAIL = struct.Struct("<QIIIQQ")  # position in the file, then the header without its crc: what the crc is over
-_ZERO_RECORD: Final = bytes(RECORD_HEADER_BYTES)
+_MARK_FIELDS = struct.Struct("<I12xQ")  # crc, how far it was synced
 
 
 class Kind(IntEnum):
@@ -130,31 +132,40 @@ def decode_record(data: Buffer, at: int, position: int, seed: int) -> JournalRec
     return JournalRecord(kind, term, index, length, size_bytes)
 
 
+def records_end(data: Buffer) -> int:
+    """Where the records of a journal's file (all of `data`) end, for whoever only looks: a torn tail is not told from
+    damage. BadBytes: it has no header.
+    """
+    header = decode_journal_header(data)
+    seed, position = journal_seed(header.journal_id, header.number), JOURNAL_HEADER_BYTES
+    try:
+        while (record := decode_record(data, position, position, seed)) is not None:
+            position += record.size_bytes
+    except BadBytes:
+        pass
+    return position
+
+
 def find_synced_beyond(data: bytes, start: int, number: int, seed: int) -> int | None:
     """How far a SYNCED mark behind byte `start` says that this file (all of `data`) was fsynced, if beyond `start`.
 
-    This is what tells damage from a torn tail: bytes below the answer were on the disk once.
+    This is what tells damage from a torn tail: bytes below the answer were on the disk once. There may be a whole file
+    of other bytes, marks of the file's earlier lives among them; only what names this one is looked at closely.
     """
     beyond = None
-    mark = struct.pack("<III", 0, Kind.SYNCED, 0)  # length, kind, reserved: bytes 4 to 15 of a mark
-    at = data.find(mark, start)
-    while at >= 0:
-        if at % RECORD_ALIGNMENT_BYTES == 4:
-            synced = _synced_position(data, at - 4, number, seed)
-            if synced is not None and synced > start:
-                beyond = max(synced, beyond or 0)
-        at = data.find(mark, at + 1)
+    for found in _mark_pattern(number).finditer(data, start):
+        at = found.start() - 4
+        if at % RECORD_ALIGNMENT_BYTES == 0:
+            crc, synced = _MARK_FIELDS.unpack_from(data, at)
+            tail = _RECORD_TAIL.pack(at, 0, Kind.SYNCED, 0, synced, number)
+            if synced > (beyond or start) and crc == crc32.iscsi(tail, seed):
+                beyond = synced
     return beyond
 
 
-def _synced_position(data: bytes, at: int, number: int, seed: int) -> int | None:
-    try:
-        record = decode_record(data, at, at, seed)
-    except BadBytes:
-        return None  # not a mark, only bytes like one
-    if record is None or record.raft_index != number:
-        return None
-    return record.term
+def _mark_pattern(number: int) -> re.Pattern[bytes]:
+    """Bytes 4 to 31 of a mark of that file, whatever it says was synced. Only what cannot overlap is consumed."""
+    return re.compile(rb"\0\0\0\0\x04\0\0\0(?=\0\0\0\0.{8}" + re.escape(struct.pack("<Q", number)) + b")", re.DOTALL)
 
 
 # -- segments ---------------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ from sinkd.core.formats import (
     encode_record,
     record_size,
 )
-from sinkd.shell.files import FileGone, make_folder, read_at, write_at
+from sinkd.shell.files import FileGone, make_folder, read_at
 from sinkd.shell.journal_files import JournalFile, JournalFiles, vote_payload
 from sinkd.shell.journal_recovery import Recovered, recover
 
@@ -145,7 +145,7 @@ class Journal:
         journal = cls(files, recovered)
         try:
             _check_against(checkpoint, recovered, folder)
-            files.remove_leftovers()
+            files.take_leftovers()
             if recovered.files:
                 journal._continue(recovered)
                 if recovered.begins_in:
@@ -251,7 +251,7 @@ class Journal:
                     self._roll(size_bytes)
                 position = self._end
                 record = encode_record(self._active.seed, position, kind, term, index, payload)
-                write_at(self._active.descriptor, record, position)
+                self._active.write(record, position)
             except OSError:
                 self._failed = True
                 raise
@@ -263,7 +263,7 @@ class Journal:
         """Says that everything up to byte `synced` is on the disk, if a mark behind this one will fit too."""
         if self._active.fits(self._end, MARK_BYTES):
             record = encode_record(self._active.seed, self._end, Kind.SYNCED, synced, self._active.number)
-            write_at(self._active.descriptor, record, self._end)
+            self._active.write(record, self._end)
             self._end += MARK_BYTES
 
     @property
@@ -509,7 +509,7 @@ class Journal:
 
     @property
     def size_bytes(self) -> int:
-        """Of all files on the disk, spare included."""
+        """Of all files on the disk, spare and recycled one included."""
         return self._files.size_bytes
 
     @property

@@ -1,31 +1,51 @@
 """The files of a journal: made ahead, begun, recycled.
 
-    recycled ─┐                       header, first VOTE, fsync
-    new ──────┴─► zeroed: `spare` ─────────────────────────────► <number:016x>.journal ─► recycled or unlinked
+    made anew, zeros ─┐            header, first VOTE, fsync
+    `recycled` ───────┴─► `spare` ───────────────────────────► <number:016x>.journal ─► `recycled` or unlinked
 
-A file is written full of zeros and fsynced before it is used, so that an fdatasync of an entry never has to write
+A file is written full of zeros and fsynced when it is made, so that an fdatasync of an entry never has to write
 metadata (measured: 2.5 times the throughput of a growing file) and a full disk shows before an entry needs the room.
-It gets its number only after its header and first record were fsynced and the file before it is fsynced whole: in a
+When nothing in it is needed any more, it is used again as it lies, under a higher number: to fill it with zeros once
+more would be a third of all that a sink writes. So behind the records of a file lie zeros, or *stale bytes* of its
+earlier lives. Why no stale record can come back:
+
+- Checksums begin with a seed made of the journal's id and the file's number, and with the position. A number is used
+  once, and is higher than all before it. The seeds of two numbers differ for sure (a CRC-32 finds every change within
+  32 bits in a row), and then so do the checksums of the same bytes. A file that was left over by a process that has
+  ended is kept only if its header names a number that was begun, or is zeros.
+- Other bytes, from the middle of an old record, pass by a chance of one in 2^32, as do those of a torn write.
+- Bytes of *this* life can lie behind the end after a crash only: a later page was kept, an earlier one lost. Before
+  anything is added, recovery overwrites all that lies behind the end with zeros, and syncs them.
+
+Every write goes on with zeros to the end of its page. So the kernel need not read that page first, where a recycled
+file is not in memory any more (measured: 0.05 instead of 0.4 to 0.7 ms for 100 KB); and other bytes right behind the
+last record tell of a write that was torn.
+
+A file gets its number only after its header and first record were fsynced and the file before it is fsynced whole: in a
 journal on disk only the last file can have a torn tail.
 """
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from protocol.limits import ZERO_CHUNK_BYTES
 from sinkd.core.formats import (
     JOURNAL_HEADER_BYTES,
+    JOURNAL_PAGE_BYTES,
     MARK_BYTES,
+    BadBytes,
     JournalHeader,
     Kind,
+    decode_journal_header,
     encode_journal_header,
     encode_record,
     journal_seed,
     record_size,
 )
-from sinkd.shell.files import SharedFile, rename, sync_folder, unlink, write_at
+from sinkd.shell.files import SharedFile, read_at, rename, sync_folder, unlink, write_at
 
 SPARE_NAME: Final = "spare"
 RECYCLED_NAME: Final = "recycled"
@@ -42,6 +62,12 @@ class JournalFile(SharedFile):
     def fits(self, position: int, size_bytes: int) -> bool:
         """Whether a record of that size fits at `position` and leaves room for the SYNCED mark behind it."""
         return position + size_bytes + MARK_BYTES <= self.file_bytes
+
+    def write(self, record: Sequence[bytes], position: int) -> None:
+        """The record at `position`, and zeros behind it to the end of its page. OSError: what is there is unknown."""
+        end = position + sum(map(len, record))
+        zeros = min(-end % JOURNAL_PAGE_BYTES, self.file_bytes - end)
+        write_at(self.descriptor, [*record, _ZEROS[:zeros]], position)
 
 
 def vote_payload(term: int, voted_for: str | None) -> tuple[int, int, bytes]:
@@ -85,7 +111,7 @@ class JournalFiles:
 
     @property
     def size_bytes(self) -> int:
-        """Of all files, spare included."""
+        """Of all files, spare and recycled one included."""
         files = sum(file.file_bytes for file in list(self._by_number.values()))
         return files + self.spare_bytes + (self.file_bytes if self._recycled else 0)
 
@@ -112,7 +138,7 @@ class JournalFiles:
 
         `header.file_bytes` is filled in here. The file before it must be fsynced already.
         """
-        # Until it has its number, its name is the spare's: whoever made the next one meanwhile would zero this one.
+        # Until it has its number, its name is the spare's: whoever made the next one meanwhile would take this one.
         with self._making:
             descriptor, file_bytes = self._have_spare(size_bytes)
             file = JournalFile(
@@ -123,8 +149,9 @@ class JournalFiles:
                 file_bytes,
             )
             term, index, payload = vote_payload(*vote)
-            record = encode_record(file.seed, JOURNAL_HEADER_BYTES, Kind.VOTE, term, index, payload)
-            write_at(descriptor, [encode_journal_header(header._replace(file_bytes=file_bytes)), *record], 0)
+            head = encode_journal_header(header._replace(file_bytes=file_bytes))
+            vote_head, *rest = encode_record(file.seed, JOURNAL_HEADER_BYTES, Kind.VOTE, term, index, payload)
+            file.write((head + vote_head, *rest), 0)
             os.fdatasync(descriptor)
             rename(self.folder / SPARE_NAME, file.path)
             self._spare = None
@@ -132,13 +159,13 @@ class JournalFiles:
         return file, JOURNAL_HEADER_BYTES + record_size(len(payload))
 
     def _make(self, size_bytes: int) -> int:
-        path, flags = self.folder / SPARE_NAME, os.O_RDWR | os.O_CLOEXEC
+        path = self.folder / SPARE_NAME
         if self._recycled and size_bytes == self.file_bytes:
+            descriptor = os.open(self.folder / RECYCLED_NAME, os.O_RDWR | os.O_CLOEXEC)
             rename(self.folder / RECYCLED_NAME, path)
             self._recycled = False
-        else:
-            flags |= os.O_CREAT | os.O_EXCL
-        descriptor = os.open(path, flags, 0o600)
+            return descriptor
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             write_zeros(descriptor, 0, size_bytes)
             os.fsync(descriptor)
@@ -163,18 +190,44 @@ class JournalFiles:
         for old in sorted(other for other in self._by_number if other < number):
             file = self._by_number.pop(old)
             closed = file.retire()
-            # A file that somebody still reads must not be zeroed under him.
+            # A file that somebody still reads must not be written to under him.
             if closed and not self._recycled and file.file_bytes == self.file_bytes:
                 rename(file.path, self.folder / RECYCLED_NAME)
                 self._recycled = True
             else:
                 unlink(file.path)
 
-    def remove_leftovers(self) -> None:
-        """What a crash left: spare and recycled files hold nothing. Call it before anything is made."""
-        for name in (SPARE_NAME, RECYCLED_NAME):
-            if (self.folder / name).exists():
-                unlink(self.folder / name)
+    def take_leftovers(self) -> None:
+        """Keeps or removes the spare and the recycled file that an earlier process left. Before anything is made."""
+        spare = self._open_leftover(SPARE_NAME)
+        if spare is not None:
+            self._spare = spare, self.file_bytes
+        recycled = self._open_leftover(RECYCLED_NAME)
+        if recycled is not None:
+            os.close(recycled)
+            self._recycled = True
+
+    def _open_leftover(self, name: str) -> int | None:
+        path = self.folder / name
+        if not path.exists():
+            return None
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        is_whole = os.fstat(descriptor).st_size == self.file_bytes
+        if is_whole and self._is_of_before(read_at(descriptor, JOURNAL_HEADER_BYTES, 0)):
+            return descriptor
+        os.close(descriptor)
+        unlink(path)
+        return None
+
+    def _is_of_before(self, head: bytes) -> bool:
+        """Whether a file that begins so can hold no record of a number that is still to come."""
+        if not head.strip(b"\0"):
+            return True
+        try:
+            header = decode_journal_header(head)
+        except BadBytes:
+            return False
+        return header.journal_id == self.journal_id and header.number <= max(self._by_number, default=0)
 
     def close(self) -> None:
         for file in self._by_number.values():

@@ -2,9 +2,11 @@
 
 Every file but the last is known to be fsynced, and the header of the next one says where its records end: anything
 wrong in it is damage. In the last file, bad bytes are damage if they lie in its head (fsynced before the file had its
-number) or if a SYNCED mark behind them says that they were fsynced; else they are the torn tail of a write that nobody
-was told had happened, and are cut: overwritten with zeros. 'Bad' includes zeros in front of other bytes, since a crash
-may keep a later page and lose an earlier one.
+number) or if a SYNCED mark behind them says that they were fsynced. Else the journal ends there: what lies behind is
+the torn tail of a write that nobody was told had happened, or stale bytes of an earlier life of the file, or both. It
+need not be known which: all of it is overwritten with zeros, unless it is zeros, before anything is added. That is at
+most one file, and once: zeros stay until they are written over. 'Bad' includes zeros in front of other bytes, since a
+crash may keep a later page and lose an earlier one. Damage to stale bytes is no damage.
 
 A file may begin behind a gap in the entries: the leader's checkpoint took the place of all before it (`Journal.reset`).
 Whether there is such a checkpoint is for the caller to say; the files before that one go, if a crash has left some.
@@ -23,6 +25,7 @@ from protocol.errors import DamagedFile
 from sinkd.core.entries import EntryTable
 from sinkd.core.formats import (
     JOURNAL_HEADER_BYTES,
+    JOURNAL_PAGE_BYTES,
     RECORD_HEADER_BYTES,
     BadBytes,
     JournalHeader,
@@ -135,17 +138,17 @@ class _File:
         return position
 
     def _read_last(self) -> int:
-        position = JOURNAL_HEADER_BYTES
-        last = len(self._data.rstrip(b"\0"))
-        while position < last:
+        position, why = JOURNAL_HEADER_BYTES, ""
+        while not why:
             try:
                 record = self._record_at(position)
             except BadBytes as error:
-                self._cut(position, str(error))
-                break
-            position += self._take(record, position)
+                why = str(error)
+            else:
+                position += self._take(record, position)
         if position == JOURNAL_HEADER_BYTES:
-            raise self._damaged(position, "its first record is missing")
+            raise self._damaged(position, f"its first record is bad: {why}")
+        self._clear_behind(position, why)
         return position
 
     def _record_at(self, position: int) -> JournalRecord:
@@ -154,17 +157,22 @@ class _File:
             raise BadBytes("zeros where a record should be")
         return record
 
-    def _cut(self, position: int, what: str) -> None:
-        if position == JOURNAL_HEADER_BYTES:
-            raise self._damaged(position, what)
+    def _clear_behind(self, position: int, why: str) -> None:
+        """Zeros behind the last record, on the disk: nothing that was written there before may be read again."""
+        last = len(self._data.rstrip(b"\0"))
+        if last <= position:
+            return
         synced = find_synced_beyond(self._data, position, self._file.number, self._file.seed)
         if synced is not None:
-            raise self._damaged(position, f"{what}; a mark says that bytes up to {synced} were synced")
+            raise self._damaged(position, f"{why}; a mark says that bytes up to {synced} were synced")
         descriptor = self._file.descriptor
-        write_zeros(descriptor, position, self._file.file_bytes)
+        write_zeros(descriptor, position, last)
         os.fdatasync(descriptor)
-        cut_bytes = len(self._data.rstrip(b"\0")) - position
-        log.warning("journal_tail_cut", file=str(self._file.path), position=position, bytes=cut_bytes, reason=what)
+        where = {"file": str(self._file.path), "position": position}
+        if any(self._data[position : position + -position % JOURNAL_PAGE_BYTES]):  # whole writes leave zeros there
+            log.warning("journal_tail_cut", reason=why, **where)
+        else:
+            log.info("journal_tail_cleared", bytes=last - position, **where)
 
     def _take(self, record: JournalRecord, position: int) -> int:
         """Notes what the record says; its size in bytes."""

@@ -21,7 +21,19 @@ from unittest import mock
 from support.disk import SECTOR_BYTES, Crash
 
 from simulation.virtual import CURRENT, Process
-from sinkd.core.formats import JOURNAL_HEADER_BYTES, BadBytes, decode_journal_header, find_synced_beyond, journal_seed
+from sinkd.core.formats import (
+    JOURNAL_HEADER_BYTES,
+    BadBytes,
+    JournalHeader,
+    Kind,
+    decode_journal_header,
+    encode_journal_header,
+    encode_record,
+    find_synced_beyond,
+    journal_seed,
+    records_end,
+)
+from sinkd.shell.files import write_at
 from sinkd.shell.folder import DataFolder
 
 FREE_BYTES = 1 << 40
@@ -73,6 +85,38 @@ def _is_hidden(path: Path, start: int) -> bool:
     except BadBytes:
         return False
     return find_synced_beyond(data, start, header.number, journal_seed(header.journal_id, header.number)) is None
+
+
+def _end(path: Path, data: bytes) -> int:
+    """Where what the file says ends. Behind that may lie zeros, and what a journal's file held in earlier lives."""
+    try:
+        return records_end(data) if path.suffix == ".journal" else len(data.rstrip(b"\0"))
+    except BadBytes:
+        return JOURNAL_HEADER_BYTES
+
+
+def write_stale_bytes(descriptor: int, start: int, end: int) -> None:
+    """In place of zeros, where a journal's file is made anew: as if its last life had been the newest file's there.
+
+    Without this, few files would be recycled in the short time of a simulation.
+    """
+    folder = Path(os.readlink(f"/proc/self/fd/{descriptor}")).parent
+    newest = max(folder.glob("*.journal"), default=None)
+    header = JournalHeader(bytes(16), 0, end, 1, 0) if newest is None else decode_journal_header(newest.read_bytes())
+    write_at(descriptor, [_stale_bytes(header, end)[start:end]], start)
+
+
+def _stale_bytes(header: JournalHeader, size_bytes: int) -> bytes:
+    seed, index = journal_seed(header.journal_id, header.number), header.first_index
+    data = bytearray(encode_journal_header(header))
+    records: tuple[tuple[int, int, int, bytes], ...] = ((Kind.VOTE, 1, 0, b""),)
+    while len(data) < size_bytes:
+        for record in records:
+            data += b"".join(encode_record(seed, len(data), *record))
+        synced = Kind.SYNCED, len(data), header.number, b""
+        records = (Kind.ENTRY, 1, index, b"stale" * (index % 90)), (Kind.TRUNCATE, 0, index, b""), synced
+        index += 1
+    return bytes(data)
 
 
 class Disk:
@@ -190,7 +234,8 @@ class Disk:
         path = self._rng.choice([path for path in files if path.suffix == suffix])
         data = bytearray(path.read_bytes())
         kind = self._rng.choice(("flip", "flip", "flip", "truncate", "zero"))
-        start = self._rng.randrange(len(data.rstrip(b"\0")) or len(data))
+        used = min(_end(path, bytes(data)) or len(data), len(data))
+        start = self._rng.randrange(used if self._rng.random() < 0.9 else len(data))
         end = start
         if kind == "flip":
             data[start] ^= 1 << self._rng.randrange(8)
@@ -203,9 +248,8 @@ class Disk:
         path.write_bytes(data)
         self.unsynced.pop(path.stat().st_ino, None)  # this is what the disk holds, a power cut changes nothing of it
         self._damaged = path, path.stat().st_ino, start, bytes(data[start:end])
-        return Damage(
-            f"{kind} {path.relative_to(self.folder)} at {start}", kind != "truncate" and _is_hidden(path, start)
-        )
+        is_hidden = start < used and kind != "truncate" and _is_hidden(path, start)
+        return Damage(f"{kind} {path.relative_to(self.folder)} at {start}, used up to {used}", is_hidden)
 
     def wipe(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

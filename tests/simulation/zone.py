@@ -27,7 +27,7 @@ from gateway.shell import link as gateway_link
 from protocol import limits
 from protocol.errors import DamagedFile, DataError
 from simulation.audit import Violation
-from simulation.disks import Disk, Disks
+from simulation.disks import Disk, Disks, write_stale_bytes
 from simulation.network import Network
 from simulation.virtual import CURRENT, Process, VirtualExecutor, VirtualLoop
 from simulation.zone_audit import ZoneAudit
@@ -36,7 +36,18 @@ from simulation.zone_faults import Faults
 from simulation.zone_nodes import JOURNAL_FILE_BYTES, Node, configuration, ports
 from simulation.zone_watch import Watch
 from sinkd.core import replication
-from sinkd.shell import group, journal, peers, raft, raft_leader, raft_links, sink, store
+from sinkd.shell import (
+    group,
+    journal,
+    journal_files,
+    journal_recovery,
+    peers,
+    raft,
+    raft_leader,
+    raft_links,
+    sink,
+    store,
+)
 
 BIRTH_S_MAX = 20.0
 SETTLE_S_MAX = 40.0
@@ -300,6 +311,7 @@ def _is_serious(context: dict[str, Any]) -> bool:
 def _patches(zone: Zone) -> list[Any]:
     """Time, chance, threads; sizes so small that files roll, checkpoints are written and windows fill all the time."""
     rng, loop = zone.rng, zone.loop
+    page_bytes = (8, 512, 4096)[zone.seed // 3 % 3]  # 8: stale bytes of recycled files begin right behind the records
     patch = mock.patch.object
     small = [
         patch(group, "COMMAND_OVERHEAD_BYTES", 2 * 1024),
@@ -307,6 +319,8 @@ def _patches(zone: Zone) -> list[Any]:
         patch(limits, "FLUSH_INTERVAL_MS", rng.choice((200, 200, 2_000))),
         patch(limits, "JOURNAL_FILES_HELD_MAX", 4),
         patch(journal, "JOURNAL_RECENT_BYTES", 4 * 1024),
+        *(patch(module, "JOURNAL_PAGE_BYTES", page_bytes) for module in (journal_files, journal_recovery)),
+        patch(journal_files, "write_zeros", write_stale_bytes if zone.seed % 2 else journal_files.write_zeros),
         patch(peers, "PULL_BYTES", 8 * 1024),
         patch(raft_leader, "SNAPSHOT_PIECE_BYTES", 2 * 1024),
         patch(raft_leader, "APPEND_ENTRIES_MAX", rng.choice((1, 1, 2, 8))),
