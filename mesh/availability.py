@@ -10,7 +10,7 @@ from protocol.config import Config
 
 def not_available(configuration: Config) -> list[str]:
     """One line for each thing that `configuration` asks for in vain: where, what, and what to write instead."""
-    return [*_of_mesh(configuration), *_of_nodes(configuration), *_of_streams(configuration), *_of_users(configuration)]
+    return [*_of_mesh(configuration), *_of_nodes(configuration), *_of_streams(configuration)]
 
 
 def _of_mesh(configuration: Config) -> Iterator[str]:
@@ -39,10 +39,3 @@ def _of_streams(configuration: Config) -> Iterator[str]:
     for stream in configuration.effective_streams():
         if stream.ack == "geo":
             yield f"streams.{stream.name}.ack: 'geo' is not available in this version; write 'quorum'"
-
-
-def _of_users(configuration: Config) -> Iterator[str]:
-    for user in configuration.users:
-        name = user.user or user.nkey or "(token)"
-        if user.role is not None:
-            yield f"users {name}: roles are not available in this version; write permissions"

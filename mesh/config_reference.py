@@ -22,6 +22,7 @@ SECTIONS: Final[tuple[tuple[str, type[schema.Table]], ...]] = (
     ("[links.ZONE.ZONE]", schema.Link),
     ("[accounts.ACCOUNT]", schema.Account),
     ("[streams.STREAM]", schema.Stream),
+    ("[audit]", schema.Audit),
     ("[[users]]", schema.User),
     ("[tls.clients]", schema.TlsClients),
     ("[tls.nodes]", schema.TlsNodes),
@@ -72,6 +73,9 @@ Rules that concern several keys:
 - Users and streams of an account other than `"$G"` name one that is declared, such as `[accounts.ACME]`. Subjects of
   two accounts have nothing to do with each other, and streams of two accounts may have the same ones. Each account has
   its own catch-all, `events-ACME`; without a table of its own it is tuned by `[streams.events]`.
+- A `role` gives ready-made permissions, and each of `publish`, `subscribe`, `allow_responses` and `history` that
+  `permissions` has takes the place of the role's ([security.md](security.md#users-and-roles)). `$AUDIT` is read by
+  operators alone: no other user's `history` names it.
 - With `tls.clients.map` (nats-server's `verify_and_map`) a client is the user whose name is an e-mail address, a DNS
   name or a URI among the alternative names of its certificate, or its subject: `"CN=shop,OU=sales"`.
 - `max_payload` is at most `max_pending` and the `outbox.bytes` of every stream; where events are kept, an event and its
@@ -137,8 +141,8 @@ retention = { age = "7d", bytes = "100GiB" }
 [[users]]
 user = "shop"
 password = "$2b$12$Kdc0Vx4WB4XwXV9Uu4nFMuX3rUR0LzU8iAtVcW4kd4lD5aCQFqn3a"
-role = "publisher"
-permissions = { publish = "orders.>", subscribe = "_INBOX.>", history = "orders" }
+role = "publisher"              # publishes, and hears answers; here on some subjects alone
+permissions = { publish = "orders.>" }
 
 [[users]]
 account = "ACME"

@@ -14,6 +14,7 @@ from mesh.monitor import Monitor
 if TYPE_CHECKING:  # a gateway runs without the code of sinks, and the other way round
     from gateway.core.peers import Link
     from gateway.core.session import Session
+    from gateway.shell.audit import AuditTrail
     from gateway.shell.gateway import Gateway
     from gateway.shell.gateway_links import GatewayLinks
     from gateway.shell.links import SinkLinks
@@ -72,6 +73,18 @@ class GatewayMetrics(Collector):
             requests.add_metric([verb], count)
         yield requests
         yield _counter("mesh_gateway_log_records_shown", "Records shown to readers", gateway.history.records_shown)
+        yield from _audit(gateway.audit)
+
+
+def _audit(trail: "AuditTrail") -> Iterator[Metric]:
+    written = CounterMetricFamily("mesh_audit_events", "Audit events written, by kind", labels=["kind"])
+    for kind, count in sorted(trail.written.items()):
+        written.add_metric([kind], count)
+    yield written
+    yield _counter("mesh_audit_events_summed", "Occurrences that went into a sum", trail.summary.summed)
+    too_many = "Occurrences of more sources than are told apart"
+    yield _counter("mesh_audit_events_suppressed", too_many, trail.summary.suppressed)
+    yield _counter("mesh_audit_events_lost", "Audit events for which a gap is written instead", trail.lost)
 
 
 def _contracts(gateway: "Gateway") -> Iterator[Metric]:

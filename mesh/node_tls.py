@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from gateway.shell.certificates import file_problems, peer_certificate
 from gateway.shell.gateway_links import LinkTls
 from gateway.shell.tls import CIPHERS_1_2
+from mesh import tls_port
 from protocol import config
 from protocol.config import TlsNodes
 from protocol.errors import ConfigError, FrameError
@@ -175,7 +176,7 @@ def for_sink(configuration: config.Config, node: str) -> NodeTls | None:
     if configuration.tls_nodes is None:
         return None
     own = name_of(configuration, node)
-    return NodeTls(*contexts(configuration.tls_nodes, own), _identifies(own), _identifies_node(own))
+    return NodeTls(*contexts(configuration.tls_nodes, own), _identifies(own), _identifies_node(own), tls_port.listen)
 
 
 def for_gateway(configuration: config.Config, node: str) -> LinkTls | None:
@@ -183,7 +184,7 @@ def for_gateway(configuration: config.Config, node: str) -> LinkTls | None:
     if configuration.tls_nodes is None or len(configuration.zone_of(node).gateways) == 1:
         return None
     own = name_of(configuration, node)
-    return LinkTls(*contexts(configuration.tls_nodes, own), _identifies(own))
+    return LinkTls(*contexts(configuration.tls_nodes, own), _identifies(own), tls_port.listen)
 
 
 def _identifies_node(own: NodeName) -> Callable[[ssl.SSLObject], str]:

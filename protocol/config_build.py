@@ -2,7 +2,9 @@
 
 from protocol import config_model as model
 from protocol import config_schema as schema
+from protocol import limits
 from protocol.accounts import DEFAULT_ACCOUNT
+from protocol.audit import ACCOUNT, STREAM, SUBJECTS
 from protocol.config_checks import CATCH_ALL, catch_all_of
 
 
@@ -23,6 +25,7 @@ def build(file: schema.File) -> model.Config:
         },
         catch_all=catch_alls.pop(CATCH_ALL),
         account_catch_alls=tuple(catch_alls.values()),
+        audit=_audit(file.audit),
         users=tuple(_user(user) for user in file.users),
         tls_clients=_tls_clients(clients) if clients else None,
         tls_nodes=model.TlsNodes(**nodes.model_dump()) if nodes else None,
@@ -113,6 +116,18 @@ def _catch_alls(file: schema.File) -> dict[str, model.Stream]:
     common = file.streams.get(CATCH_ALL, schema.Stream.empty())
     names = {catch_all_of(account): account for account in (DEFAULT_ACCOUNT, *file.accounts)}
     return {name: _stream(name, account, file.streams.get(name, common)) for name, account in names.items()}
+
+
+def _audit(audit: schema.Audit) -> model.Stream:
+    """What is kept of it is the file's to say, and nothing else."""
+    tuned = schema.Stream.model_construct(
+        subjects=SUBJECTS,
+        reply="header",
+        retention=audit.retention,
+        dedup=schema.Dedup.model_construct(window=limits.AUDIT_DEDUP_MS),
+        outbox=schema.Outbox.model_construct(bytes=limits.AUDIT_OUTBOX_BYTES),
+    )
+    return _stream(STREAM, ACCOUNT, tuned)
 
 
 def _stream(name: str, account: str, stream: schema.Stream) -> model.Stream:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from protocol import limits
 from protocol.accounts import DEFAULT_ACCOUNT
+from protocol.audit import STREAM
 from protocol.config_lines import Path
 from protocol.config_problems import Problem, did_you_mean, dotted, explain, listed
 from protocol.config_schema import File, Gateway, Sink, Stream, Zone
@@ -30,7 +31,7 @@ def catch_all_of(account: str) -> str:
 RECORD_OVERHEAD_BYTES_MAX: Final = 1024
 """What a record batch adds to subject and payload of its one record, generously."""
 
-_AUDIT_STREAMS: Final = ("$AUDIT", "$COVERAGE")
+_NODE_STREAMS: Final = (STREAM, "$COVERAGE")
 _PRUNE_ROUNDS_MAX: Final = 16  # each takes at least one table out, and tables are nested less deep than that
 
 
@@ -504,7 +505,7 @@ def who_says_nothing_is_a_user(view: View) -> Iterator[Problem]:
 
 def history_names_streams(view: View) -> Iterator[Problem]:
     accounts = view.catch_alls() | {name: stream.account for name, stream in _named_streams(view)}
-    streams = {*accounts, *_AUDIT_STREAMS}
+    streams = {*accounts, *_NODE_STREAMS}
     for index, user in enumerate(view.file.users):
         for position, log in enumerate(user.permissions.history or ()):
             path: Path = ("users", index, "permissions", "history", position)
@@ -513,6 +514,8 @@ def history_names_streams(view: View) -> Iterator[Problem]:
                 yield Problem(path, f"there is no stream {named(name)}{did_you_mean(name, streams)}")
             elif at and not view.is_zone(zone):
                 yield Problem(path, f"there is no zone {named(zone)}{did_you_mean(zone, view.file.zones)}")
+            elif name in _NODE_STREAMS and user.role != "operator" and view.is_whole("users", index, "role"):
+                yield Problem(path, f'{named(name)} is for operators alone: remove it, or write role = "operator"')
             elif accounts.get(name, user.account) != user.account:
                 yield Problem(path, f"{named(name)} is of account {named(accounts[name])}, not of the user's")
 

@@ -203,7 +203,7 @@ class Config:
     """The whole mesh. `accounts` are those declared, the default one aside.
 
     `streams` are the named ones; `catch_all` is `events` as tuned, whether in use or not, `account_catch_alls` those of
-    the accounts.
+    the accounts. `audit` is what nodes write of who did what (`protocol.audit`).
     """
 
     mesh: Mesh
@@ -214,6 +214,7 @@ class Config:
     streams: dict[str, Stream]
     catch_all: Stream
     account_catch_alls: tuple[Stream, ...]
+    audit: Stream
     users: tuple[User, ...]
     tls_clients: TlsClients | None
     tls_nodes: TlsNodes | None
@@ -252,6 +253,10 @@ class Config:
         """The named streams in the order of the file, then the catch-alls if they are in use."""
         catch_alls = (self.catch_all, *self.account_catch_alls) if self.mesh.catch_all else ()
         return (*self.streams.values(), *catch_alls)
+
+    def kept_streams(self) -> tuple[Stream, ...]:
+        """All that the sinks keep: the effective streams, and the one that is in no file."""
+        return (*self.effective_streams(), self.audit)
 
     def all_accounts(self) -> tuple[str, ...]:
         """The default account, then those declared."""

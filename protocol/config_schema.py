@@ -443,6 +443,21 @@ class Stream(Table):
     geo: Geo = Field(default_factory=Geo.empty)
 
 
+class AuditRetention(Table):
+    """How long the audit stream is kept."""
+
+    age: Duration = Field(default=limits.AUDIT_AGE_MS, description="Events older than this may go; 0 = for ever.")
+    bytes: Size = Field(
+        default=limits.AUDIT_BYTES, description="The oldest go when they take up more in a zone; 0 = no bound."
+    )
+
+
+class Audit(Table):
+    """The stream `$AUDIT`, into which the nodes write who did what; see [security.md](security.md#audit)."""
+
+    retention: AuditRetention = Field(default_factory=AuditRetention.empty)
+
+
 class PublishRule(Table):
     """Subjects that may, and that may not, be published to."""
 
@@ -473,7 +488,8 @@ class Permissions(Table):
         default=None, description="Leave to answer requests: `true`, or a table with `max` and `expires`."
     )
     history: Texts | None = Field(
-        default=None, description="Streams whose history may be read; `*` = all. Unset: by role."
+        default=None,
+        description="Streams whose history may be read; `*` = all, `$AUDIT` for operators alone. Unset: by role.",
     )
 
 
@@ -490,7 +506,8 @@ class User(Table):
     nkey: Nkey | None = Field(default=None, description="Public key of a user who signs with the private one.")
     role: Literal["publisher", "subscriber", "replayer", "operator"] | None = Field(
         default=None,
-        description="Ready-made permissions; what `permissions` gives takes their place. Unset: everything.",
+        description="Ready-made permissions; what `permissions` gives takes their place. Unset: everything but "
+        "`$AUDIT`. See [security.md](security.md#users-and-roles).",
     )
     permissions: Permissions = Field(default_factory=Permissions.empty)
 
@@ -539,5 +556,6 @@ class File(Table):
     links: dict[str, dict[str, Link]] = {}
     accounts: dict[str, Account] = {}
     streams: dict[str, Stream] = {}
+    audit: Audit = Field(default_factory=Audit.empty)
     users: Annotated[tuple[User, ...], Field(strict=False)] = ()
     tls: Tls = Field(default_factory=Tls.empty)

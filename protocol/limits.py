@@ -134,6 +134,18 @@ CONTRACTS_WAIT_MS_MAX: Final = 3_000  # a gateway that enforces them waits so lo
 CONTRACT_LOG_INTERVAL_MS: Final = 10_000  # between two lines of the log about violations of one contract
 CONTRACT_REASON_CHARACTERS_MAX: Final = 200  # of what the validator says about an event
 
+# -- audit ------------------------------------------------------------------------------------------------------------
+AUDIT_WINDOW_MS: Final = 60_000  # what one source repeats within it is summed up in one event
+AUDIT_SOURCES_MAX: Final = 4_096  # of one node in such a window; what others do is only counted
+AUDIT_TEXT_CHARACTERS_MAX: Final = 256  # of one field
+AUDIT_OUTBOX_BYTES: Final = 4 * MIB
+AUDIT_DRAIN_MS_MAX: Final = 500  # a gateway that stops waits so long, if these events are all it still holds
+AUDIT_AGE_MS: Final = 365 * 86_400_000
+AUDIT_BYTES: Final = 1024 * MIB
+AUDIT_DEDUP_MS: Final = 3_600_000  # within which a sink that leads anew finds what was written of the same
+AUDIT_NOTES_MAX: Final = 256  # of one sink, that wait to be written
+AUDIT_NOTE_MS_MAX: Final = 1_800_000  # then a note is given up; well inside AUDIT_DEDUP_MS
+
 # -- configuration ----------------------------------------------------------------------------------------------------
 CONFIG_CHARACTERS_MAX: Final = 4 * MIB  # of the whole file
 CONFIG_DURATION_MS_MAX: Final = 36_500 * 86_400_000  # a hundred years

@@ -6,6 +6,9 @@ an incarnation: random bytes made with the stream, so that a stream made again i
 The zone's Raft groups share its partitions. Which group a partition belongs to is settled when its stream is made, by
 the number of groups that the zone has then: the partitions of a stream go round the groups, and each stream begins
 with another one, so that streams of one partition are spread too.
+
+One stream is in no file: `$AUDIT` (`protocol.audit`), which only nodes write. It is proposed, made and kept like all
+others. Its account is one that nobody can be in, so that no client's event ever belongs to it.
 """
 
 import zlib

@@ -11,6 +11,8 @@ Subjects are `str`. On the wire they are UTF-8 by convention and any bytes by fa
 
 SYSTEM_TOKENS = frozenset({"$LOG", "$MESH", "$AUDIT", "$COVERAGE", "$SYS"})
 """First tokens that the gateway answers itself: never routed as events, never captured."""
+NODE_TOKENS = frozenset({"$AUDIT", "$COVERAGE"})
+"""Those of what nodes alone write: no client publishes there."""
 
 
 def decode(wire: bytes) -> str:

@@ -72,10 +72,6 @@ def test_a_gateway_with_the_sinks_of_its_zone_is_available(more, gateway, mesh):
             {"more": SECOND_ZONE + GEO},
             "streams.orders.ack: 'geo' is not available in this version; write 'quorum'",
         ),
-        (
-            {"more": '[[users]]\nuser = "a"\npassword = "b"\nrole = "publisher"'},
-            "users a: roles are not available in this version; write permissions",
-        ),
     ],
 )
 def test_what_is_not_available_is_named(parts, refusal):

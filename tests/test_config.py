@@ -145,7 +145,7 @@ def test_the_full_file_reads_key_by_key() -> None:
 
 def test_users_and_their_permissions_as_nats_writes_them() -> None:
     shop, by_token, by_key, guest = config.parse(FULL, "full.toml").users
-    assert (shop.user, shop.role, shop.history) == ("shop", "publisher", ("orders", "orders@us", "$AUDIT"))
+    assert (shop.user, shop.role, shop.history) == ("shop", "publisher", ("orders", "orders@us"))
     assert (shop.publish_allow, shop.publish_deny) == (("orders.>",), ("orders.secret",))
     assert (shop.subscribe_allow, shop.subscribe_deny) == (("_INBOX.>", "orders.> workers"), None)
     assert shop.allow_responses == config.Responses(max=1, expires_ms=120_000)
@@ -154,7 +154,7 @@ def test_users_and_their_permissions_as_nats_writes_them() -> None:
     assert by_key.nkey is not None
     assert (shop.account, by_key.account) == ("$G", "ACME")
     assert (guest.user, guest.account, guest.password) == ("guest", "ACME", None)
-    assert (by_key.role, by_key.history, by_key.allow_responses) == ("operator", None, None)
+    assert (by_key.role, by_key.history, by_key.allow_responses) == ("operator", ("events-ACME", "$AUDIT"), None)
 
 
 def test_secrets_do_not_show_in_what_is_printed() -> None:
@@ -294,7 +294,10 @@ def test_an_empty_file_says_what_a_mesh_needs() -> None:
         ("limits = 3\n" + SMALL, ["limits: must be a table, got 3"]),
         ("streams = []\n" + SMALL, ["streams: must be a table, got a list"]),
         ('users = "me"\n' + SMALL, ['users: must be a list, got "me"']),
-        ("qqq = 3\n" + SMALL, ["unknown key 'qqq'; known: accounts, limits, links, mesh, streams, tls, users, zones"]),
+        (
+            "qqq = 3\n" + SMALL,
+            ["unknown key 'qqq'; known: accounts, audit, limits, links, mesh, streams, tls, users, zones"],
+        ),
         (SMALL + "[stream.x]\n", ["unknown key 'stream'; did you mean 'streams'?"]),
         (SMALL + "[limits]\nmax_payload = 0", ["limits.max_payload: must be from 1 byte to 64MiB, got 0"]),
         (SMALL + "[limits]\nwrite_deadline = '0'", ['limits.write_deadline: must be more than 0, got "0"']),

@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import json
+import ssl
 
 import pytest
 from nats.errors import NoRespondersError
+from support.audits import until_audited
+from support.certificates import Authority
 from support.cli import invoked
 from support.gateways import gateways_of, make_gateway, url_of, zone_text
 from support.processes import client, free_ports, until
@@ -337,6 +340,47 @@ async def test_a_peer_with_the_certificate_of_another_is_refused(secured: str) -
         assert list(gateways[0].mesh.links) == ["gw2"]
 
 
+async def test_refused_certificates_are_counted_and_read_back_from_the_audit_stream(secured: str, tmp_path) -> None:
+    """One of another authority, and one whose owner lies about its name; the handshake of the first already fails."""
+    sink = f'[zones.eu.sinks.s1]\nlink = "127.0.0.1:{free_ports(1)[0]}"\ndata = "{tmp_path}/data"\n'
+    text = secured.replace('mode = "delivery-fabric"', "").replace("[tls", sink + 'disk_reserve = "1MiB"\n[tls', 1)
+    (tmp_path / "mesh.toml").write_text(text)
+    assert (await invoked("certs", "issue", "--config", str(tmp_path / "mesh.toml"), "s1")).status == 0
+    configuration = config.parse(text, "mesh.toml")
+    kept = Sink(configuration, "s1", tls=node_tls.for_sink(configuration, "s1"))
+    await kept.start()
+    try:
+        async with gateways_of(text, ["gw1", "gw2"]) as gateways, clients_of(gateways[1]) as (operator,):
+            await asyncio.gather(*(asyncio.wait_for(gateway.linked(), 5) for gateway in gateways))
+            foreign = tmp_path / "foreign"
+            foreign.mkdir()
+            pair = Authority(foreign).node("gw3", "mesh://acme/eu/gateway/gw3")
+            context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+            context.check_hostname = False
+            context.load_cert_chain(pair.cert, pair.key)
+            own = node_tls.contexts(configuration.tls_nodes, node_tls.name_of(configuration, "gw2")).client
+            address = gateways[0].node.mesh
+            for dials in (context, own):
+                reader, writer = await asyncio.open_connection(address.host, address.port, ssl=dials)
+                writer.write(hello())
+                with contextlib.suppress(ConnectionError, ssl.SSLError):
+                    await asyncio.wait_for(reader.read(), 5)
+                writer.close()
+            await until(lambda: gateways[0].mesh.refused == {"tls": 1, "certificate": 1}, "both are counted", 5)
+            gateways[0].audit.finish()  # the second came from the same address in the same minute
+            events = await until_audited(operator, "link_refused", 2)
+            assert {(each["node"], each["from"], each["what"]) for each in events} == {
+                ("gw1", "127.0.0.1", "link from gateway")
+            }
+            assert [each["why"] for each in events] == [
+                "TLS: unable to get local issuer certificate",
+                "gw3 has shown the certificate of gw2",
+            ]
+            assert gateways[0].mesh.missing == ["gw3"]
+    finally:
+        await kept.stop()
+
+
 # -- the log ----------------------------------------------------------------------------------------------------------
 
 
@@ -362,6 +406,7 @@ async def test_an_event_is_kept_once_by_the_gateway_of_its_publisher(tmp_path) -
                 offsets.append(json.loads(answer.data)["offset"])
             assert offsets == list(range(30))
             await until(lambda: all(each.pending_msgs == 30 for each in subscriptions), "live delivery", 5)
-            assert [gateway.outbox.counters.captured for gateway in gateways] == [10, 10, 10]
+            # One of each is of the audit stream: its client has come.
+            assert [gateway.outbox.counters.captured for gateway in gateways] == [11, 11, 11]
     finally:
         await sink.stop()

@@ -10,6 +10,16 @@ subscriptions only. Two rules differ from nats-server, both towards safety:
 
 A subscription that is allowed but wide enough to meet a denied pattern is kept; what is denied is left out at delivery.
 
+A role is a set of ready-made permissions; what a user's own permissions say takes the place of the role's, one by one:
+
+    publisher     publishes everything; subscribes to inboxes alone, for answers
+    subscriber    subscribes to everything; publishes nothing
+    replayer      the same, and reads the history of every stream
+    operator      everything, `$AUDIT` too, which nobody else reads
+
+Who may read the history of named streams may ask for it, too: `$LOG.>` need not stand among what is allowed to be
+published. Without users everybody is an operator; a user without a role may do everything but what operators alone may.
+
 A client is known by the first of these that decides: its nkey and a signature over the nonce of INFO; the certificate
 of its TLS connection, where those name users; user and password; a token. Who presents nothing at all is
 `no_auth_user`, if there is one. A JWT counts for nothing, as with a nats-server without operators. One rule differs: a
@@ -25,13 +35,15 @@ Source: NATS documentation, 'Authorization'; nats-server `server/client.go` (can
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hmac import compare_digest
+from typing import Final, NamedTuple
 
 from gateway.core.certificates import CertificateUsers
 from gateway.core.encryption import PeerCertificate
 from protocol import nkeys, subjects
 from protocol.accounts import DEFAULT_ACCOUNT
+from protocol.config import Role
 from protocol.limits import PERMISSION_VERDICTS_MAX, RESPONSES_EXPIRE_MS, RESPONSES_MAX, RESPONSES_TRACKED_MAX
 
 _BCRYPT = re.compile(r"\$2[abxy]\$\d{2}\$.+")
@@ -47,10 +59,12 @@ class Responses:
 
 @dataclass(frozen=True)
 class UserEntry:
-    """One user as configured: `user` with `password`, `token` alone, or `nkey` alone.
+    """One user as configured, its role's permissions included (`with_role`): `user` with `password`, `token` alone, or
+    `nkey` alone.
 
     `user` without `password` is for clients that their certificate names, and for `no_auth_user`. None for an allow
-    list or `history`: all; but with `responses` a publish allow list of None is empty, as in nats-server.
+    list or `history`: all, of history what nodes write aside; but with `responses` and no role a publish allow list of
+    None is empty, as in nats-server.
     """
 
     user: str = ""
@@ -64,9 +78,39 @@ class UserEntry:
     history: tuple[str, ...] | None = None
     nkey: str | None = None
     account: str = DEFAULT_ACCOUNT
+    role: Role | None = None
 
 
 # -- permissions ------------------------------------------------------------------------------------------------------
+
+_HISTORY: Final = "$LOG.>"  # where it is asked for
+
+
+class _ReadyMade(NamedTuple):
+    publish_allow: tuple[str, ...] | None
+    subscribe_allow: tuple[str, ...] | None
+    history: tuple[str, ...] | None
+
+
+_ROLES: Final[dict[Role, _ReadyMade]] = {
+    "publisher": _ReadyMade(None, ("_INBOX.>",), ()),
+    "subscriber": _ReadyMade((_HISTORY,), None, ()),
+    "replayer": _ReadyMade((_HISTORY,), None, ("*",)),
+    "operator": _ReadyMade(None, None, ("*",)),
+}
+
+
+def with_role(entry: UserEntry) -> UserEntry:
+    """`entry` with what its role permits, where it says nothing of its own; what it denies is denied in any case."""
+    if entry.role is None:
+        return entry
+    ready = _ROLES[entry.role]
+    return replace(
+        entry,
+        publish_allow=ready.publish_allow if entry.publish_allow is None else entry.publish_allow,
+        subscribe_allow=ready.subscribe_allow if entry.subscribe_allow is None else entry.subscribe_allow,
+        history=ready.history if entry.history is None else entry.history,
+    )
 
 
 @dataclass(frozen=True)
@@ -85,8 +129,10 @@ class Permissions:
 
     def __init__(self, entry: UserEntry) -> None:
         self._publish_allow = entry.publish_allow
-        if entry.responses is not None and entry.publish_allow is None:
+        if entry.responses is not None and entry.publish_allow is None and entry.role is None:
             self._publish_allow = ()
+        if entry.history and self._publish_allow is not None:
+            self._publish_allow += (_HISTORY,)
         self._publish_deny = entry.publish_deny
         self._subscribe_allow = None
         if entry.subscribe_allow is not None:
@@ -97,6 +143,15 @@ class Permissions:
         self.unrestricted = self._publish_allow is None and not self._publish_deny  # `may_publish` never says no
         self._verdicts: dict[str, bool] = {}
         self.responses = entry.responses
+        self._history = entry.history
+        self._is_operator = entry.role == "operator"
+
+    def may_read(self, stream: str, zone: str) -> bool:
+        """Whether the history of `stream` of `zone`, the own one, may be read."""
+        if stream.startswith("$") and not self._is_operator:
+            return False
+        own = ("*", stream, f"*@{zone}", f"{stream}@{zone}")
+        return self._history is None or any(name in self._history for name in own)
 
     def may_publish(self, subject: str) -> bool:
         """Whether `subject` may be published to (replies allowed by `responses` aside)."""
@@ -138,7 +193,7 @@ class Permissions:
         return not (queue and _queue_matches([rule.queue for rule in denying], queue))
 
 
-EVERYTHING = Permissions(UserEntry())
+EVERYTHING = Permissions(UserEntry(role="operator"))
 
 
 def _any_matches(patterns: Iterable[str], subject: str) -> bool:

@@ -301,7 +301,12 @@ class Outbox:
 
     @property
     def is_empty(self) -> bool:
-        return not any(partition.waits or partition.in_flight for partition in self._partitions.values())
+        return self.is_empty_but("")
+
+    def is_empty_but(self, stream: str) -> bool:
+        """Whether it holds nothing of other streams than this one."""
+        others = (each for each in self._partitions.values() if each.stream.name != stream)
+        return not any(partition.waits or partition.in_flight for partition in others)
 
     def restore(self, partition: PartitionOutbox) -> None:
         """Goes on with what an earlier process of this gateway held, as if the link had just been lost."""

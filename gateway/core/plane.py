@@ -330,8 +330,9 @@ class Plane:
 
     def kind(self, session: Session, subject: str) -> int:
         kind = 0 if session.permissions.may_publish(subject) else Kind.DENIED
-        if subject[:1] == "$" and subject.partition(".")[0] in subjects.SYSTEM_TOKENS:
-            return kind | Kind.SYSTEM
+        first = subject.partition(".")[0] if subject[:1] == "$" else ""
+        if first in subjects.SYSTEM_TOKENS:
+            return kind | Kind.SYSTEM | (Kind.DENIED if first in subjects.NODE_TOKENS else 0)
         if subjects.is_captured(subject) and _is_routable(subject):
             account = session.account.name
             kind |= Kind.KEPT if self._hooks.keeps(account, subject) else 0
@@ -355,6 +356,7 @@ class Plane:
         subject, reply = subjects.decode(wire_subject), subjects.decode(wire_reply)
         if kind & Kind.DENIED and not session.may_answer(wire_subject, self._now_ms):
             self._send(session, nats.error_line(nats.publish_violation(subject)))
+            self._hooks.refused(session, f"publish to {subject}")
             return
         if session.options.verbose:
             self._send(session, nats.OK)
@@ -405,6 +407,7 @@ class Plane:
 
     def _subscription_problem(self, session: Session, pattern: str, queue: str, sid: bytes) -> str | None:
         if not session.may_subscribe(pattern, queue):
+            self._hooks.refused(session, f"subscribe to {pattern} {queue}".rstrip())
             return nats.subscription_violation(pattern, queue)
         if pattern.count(".") >= self.options.max_subscription_tokens:
             return nats.too_many_tokens(pattern)
@@ -552,8 +555,10 @@ class Plane:
             self._refuse(session, nats.INVALID_CLIENT_PROTOCOL, Closed.BAD_CLIENT_PROTOCOL)
         elif options.no_responders and not options.headers:
             self._refuse(session, nats.NO_RESPONDERS_REQUIRES_HEADERS, Closed.NO_RESPONDERS_REQUIRES_HEADERS)
-        elif options.verbose:
-            self._send(session, nats.OK)
+        else:
+            self._hooks.session_admitted(session)
+            if options.verbose:
+                self._send(session, nats.OK)
 
     def _identify(self, session: Session, entry: UserEntry) -> None:
         session.entry, session.user = entry, entry.user or entry.nkey or ""
@@ -570,6 +575,7 @@ class Plane:
         self._identify(session, entry)
         session.connected, session.auth_due_ms = True, NEVER_MS
         session.parser.expect_connect, session.parser.lets_in = False, None
+        self._hooks.session_admitted(session)
         return True
 
     def _ping(self, session: Session, event: nats.Ping) -> None:

@@ -81,6 +81,12 @@ class Hooks(Protocol):
     def service(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> None:
         """A publish to one of `subjects.SYSTEM_TOKENS`, instead of routing it."""
 
+    def session_admitted(self, session: Session) -> None:
+        """The client of `session` has said who it is, and may come in."""
+
+    def refused(self, session: Session, what: str) -> None:
+        """The client of `session` has no leave to do this."""
+
     def session_renewed(self, session: Session) -> None:
         """The client of `session` says anew who it is; what it asked for was another user's."""
 

@@ -19,7 +19,7 @@ import structlog
 
 from gateway.core.connections import ClosedConnections
 from gateway.core.engine import BEST, Engine
-from gateway.core.identity import Responses, UserEntry
+from gateway.core.identity import Responses, UserEntry, with_role
 from gateway.core.lanes import Lane
 from gateway.core.nats_values import Moment
 from gateway.core.outbox import Answer, AnswerMany, Outbox
@@ -27,6 +27,7 @@ from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Session
 from gateway.core.spool_format import Owner
 from gateway.shell import lame_duck
+from gateway.shell.audit import AuditTrail
 from gateway.shell.contracts import PREFIX as CONTRACTS
 from gateway.shell.contracts import ContractService
 from gateway.shell.gateway_links import GatewayLinks, LinkTls
@@ -37,8 +38,8 @@ from gateway.shell.peers import ALONE, PeerLinks, Worker
 from gateway.shell.server import ClientServer
 from gateway.shell.spool import SpoolFolder
 from gateway.shell.tls import ClientTls
-from protocol import config, link, publish
-from protocol.limits import CONTRACTS_WAIT_MS_MAX, NONCE_BYTES, OUTBOX_DRAIN_MS_MAX
+from protocol import audit, config, link, publish
+from protocol.limits import AUDIT_DRAIN_MS_MAX, CONTRACTS_WAIT_MS_MAX, NONCE_BYTES, OUTBOX_DRAIN_MS_MAX
 from protocol.routes import Hello
 from protocol.streams import StreamDefinition, StreamState
 from protocol.subjects import SYSTEM_TOKENS
@@ -94,13 +95,14 @@ class Gateway:
         self.mesh: GatewayLinks | None = None
         if others:
             hello = Hello(mesh, self.zone, node, self.plane.options.server_id)
-            self.mesh = GatewayLinks(self.server, hello, self.node, others, link_tls, random.random)
+            self.mesh = GatewayLinks(self.server, hello, self.node, others, link_tls, random.random, self._link_refused)
         self.spool: SpoolFolder | None = None
         if self.node.spool and sinks:
             owner = Owner(mesh, self.zone, node, worker.number)
             self.spool = SpoolFolder(Path(self.node.spool), owner, worker.count, self._answer)
         self.outbox = _outbox(self.zone, self._answer, self.plane.answer, self.spool, engine)
         self.links: SinkLinks | None = None
+        self.audit = AuditTrail(self.outbox, self.zone, node, monotonic_ms, wall_ms, self._flush_outbox_soon)
         self.plane.routes_changed(keeps_events=bool(sinks))
         self._streams = _provisional(configuration, self.zone)
         mode, flush = configuration.mesh.contracts, self.server.flush_history
@@ -123,7 +125,7 @@ class Gateway:
             self.links,
             self.zone,
             self.server.flush_history,
-            self._may_read,
+            self.audit.history_refused,
             lambda: self.outbox.routes.every,
             configuration.limits.max_pending_bytes,
         )
@@ -181,8 +183,9 @@ class Gateway:
         Without `drain` the outbox is given up at once: there will be no sink.
         """
         self.server.stop_reading()
-        deadline = monotonic_ms() + OUTBOX_DRAIN_MS_MAX * drain
-        while self.links is not None and not self.outbox.is_empty and monotonic_ms() < deadline:
+        self.audit.finish()
+        since_ms = monotonic_ms()
+        while self.links is not None and monotonic_ms() < since_ms + self._drain_ms() * drain:
             self._flush_outbox()
             await asyncio.sleep(LINGER_S)
         self._flush_outbox()
@@ -202,6 +205,12 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.spool is not None:
             self.spool.close()
+
+    def _drain_ms(self) -> int:
+        """How long a stop waits for what the outbox holds now."""
+        if self.outbox.is_empty:
+            return 0
+        return AUDIT_DRAIN_MS_MAX if self.outbox.is_empty_but(audit.STREAM) else OUTBOX_DRAIN_MS_MAX
 
     def health(self) -> str | None:
         """What is wrong, or None."""
@@ -276,21 +285,26 @@ class Gateway:
     def nonce(self) -> bytes:
         return secrets.token_bytes(NONCE_BYTES)
 
+    def _link_refused(self, host: str, what: str, why: str) -> None:
+        self.audit.note(audit.LINK_REFUSED, host, what=what, why=why)
+
+    def session_admitted(self, session: Session) -> None:
+        self.audit.client_connected(session)
+
+    def refused(self, session: Session, what: str) -> None:
+        self.audit.permission_refused(session, what)
+
     def session_renewed(self, session: Session) -> None:
         self.history.session_ended(session)
         self.contracts.session_ended(session)
 
     def session_closed(self, session: Session) -> None:
         self.closed.add(session, monotonic_ms())
+        self.audit.client_closed(session)
         self._waiting.pop(session, None)
         self._given_up.pop(session, None)
         self.history.session_ended(session)
         self.contracts.session_ended(session)
-
-    def _may_read(self, session: Session, stream: str) -> bool:
-        allowed = session.entry.history if session.entry is not None else None
-        own = ("*", stream, f"*@{self.zone}", f"{stream}@{self.zone}")
-        return allowed is None or any(name in allowed for name in own)
 
     # -- the outbox ---------------------------------------------------------------------------------------------------
 
@@ -350,6 +364,7 @@ class Gateway:
         while True:
             await asyncio.sleep(TICK_S)
             self.outbox.tick(monotonic_ms())
+            self.audit.tick()
             if self.spool is not None:
                 self.spool.look_at_disk()
             self._flush_outbox()
@@ -395,7 +410,7 @@ def _options(configuration: config.Config, node: config.Gateway, version: str, w
 
 def _user(user: config.User) -> UserEntry:
     responses = user.allow_responses
-    return UserEntry(
+    entry = UserEntry(
         user=user.user or "",
         password=user.password,
         token=user.token,
@@ -407,7 +422,9 @@ def _user(user: config.User) -> UserEntry:
         history=user.history,
         nkey=user.nkey,
         account=user.account,
+        role=user.role,
     )
+    return with_role(entry)
 
 
 def _outbox(zone: str, answer: Answer, answer_many: AnswerMany, spool: SpoolFolder | None, engine: Engine) -> Outbox:
@@ -423,6 +440,6 @@ def _keeper(configuration: config.Config, zone: str) -> config.Zone:
 
 def _provisional(configuration: config.Config, zone: str) -> list[StreamState]:
     """What the file says, to route by until the sink has told what is committed; nothing is sent before that."""
-    groups, streams = _keeper(configuration, zone).groups, configuration.effective_streams()
+    groups, streams = _keeper(configuration, zone).groups, configuration.kept_streams()
     definitions = (StreamDefinition.of(stream, b"?" + stream.name.encode()) for stream in streams)
     return [definition.committed(0, definition.incarnation, groups) for definition in definitions]

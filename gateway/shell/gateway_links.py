@@ -14,8 +14,8 @@ is given up, so that a peer that was stopped or cut off is dialled anew when it 
 import asyncio
 import ssl
 from collections import Counter
-from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, cast
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final, NamedTuple, Protocol, cast
 
 import structlog
 
@@ -42,12 +42,24 @@ _POLL_S: Final = 0.01
 log = structlog.get_logger()
 
 
+class Port(Protocol):
+    """Where links are accepted."""
+
+    def close(self) -> None: ...
+
+
 class LinkTls(NamedTuple):
-    """Both sides' contexts, and which gateway of the zone a certificate is for (FrameError: none)."""
+    """Both sides' contexts, and which gateway of the zone a certificate is for (FrameError: none).
+
+    `listen(make, address, context, failed)` opens a port; `failed(host, why)` is told of handshakes that fail.
+    """
 
     server: ssl.SSLContext
     client: ssl.SSLContext
     identify: Callable[[ssl.SSLObject], str]
+    listen: Callable[
+        [Callable[[], asyncio.BaseProtocol], Address, ssl.SSLContext, Callable[[str, str], None]], Awaitable[Port]
+    ]
 
 
 class LinkRefused(FrameError):
@@ -72,15 +84,17 @@ class GatewayLinks:
         others: Iterable[Gateway],
         tls: LinkTls | None,
         jitter: Callable[[], float],
+        audit: Callable[[str, str, str], None],
     ) -> None:
+        """`audit(host, what, why)` is told of links that were refused."""
         self.server, self.own, self.tls = server, own, tls
         self.others = {gateway.name: gateway for gateway in others}
         self.links: dict[str, GatewayConnection] = {}
         self.pending: set[GatewayConnection] = set()
         self.refused: Counter[str] = Counter()
         self.errors: dict[str, str] = {}
-        self._node, self._jitter = node, jitter
-        self._listener: asyncio.Server | None = None
+        self._node, self._jitter, self._audit = node, jitter, audit
+        self._listener: Port | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._dropped_before: Counter[tuple[str, str]] = Counter()  # on links that are gone
         self._told: dict[str, str] = {}  # by host: the last refusal, so that it is logged once
@@ -126,10 +140,14 @@ class GatewayLinks:
 
     async def listen(self) -> None:
         """Takes links from now on. OSError: the address cannot be had."""
-        context = self.tls.server if self.tls is not None else None
-        self._listener = await asyncio.get_running_loop().create_server(
-            lambda: GatewayConnection(self, ""), self.bind.host, self.bind.port, ssl=context
-        )
+        if self.tls is not None:
+            self._listener = await self.tls.listen(self._accepted, self.bind, self.tls.server, self._not_secured)
+        else:
+            loop = asyncio.get_running_loop()
+            self._listener = await loop.create_server(self._accepted, self.bind.host, self.bind.port)
+
+    def _accepted(self) -> "GatewayConnection":
+        return GatewayConnection(self, "")
 
     async def stop(self) -> None:
         """Takes and makes no more links; those that there are, are closed by the server, with its connections."""
@@ -231,19 +249,29 @@ class GatewayLinks:
             self._tell_clients()
 
     def refuse(self, connection: "GatewayConnection", error: FrameError) -> None:
-        """Counts and logs it; the same from the same host is logged once."""
+        """A link is not wanted, by us or by the peer."""
         kind = error.kind if isinstance(error, LinkRefused) else "protocol"
         if isinstance(error, RefusedByPeer):
             kind = "by_peer"
-        self.refused[kind] += 1
-        host = connection.expected or str((connection.transport.get_extra_info("peername") or [""])[0])
+        host = str((connection.transport.get_extra_info("peername") or [""])[0])
         if connection.expected:
             self.errors[connection.expected] = str(error)
-        if self._told.get(host) != str(error):
+        self._note_refusal(kind, host, str(error), connection.expected)
+
+    def _not_secured(self, host: str, why: str) -> None:
+        """A peer has shown no certificate of use, or does not like ours."""
+        self._note_refusal("tls", host, why)
+
+    def _note_refusal(self, kind: str, host: str, why: str, expected: str = "") -> None:
+        """Counts it, and writes it down; the same from the same peer is logged once."""
+        self.refused[kind] += 1
+        self._audit(host, f"link {'to' if expected else 'from'} gateway {expected}".rstrip(), why)
+        peer = expected or host
+        if self._told.get(peer) != why:
             if len(self._told) >= GATEWAY_REFUSALS_TOLD_MAX:
                 self._told.clear()
-            self._told[host] = str(error)
-            log.warning("gateway_link_refused", peer=host, kind=kind, reason=str(error))
+            self._told[peer] = why
+            log.warning("gateway_link_refused", peer=peer, kind=kind, reason=why)
 
     def failed(self, name: str, why: str) -> None:
         """There is no link to a gateway that we have dialled."""

@@ -22,7 +22,7 @@ from gateway.core.plane import Plane
 from gateway.core.session import Session, Subscription
 from gateway.shell.link import SinkLink
 from gateway.shell.links import DescribedPartition, SinkLinks
-from protocol import history, link, subjects
+from protocol import audit, history, link, subjects
 from protocol.errors import FrameError, LogError
 from protocol.history import FetchRequest, MetadataRequest, OffsetsRequest, read_request, stream_and_zone
 from protocol.limits import (
@@ -48,16 +48,16 @@ class HistoryService:
         sinks: SinkLinks | None,
         zone: str,
         flush: Callable[[Session], None],
-        may_read: Callable[[Session, str], bool],
+        refused: Callable[[Session, str], None],
         streams: Callable[[], Mapping[str, StreamState]],
         pending_bytes_max: int,
     ) -> None:
-        """`may_read(session, stream)` is whether the user may read that log at all.
+        """`refused(session, stream)` is told who has asked for a log that its user may not read.
 
         `streams()` has every stream, by name: those of other accounts are not there for a session.
         `flush(session)` sends what is queued for it, and lets it be slow to take that.
         """
-        self._plane, self._sinks, self._zone, self._flush, self._may_read = plane, sinks, zone, flush, may_read
+        self._plane, self._sinks, self._zone, self._flush, self._refused = plane, sinks, zone, flush, refused
         self._streams = streams
         self._queued_bytes_max = pending_bytes_max // FETCH_PENDING_PART
         self._tasks: dict[int, dict[asyncio.Task[None], str]] = {}  # of each session: task → reply subject
@@ -137,14 +137,15 @@ class HistoryService:
             raise LogError("NO_LOG", f"zone {self._zone} runs as delivery-fabric: it keeps no log")
         if zone != self._zone:
             raise LogError("UNKNOWN_STREAM", f"no log of zone {zone!r} is kept here; this zone is {self._zone!r}")
-        if not self._may_read(session, stream):
+        if not session.permissions.may_read(stream, self._zone):
+            self._refused(session, stream)
             raise LogError("AUTHORIZATION_FAILED", f"this user may not read the history of {stream}")
         return self._stream(session, stream, self._sinks), self._sinks
 
     def _stream(self, session: Session, name: str, sinks: SinkLinks) -> StreamState:
         streams, own = self._streams(), session.account.name
         stream = streams.get(name)
-        if stream is not None and stream.account == own:
+        if stream is not None and stream.account in (own, audit.ACCOUNT):
             return stream
         if stream is None and (problem := sinks.problem) is not None:  # it may be new
             raise LogError("LEADER_NOT_AVAILABLE", problem)
@@ -270,7 +271,7 @@ class HistoryService:
         return {"zone": self._zone, "streams": rows}
 
     def _is_shown(self, session: Session, stream: StreamState) -> bool:
-        return stream.account == session.account.name and self._may_read(session, stream.name)
+        return stream.account == session.account.name and session.permissions.may_read(stream.name, self._zone)
 
     async def _offsets(self, session: Session, name: str, request: OffsetsRequest) -> dict[str, Any]:
         stream, sinks = self._log_of(session, name)

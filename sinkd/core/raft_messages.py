@@ -4,7 +4,7 @@ Nothing that is received is ever unpickled. `term` is the sender's. An `Append` 
 follower's `Reply` gives back, so that the leader knows which of its beliefs an answer still concerns: a new epoch
 begins with every connection, every mismatch and every leadership (rule L2).
 
-    both           Hello (first, and when it changes) · Seen · Ping · Pull · Pulled + batches
+    both           Hello (first, and when it changes) · Seen · Ping · Pull · Pulled + batches · Note
     leader         Append + commands · Snapshot + a piece of a checkpoint file · TimeoutNow
     follower       Reply · Stale · Propose
     candidates     PreVote · RequestVote            voters    PreVoted · Voted
@@ -155,6 +155,13 @@ class Seen(Message, frozen=True):
     index: int
 
 
+class Note(Message, frozen=True):
+    """For the audit stream, from a sink that does not lead its group: an event as JSON, and its id."""
+
+    id: bytes
+    event: bytes
+
+
 class Ping(Message, frozen=True):
     pass
 
@@ -178,5 +185,6 @@ CODEC: Final = Codec(
         13: Propose,
         14: Ping,
         15: Seen,
+        16: Note,
     },
 )

@@ -30,6 +30,8 @@ class Configuring:
     """Of one group, whose state is `machine`; `zone` is that of group 0, which may be the same.
 
     `in_file()` is what the file proposes. `watch(work)` makes a task of it, whose failure is the sink's.
+    `differs(sink, revision, in force, problems)` is told what of whose file is not in force, when that has changed.
+    "" is this sink.
     """
 
     def __init__(
@@ -39,7 +41,9 @@ class Configuring:
         zone: Machine,
         in_file: Callable[[], Configure],
         watch: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
+        differs: Callable[[str, int, int, tuple[str, ...]], None],
     ) -> None:
+        self._differs = differs
         self._group, self._machine, self._zone, self._in_file, self._watch = group, machine, zone, in_file, watch
         self._tasks: set[asyncio.Task[None]] = set()
         self.problems: tuple[str, ...] = ()  # what of this sink's file is not in force
@@ -54,10 +58,10 @@ class Configuring:
         if self._group.leads:
             self._start(self.propose())
 
-    def take(self, told: Propose) -> None:
+    def take(self, sink: str, told: Propose) -> None:
         """What another sink's file says."""
         if self._group.leads and told.revision > self._machine.state.revision:
-            self._start(self._configure(Configure(told.revision, told.streams, told.groups)))
+            self._start(self._configure(Configure(told.revision, told.streams, told.groups), sink))
 
     def compare(self, peers: Peers | None) -> None:
         """In group 0 of several sinks: tells the leader of a newer file; notes what of this one is not in force."""
@@ -67,7 +71,7 @@ class Configuring:
         if proposal.revision > in_force and not self._group.leads:
             peers.propose(self._group.leader, proposal)
         elif proposal.revision <= in_force:
-            self.problems = tuple(self._machine.differences(proposal))
+            self._note("", proposal.revision, in_force, tuple(self._machine.differences(proposal)))
 
     async def propose(self) -> None:
         """LogError, UnknownOutcome: somebody else leads, and proposes."""
@@ -87,12 +91,17 @@ class Configuring:
         differs = bool(self._machine.differences(proposal))
         return Configure(state.revision + differs, proposal.streams, proposal.groups)
 
-    async def _configure(self, proposal: Configure) -> None:
+    async def _configure(self, proposal: Configure, sink: str = "") -> None:
         result = await self._group.submit(commands.CONFIGURE, proposal)
         assert isinstance(result, Configured)
-        self.problems = result.problems
+        self._note(sink, proposal.revision, result.revision, result.problems)
         for problem in result.problems:
             log.warning("configuration_not_in_force", problem=problem, revision_in_force=result.revision)
+
+    def _note(self, sink: str, revision: int, in_force: int, problems: tuple[str, ...]) -> None:
+        if problems and problems != self.problems:
+            self._differs(sink, revision, in_force, problems)
+        self.problems = problems
 
     async def _adopt(self) -> None:
         while (revision := self._zone.state.revision) > self._machine.state.revision:

@@ -28,6 +28,7 @@ from protocol.frames import Frame
 from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from protocol.link import Appended, Refused
 from sinkd.core import commands
+from sinkd.core.commands import MembersAre
 from sinkd.core.formats import Checkpoint
 from sinkd.core.machine import Configured, ContractChanged, Machine, Result, Taken
 from sinkd.core.membership import Members, Membership, problem_of_change
@@ -59,6 +60,16 @@ class _Command(NamedTuple):
     done: asyncio.Future[Result]
 
 
+class Change(NamedTuple):
+    """What the command at `log_index` has done to the configuration or the members; `time_ms` is the state's then."""
+
+    log_index: int
+    time_ms: int
+    result: Configured | MembersAre
+    revision_before: int
+    members_before: Members
+
+
 class Group:
     """Call `run()` in a task; an exception from it (disk or state machine have failed) is the end of this sink.
 
@@ -85,6 +96,7 @@ class Group:
         unmuted: Callable[[], None] = lambda: None,
         offered: Callable[[], None] = lambda: None,
         configured: Callable[[], None] = lambda: None,
+        seen: Callable[[Change], None] = lambda change: None,
     ) -> None:
         """`alone` is the address of a sink that is the only one of its zone: it needs no list of members to begin.
 
@@ -93,11 +105,12 @@ class Group:
         loop who must not wait for a disk that is suddenly slow. `muted` is why this member may not vote;
         `unmute` makes durable that it may (it blocks, and runs on a thread), then `unmuted` is called. `checkpoint`
         gives the latest durable one with its file's bytes; `offered` says that the leader has sent its own
-        (`member.offered`), `configured` that streams or contracts were committed.
+        (`member.offered`), `configured` that streams or contracts were committed, and `seen` is told of what changed
+        streams or members.
         """
         self._journal, self._machine, self._store, self._now_ms = journal, machine, store, now_ms
         self._send, self._changed, self._offered, self._configured = send, changed, offered, configured
-        self._unmute, self._unmuted = unmute, unmuted
+        self._unmute, self._unmuted, self._seen = unmute, unmuted, seen
         membership = self._membership(applied_index, {node: alone} if alone else {})
         self.member = Member(node, journal, applied_index, self._apply, membership, muted=muted, checkpoint=checkpoint)
         self._inbound: deque[tuple[str, Frame | str | None]] = deque()  # a journal id: connected; None: disconnected
@@ -586,6 +599,8 @@ class Group:
         self._decided.append(settle)
 
     def _apply(self, data: memoryview, index: int, term: int) -> Result:
+        state = self._machine.state
+        revision, members = state.revision, state.members
         result = self._machine.apply(data)
         self.commands_committed += 1
         if isinstance(result, list):
@@ -594,6 +609,8 @@ class Group:
                     self._store.note(taken.placement, index, term)
         elif isinstance(result, (Configured, ContractChanged)):
             self._decided.append(self._configured)
+        if isinstance(result, Configured | MembersAre):
+            self._decided.append(partial(self._seen, Change(index, state.now_ms, result, revision, members)))
         return result
 
     def _answer(self) -> None:

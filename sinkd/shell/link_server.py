@@ -46,17 +46,19 @@ class LinkServer:
         operator: Operator,
         storage_full: Callable[[], bool],
         failed: Callable[[BaseException], None],
+        link_refused: Callable[[str, str, str], None],
         siblings: Mapping[int, "LinkServer"],
         identify: Callable[[ssl.SSLObject], str] | None = None,
     ) -> None:
         """`names`: mesh, zone, node of this sink. `failed` is told of damage, which ends the sink.
+        `link_refused(host, what, why)` is told of links that are not wanted.
 
         `identify` says whose certificate a peer has shown, where links are secured.
         """
         self.mesh, self.zone, self.node = names
         self.disk_id, self.group, self.machine, self.store = disk_id, group, machine, store
         self.operator, self.storage_full, self.failed = operator, storage_full, failed
-        self.siblings, self.identify = siblings, identify
+        self.siblings, self.identify, self.link_refused = siblings, identify, link_refused
         self.connections: set[LinkConnection] = set()
         self.appends = self.fetches = self.refused_full = 0
 
@@ -108,6 +110,11 @@ class LinkConnection(asyncio.Protocol):
         if self._is_open:
             log.info("link_closed", gateway=self._gateway, error=str(exc) if exc else None)
 
+    @property
+    def _host(self) -> str:
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else ""
+
     def pause_writing(self) -> None:
         self._may_write.clear()
 
@@ -120,6 +127,7 @@ class LinkConnection(asyncio.Protocol):
                 self._take(frame)
         except FrameError as error:
             log.warning("link_refused", gateway=self._gateway, error=str(error))
+            self._server.link_refused(self._host, f"link from gateway {self._gateway}".rstrip(), str(error))
             self._send(link.Failed(0, "INVALID_REQUEST", str(error)))
             self.close()
 
@@ -276,9 +284,9 @@ class LinkConnection(asyncio.Protocol):
             self._send(link.StatusIs(message.request), msgspec.json.encode(operator.status()))
             return
         if isinstance(message, link.Transfer):
-            operator.transfer(message.to)
+            operator.transfer(message.to, self._host)
         else:
-            await operator.change_members(message.add, message.remove)
+            await operator.change_members(message.add, message.remove, self._host)
         self._send(link.Done(message.request))
 
     # -- requests as tasks --------------------------------------------------------------------------------------------

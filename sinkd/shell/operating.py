@@ -124,8 +124,9 @@ class Operator:
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
-    async def change_members(self, add: str, remove: str) -> None:
+    async def change_members(self, add: str, remove: str, source: str = "") -> None:
         """Adds sink `add`, which must hold nearly everything already, or removes sink `remove`; on the leader alone.
+        `source` is the address that asked for it.
 
         LogError INVALID_REQUEST: it cannot be done so; LEADER_NOT_AVAILABLE: another one leads, or leads now.
         """
@@ -137,10 +138,11 @@ class Operator:
                 known = ", ".join(sorted(members))
                 raise LogError("INVALID_REQUEST", f"sink {remove} is no member; members are {known}")
             if remove == self._sink.node.name:
-                self.transfer("")
+                self.transfer("", source)
                 raise LogError("LEADER_NOT_AVAILABLE", f"sink {remove} leads: it hands over first; ask the next leader")
             del members[remove]
-        await self._replica.group.change_members(members)
+        with self._sink.audit.asked_by(source):
+            await self._replica.group.change_members(members)
 
     def _address_of(self, name: str) -> str:
         """The raft address of a sink that may be added now."""
@@ -163,8 +165,9 @@ class Operator:
             raise LogError("INVALID_REQUEST", f"sink {name} is still being filled ({why}); try again when it is whole")
         return hello.address
 
-    def transfer(self, to: str) -> None:
+    def transfer(self, to: str, source: str = "") -> None:
         """Begins to hand over. LogError as above."""
         problem = self._replica.group.member.transfer(to)
         if problem:
             raise LogError("INVALID_REQUEST", problem)
+        self._sink.audit.leadership_moved(self._replica.number, to, source)

@@ -2,7 +2,7 @@
 
 raft link ─► Hello ─► birth (`sinkd.core.birth`)        ─► Raft's messages go to the group
           ─► Pull, Pulled: committed batches, for one that has to be filled
-          ─► Propose: a newer configuration, for the one that leads
+          ─► Propose: a newer configuration, Note: an audit event, for the one that leads
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from protocol.limits import PULL_BYTES, PULL_MS_MAX
 from protocol.streams import StreamState
 from sinkd.core.birth import ACTIVE, CHOSEN, next_step
 from sinkd.core.commands import Configure
-from sinkd.core.raft_messages import CODEC, Hello, Propose, Pull, Pulled
+from sinkd.core.raft_messages import CODEC, Hello, Note, Propose, Pull, Pulled
 from sinkd.shell.folder import GroupFolder
 from sinkd.shell.group import Group
 from sinkd.shell.raft_links import RaftLinks, RaftPort
@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 
 class Peers:
-    """Of group `number`. `proposed` is called with a configuration that another sink proposes."""
+    """Of group `number`. `proposed` is called with another sink and what it proposes, `noted` with a note."""
 
     def __init__(
         self,
@@ -44,12 +44,13 @@ class Peers:
         folder: GroupFolder,
         group: Group,
         store: Store,
-        proposed: Callable[[Propose], None],
+        proposed: Callable[[str, Propose], None],
+        noted: Callable[[Note], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._mesh, self._zone, self._node, self._number = mesh, zone, node, number
         self._folder, self._group, self._store = folder, group, store
-        self._proposed, self._failed = proposed, failed
+        self._proposed, self._noted, self._failed = proposed, noted, failed
         self.hellos: dict[str, Hello] = {}
         self.links = RaftLinks(port, node.name, self.hello, self._connected, self._received, self._disconnected)
         self._numbers = itertools.count(1)
@@ -130,7 +131,9 @@ class Peers:
             if future is not None and not future.done():
                 future.set_result(frame)
         elif isinstance(message, Propose):
-            self._proposed(message)
+            self._proposed(name, message)
+        elif isinstance(message, Note):
+            self._noted(message)
         else:
             self._group.take(name, frame)
 

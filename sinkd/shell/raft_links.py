@@ -13,8 +13,8 @@ it knows. Mutual TLS where nodes have certificates.
 
 import asyncio
 import ssl
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, cast
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import structlog
 
@@ -34,31 +34,54 @@ from sinkd.core.raft_messages import CODEC, Hello, Ping
 log = structlog.get_logger()
 
 
+class Port(Protocol):
+    """Where links are accepted."""
+
+    @property
+    def sockets(self) -> Sequence[Any]: ...
+
+    def close(self) -> None: ...
+
+
 class NodeTls(NamedTuple):
-    """Both sides' contexts, and who a certificate is for: a sink of the zone, or any node of the mesh (FrameError)."""
+    """Both sides' contexts, and who a certificate is for: a sink of the zone, or any node of the mesh (FrameError).
+
+    `listen(make, address, context, failed)` opens a port; `failed(host, why)` is told of handshakes that fail.
+    """
 
     server: ssl.SSLContext
     client: ssl.SSLContext
     identify: Callable[[ssl.SSLObject], str]
     identify_node: Callable[[ssl.SSLObject], str]
+    listen: Callable[
+        [Callable[[], asyncio.BaseProtocol], Address, ssl.SSLContext, Callable[[str, str], None]], Awaitable[Port]
+    ]
 
 
 class RaftPort:
     """Where the other sinks find this one. `links` are those of each group, by its number."""
 
-    def __init__(self, tls: NodeTls | None = None) -> None:
-        self.tls = tls
+    def __init__(
+        self, tls: NodeTls | None, not_secured: Callable[[str, str], None], refused: Callable[[str, str, str], None]
+    ) -> None:
+        """`not_secured(host, why)`: a handshake has failed; `refused(host, what, why)`: a peer is not wanted."""
+        self.tls, self._not_secured, self.refused = tls, not_secured, refused
         self.links: dict[int, RaftLinks] = {}
         self.connections: set[PeerConnection] = set()
-        self._server: asyncio.Server | None = None
+        self._server: Port | None = None
         self._watching: asyncio.Task[None] | None = None
 
     async def start(self, bind: Address) -> None:
         """Listens. OSError: the port cannot be had."""
         loop = asyncio.get_running_loop()
-        context = self.tls.server if self.tls is not None else None
-        self._server = await loop.create_server(lambda: PeerConnection(self), bind.host, bind.port, ssl=context)
+        if self.tls is not None:
+            self._server = await self.tls.listen(self._accepted, bind, self.tls.server, self._not_secured)
+        else:
+            self._server = await loop.create_server(self._accepted, bind.host, bind.port)
         self._watching = loop.create_task(self._watch())
+
+    def _accepted(self) -> "PeerConnection":
+        return PeerConnection(self)
 
     async def close(self) -> None:
         if self._watching is not None:
@@ -209,7 +232,11 @@ class PeerConnection(asyncio.Protocol):
             for frame in self._reader.feed(data):
                 self._take(frame)
         except FrameError as error:
-            log.warning("raft_link_refused", peer=self.name or self._expected, error=str(error))
+            peer = self.name or self._expected
+            log.warning("raft_link_refused", peer=peer, error=str(error))
+            address = self._transport.get_extra_info("peername") if self._transport is not None else None
+            host = str(address[0]) if isinstance(address, tuple) else ""
+            self._port.refused(host, f"link {'to' if self._expected else 'from'} sink {peer}".rstrip(), str(error))
             self.abort(str(error))
 
     def _take(self, frame: Frame) -> None:

@@ -93,13 +93,17 @@ class Replica:
             checkpoint=partial(checkpoints.read_with_bytes, folder.path),
             send=self._send, changed=self._leadership_changed, offered=self._checkpoint_offered,
             unmute=partial(folder.update, muted=""), unmuted=self._tell_peers, configured=self._configured,
+            seen=partial(sink.audit.applied, self.number),
         )  # fmt: skip
         self.group.no_space = not has_spare
         zone = self.machine if self.number == 0 else sink.main.machine
-        self.configuring = Configuring(self.group, self.machine, zone, sink.in_file, self._watch)
+        self.configuring = Configuring(
+            self.group, self.machine, zone, sink.in_file, self.watch, sink.audit.configuration_problems
+        )
         self.links = LinkServer(
             (sink.mesh, node.zone, node.name), folder.disk_id.hex(), self.group, self.machine, self.store,
-            Operator(sink, self), sink.is_storage_full, self.fail, sink.links_by_group, sink.identify_node,
+            Operator(sink, self), sink.is_storage_full, self.fail, sink.audit.link_refused,
+            sink.links_by_group, sink.identify_node,
         )  # fmt: skip
         sink.links_by_group[self.number] = self.links
 
@@ -130,14 +134,14 @@ class Replica:
 
     def run(self) -> None:
         """Applies the journal, and takes part in the group."""
-        self._running = self._watch(self.group.run())
+        self._running = self.watch(self.group.run())
 
     def meet(self, port: RaftPort) -> None:
         """Has the other sinks find this replica at `port`."""
         sink = self._sink
         self.peers = Peers(
             sink.mesh, sink.zone, sink.node, self.number, port, self.folder, self.group, self.store,
-            self.configuring.take, self.fail,
+            self.configuring.take, sink.audit.take, self.fail,
         )  # fmt: skip
         self.filling = Filling(self.peers, self.store, sink.writer, self._sources)
 
@@ -148,7 +152,7 @@ class Replica:
 
     def keep_house(self) -> None:
         """From now on."""
-        self._keeping_house = self._watch(self._keep_house())
+        self._keeping_house = self.watch(self._keep_house())
 
     async def leave(self) -> None:
         """Another one leads, if one can; then no more is taken, and only the group goes on."""
@@ -185,7 +189,8 @@ class Replica:
         """This sink can no longer be trusted."""
         self._sink.fail(error, self)
 
-    def _watch(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+    def watch(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """A task whose failure is the sink's."""
         task = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(self._ended)
         return task
@@ -219,7 +224,7 @@ class Replica:
     def _checkpoint_offered(self) -> None:
         """The leader says that this sink lacks what its journal no longer has."""
         if self._being_filled is None or self._being_filled.done():
-            self._being_filled = self._watch(self._fill())
+            self._being_filled = self.watch(self._fill())
 
     async def _fill(self) -> None:
         while (saved := self.group.member.offered) is not None:

@@ -21,6 +21,7 @@ import ssl
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ from protocol.errors import DamagedFile
 from protocol.streams import StreamDefinition
 from sinkd.core.commands import Configure
 from sinkd.core.machine import Machine
+from sinkd.shell.audit import AuditNotes
 from sinkd.shell.folder import DataFolder, Identity
 from sinkd.shell.group import Group, UnknownOutcome
 from sinkd.shell.journal import Journal
 from sinkd.shell.link_server import LinkServer
-from sinkd.shell.raft_links import NodeTls, RaftPort
+from sinkd.shell.raft_links import NodeTls, Port, RaftPort
 from sinkd.shell.replica import Replica
 from sinkd.shell.store import Store
 
@@ -78,8 +80,10 @@ class Sink:
         self.writer = ThreadPoolExecutor(1, "log-write")
         self.replicas: list[Replica] = []
         self.links_by_group: dict[int, LinkServer] = {}
+        self.audit = AuditNotes(self)
+        self._auditing: asyncio.Task[None] | None = None
         self._port: RaftPort | None = None
-        self._listener: asyncio.Server | None = None
+        self._listener: Port | None = None
         self._folder: DataFolder | None = None
         self.free_bytes = 0
         self._was_full = False
@@ -102,16 +106,28 @@ class Sink:
         self.report_space()
         for replica in self.replicas:
             replica.keep_house()
+        self._auditing = self.main.watch(self.audit.run())
         if not self.is_embedded:
-            bind, context = self.node.bind(self.node.link), self._tls.server if self._tls is not None else None
-            self._listener = await loop.create_server(self.links.accept, bind.host, bind.port, ssl=context)
+            self._listener = await self._listen()
         streams = len(self.machine.state.streams)
         log.info("sink_ready", node=self.node.name, folder=self.node.data, streams=streams, groups=len(self.replicas))
+
+    async def _listen(self) -> Port:
+        bind = self.node.bind(self.node.link)
+        if self._tls is None:
+            return await asyncio.get_running_loop().create_server(self.links.accept, bind.host, bind.port)
+        refused = partial(self._not_secured, "link from a gateway")
+        return await self._tls.listen(self.links.accept, bind, self._tls.server, refused)
+
+    def _not_secured(self, what: str, host: str, why: str) -> None:
+        """A peer has shown no certificate of use, or does not like ours."""
+        log.warning("link_refused", host=host, what=what, error=why)
+        self.audit.link_refused(host, what, why)
 
     async def _meet(self) -> None:
         """The other sinks of the zone."""
         assert self.node.raft is not None
-        self._port = RaftPort(self._tls)
+        self._port = RaftPort(self._tls, partial(self._not_secured, "link from a sink"), self.audit.link_refused)
         for replica in self.replicas:
             replica.meet(self._port)
         await self._port.start(self.node.bind(self.node.raft))
@@ -158,6 +174,9 @@ class Sink:
         if not self.replicas:  # it never opened; what it had is closed
             self.writer.shutdown()
             return
+        if self._auditing is not None:
+            self._auditing.cancel()
+            await asyncio.wait({self._auditing})
         await asyncio.gather(*(replica.leave() for replica in self.replicas))
         try:
             for replica in self.replicas:
@@ -208,7 +227,7 @@ class Sink:
         """What the file proposes; its streams get these incarnations if they are new."""
         streams = tuple(
             StreamDefinition.of(stream, secrets.token_bytes(INCARNATION_BYTES))
-            for stream in self._configuration.effective_streams()
+            for stream in self._configuration.kept_streams()
         )
         return Configure(self._configuration.mesh.revision, streams, self.zone.groups)
 

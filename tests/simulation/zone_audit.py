@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from fastcrc import crc32
 
+from protocol.audit import CONFIGURATION_CHANGED, MEMBERSHIP_CHANGED, STREAM
 from protocol.records import check_batch, place_batch, read_header, read_records
 from simulation.audit import Violation
 from sinkd.core.machine import Machine, Placement, Taken
@@ -48,6 +49,7 @@ class ZoneAudit:
         self._votes: dict[tuple[str, int], str] = {}
         self.leaders: dict[int, str] = {}
         self.logs: dict[tuple[bytes, int], list[Placed]] = defaultdict(list)
+        self._noted_changes: set[tuple[int, str]] = set()
         self._last_of_connection: dict[tuple[Any, ...], int] = {}
         self.acknowledged = self.refused = self.reads = self.probes = 0
 
@@ -101,8 +103,18 @@ class ZoneAudit:
         check_batch(batch)
         placed = place_batch(batch, end, term)
         for record in read_records(placed):
-            self._stored(key, record.offset, int(record.payload.split(b" ", 1)[0]))
+            if placement.stream.name == STREAM:
+                self._noted(json.loads(record.payload))
+            else:
+                self._stored(key, record.offset, int(record.payload.split(b" ", 1)[0]))
         log.append(Placed(end, end + placement.header.record_count, placed))
+
+    def _noted(self, event: dict[str, Any]) -> None:
+        """What every sink has seen is written by one of them, once."""
+        if event["kind"] in (CONFIGURATION_CHANGED, MEMBERSHIP_CHANGED):
+            what = event["time"], event["what"]
+            self.is_promised(what not in self._noted_changes, f"{what} is in the audit stream a second time")
+            self._noted_changes.add(what)
 
     def _stored(self, key: tuple[bytes, int], offset: int, number: int) -> None:
         event = self.events[number]

@@ -28,6 +28,8 @@ class Hooks:
     served: list[tuple[str, str, bytes, bytes]] = field(default_factory=list)
     renewed: list[Session] = field(default_factory=list)
     closed: list[Session] = field(default_factory=list)
+    admitted: list[Session] = field(default_factory=list)
+    refusals: list[str] = field(default_factory=list)
 
     def keeps(self, account: str, subject: str) -> bool:
         return True
@@ -56,6 +58,12 @@ class Hooks:
 
     def nonce(self) -> bytes:
         return b"nonce-bytes"
+
+    def session_admitted(self, session: Session) -> None:
+        self.admitted.append(session)
+
+    def refused(self, session: Session, what: str) -> None:
+        self.refusals.append(what)
 
     def session_renewed(self, session: Session) -> None:
         self.renewed.append(session)

@@ -107,6 +107,12 @@ class Side:
         if reply:
             self.plane.deliver(session, reply, "served", "", header_block, payload)
 
+    def session_admitted(self, session: Session) -> None:
+        self.log.append(("admitted", session.id))
+
+    def refused(self, session: Session, what: str) -> None:
+        self.log.append(("refused", session.id, what))
+
     def session_renewed(self, session: Session) -> None:
         self.log.append(("renewed", session.id))
 
