@@ -176,6 +176,42 @@ async def test_links_are_shown_and_counted() -> None:
         await until(lambda: gateways[0].mesh.links["gw2"].session.rtt_ms >= 0, "a round trip", 5)
 
 
+async def test_mesh_status_shows_the_links_as_each_gateway_sees_them(tmp_path) -> None:
+    """Of gateways that have a monitor: one is linked with another, one is away, one cannot be asked."""
+    monitors, (sink_port,) = free_ports(2), free_ports(1)
+    text = zone_text(more=f'[zones.eu.sinks.s1]\nlink = "127.0.0.1:{sink_port}"\ndata = "{tmp_path}/data"\n')
+    text = text.replace('mode = "delivery-fabric"', "") + 'disk_reserve = "1MiB"\n'
+    for name, port in zip(("gw1", "gw3"), monitors, strict=True):
+        text = text.replace(f"gateways.{name}]\n", f'gateways.{name}]\nmonitor = "127.0.0.1:{port}"\n')
+    (tmp_path / "mesh.toml").write_text(text)
+    configuration = config.parse(text, "mesh.toml")
+    sink = Sink(configuration, "s1")
+    nodes = [Node(make_gateway(configuration, name), None) for name in ("gw1", "gw2")]
+    await sink.start()
+    await asyncio.gather(*(node.start() for node in nodes))
+    try:
+        async with clients_of(nodes[0].gateway, nodes[1].gateway) as (publisher, subscriber):
+            subscription = await subscriber.subscribe("a")
+            await subscriber.flush()
+            await publisher.publish("a", b"12345")
+            await subscription.next_msg(5)
+            shown = await invoked("status", "--config", str(tmp_path / "mesh.toml"))
+            as_json = await invoked("--json", "status", "--config", str(tmp_path / "mesh.toml"))
+        table = shown.out.decode().split("GATEWAY")[1].splitlines()
+        assert table[1].split()[:3] == ["gw1", "gw2", "up"]
+        assert table[1].split()[-9:] == ["1", "0", "1", "0", "B", "5", "B", "0", "0"]
+        assert table[2].split() == ["gw1", "gw3", "down"]
+        assert table[3].startswith("gw3 ")
+        assert "unknown: " in table[3]
+        told = json.loads(as_json.out)["gateways"]
+        assert list(told) == ["gw1", "gw3"]
+        assert [route["remote_name"] for route in told["gw1"]["routes"]] == ["gw2"]
+        assert list(told["gw3"]) == ["error"]
+    finally:
+        await asyncio.gather(*(node.stop() for node in nodes))
+        await sink.stop()
+
+
 # -- who is let in ----------------------------------------------------------------------------------------------------
 
 HELLO = {"mesh": "acme", "zone": "eu", "node": "gw3", "server_id": "X", "version": 1}

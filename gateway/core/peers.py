@@ -11,7 +11,7 @@ A peer is *stale* while it may want more than is known: until it has told everyt
 silent for long or has left a client waiting for that PONG, and while what it told is not what its digest says. It is
 sent everything then. Each gateway does so with one that it does not hear, so the promise holds for a client behind a
 link that is blocked: who does not hear of its subscription has not heard of anything for a while. Who was silent is
-stale until it has answered a PING that was sent since; no PONG of a client waits for it.
+stale until it has answered a PING that was sent since.
 
 Changes are told before anything that could be answered: a message to a peer (`Forwarder.interest_waits`), a PONG.
 """
@@ -246,8 +246,7 @@ class Peers:
         self._forwarder.write(link.session, digest + nats.PING)
 
     def _knows(self, mark: int) -> bool:
-        waits_for = (link for link in self.links.values() if not link.is_silent)
-        return mark == 0 or all(link.confirmed >= mark for link in waits_for)
+        return mark == 0 or all(link.confirmed >= mark for link in self.links.values())
 
     def _release(self) -> list[Session]:
         due = [held.session for held in self._held if self._knows(held.mark)]

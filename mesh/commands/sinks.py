@@ -1,9 +1,10 @@
 """`mesh status` and `mesh sinks`: how the sinks of a zone are, and who of them are members of its Raft groups.
 
 Both speak to the sinks themselves, on the `link` addresses of the configuration file, so that they work where no
-gateway does. Changes are made by the leader of each group, one group after the other; what is so already is passed
-over, so that a change which was interrupted can be asked for again. Where links between nodes are protected, an
-operator works on the machine of a node, with that node's certificate.
+gateway does; of the gateways of a zone that has several `mesh status` shows the links, which their monitors tell.
+Changes are made by the leader of each group, one group after the other; what is so already is passed over, so that a
+change which was interrupted can be asked for again. Where links between nodes are protected, an operator works on the
+machine of a node, with that node's certificate.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gateway.shell.tls import explained
+from mesh.commands import links
 from mesh.commands.failure import Failure
 from mesh.node_tls import Expected, expected_sinks, verify
 from mesh.render import size
@@ -72,6 +74,7 @@ class Zone:
             raise Failure(f"which zone? --zone one of {', '.join(with_sinks) or 'none: no zone has sinks'}")
         self.name = zone or with_sinks[0]
         self.sinks = configuration.zones[self.name].sinks
+        self.gateways = configuration.zones[self.name].gateways
         self._groups = configuration.zones[self.name].groups
         self._mesh = configuration.mesh.name
         self._timeout_s = timeout_s
@@ -82,6 +85,10 @@ class Zone:
         first = await self.status()
         count = max(self._groups, *(one.get("groups", 1) for one in first.values()))
         return [first, *await asyncio.gather(*(self.status(number) for number in range(1, count)))]
+
+    async def links(self) -> links.Routes:
+        """What gateways with a monitor say of their links; nothing where there is but one gateway."""
+        return await links.ask(self.gateways.values(), self._timeout_s) if len(self.gateways) > 1 else {}
 
     async def status(self, group: int = 0) -> Told:
         """What each sink says of itself in one group."""
@@ -131,26 +138,30 @@ def _why(error: Exception) -> str:
 
 async def status(zone: Zone, as_json: bool) -> None:
     """Prints it; Failure at the end if any sink is not well."""
-    groups = await zone.groups()
+    groups, routes = await asyncio.gather(zone.groups(), zone.links())
     if as_json:
         others = {"groups": groups} if len(groups) > 1 else {}
-        click.echo(msgspec.json.encode({"zone": zone.name, "sinks": groups[0], **others}))
+        gateways = {"gateways": routes} if routes else {}
+        click.echo(msgspec.json.encode({"zone": zone.name, "sinks": groups[0], **others, **gateways}))
     else:
-        _print(zone.name, groups)
+        _print(zone, groups, routes)
     unwell = _unwell(groups)
     if unwell:
         raise Failure("\n".join(unwell))
 
 
-def _print(zone: str, groups: list[Told]) -> None:
+def _print(zone: Zone, groups: list[Told], routes: links.Routes) -> None:
     console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
     for number, told in enumerate(groups):
-        console.print(_headline(f"zone {zone}" + _of(number, groups), told), highlight=False, markup=False)
+        console.print(_headline(f"zone {zone.name}" + _of(number, groups), told), highlight=False, markup=False)
         console.print(_members(told))
         console.print()
     for line in _differing(groups[0]):
         console.print(line, highlight=False, markup=False)
     console.print(_logs(groups))
+    if routes:
+        console.print()
+        console.print(links.table(routes, zone.gateways))
 
 
 def _of(number: int, groups: list[Told]) -> str:

@@ -1,0 +1,69 @@
+"""The links between the gateways of a zone, as `mesh status` shows them: each gateway's own view, from its monitor."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from rich.table import Table
+
+from mesh.render import size
+from protocol import config
+
+if TYPE_CHECKING:
+    import aiohttp
+
+Routes = dict[str, dict[str, Any]]
+"""By gateway: its `/routez`, or `{"error": why not}`."""
+
+
+async def ask(gateways: Iterable[config.Gateway], timeout_s: float) -> Routes:
+    """What each gateway that has a monitor says of its links."""
+    import aiohttp  # slow to load, and not needed where there is but one gateway
+
+    asked = [gateway for gateway in gateways if gateway.monitor is not None]
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session:
+        pages = await asyncio.gather(*(_routez(session, str(gateway.monitor)) for gateway in asked))
+    return {gateway.name: page for gateway, page in zip(asked, pages, strict=True)}
+
+
+async def _routez(session: "aiohttp.ClientSession", address: str) -> dict[str, Any]:
+    import aiohttp
+
+    try:
+        async with session.get(f"http://{address}/routez") as response:
+            page: dict[str, Any] = msgspec.json.decode(await response.read())
+            return page
+    except TimeoutError:
+        return {"error": "no answer in time"}
+    except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
+        return {"error": str(error)}
+
+
+def table(told: Routes, names: Iterable[str]) -> Table:
+    """A row for each gateway and each other of `names`, the gateways of the zone."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("GATEWAY", "PEER", "LINK"):
+        shown.add_column(name, no_wrap=True)
+    for name in ("ROUND TRIP", "INTEREST", "MESSAGES IN", "OUT", "BYTES IN", "OUT", "DROPPED", "UNWANTED"):
+        shown.add_column(name, justify="right", no_wrap=True)
+    every = list(names)
+    for gateway, page in told.items():
+        if "error" in page:
+            shown.add_row(gateway, "", f"unknown: {page['error']}", *[""] * 8)
+            continue
+        links = {route["remote_name"]: route for route in page["routes"]}
+        for peer in every:
+            if peer in links:
+                shown.add_row(gateway, peer, *_cells(links[peer]))
+            elif peer != gateway:
+                shown.add_row(gateway, peer, "down", *[""] * 8)
+    return shown
+
+
+def _cells(route: dict[str, Any]) -> list[str]:
+    messages = str(route["in_msgs"]), str(route["out_msgs"])
+    sizes = size(route["in_bytes"]), size(route["out_bytes"])
+    dropped = str(route["dropped"]["behind"]), str(route["dropped"]["unwanted"])
+    state = "stale" if route["stale"] else "up"
+    return [state, route["rtt"] or "?", str(route["subscriptions"]), *messages, *sizes, *dropped]
