@@ -5,7 +5,11 @@ from protocol.config import Config
 
 def advice(configuration: Config) -> list[str]:
     """One line for each thing that would be better otherwise: where, what, and why."""
-    return [
+    unused = "mesh.buffer: nothing uses it, since every event is kept by sinks; it is for mode = 'delivery-fabric'"
+    nodes = (gateway for zone in configuration.zones.values() for gateway in zone.gateways)
+    has_use = any(configuration.mode_of(node) == "delivery-fabric" for node in nodes)
+    lines = [unused] if configuration.mesh.buffer_bytes and not has_use else []
+    return lines + [
         f"zones.{zone.name}.sinks: of {count} sinks no more may fail than of {count - 1}, and more have to agree on "
         "every event; have an odd number, except while one is being replaced"
         for zone in configuration.zones.values()

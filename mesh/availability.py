@@ -18,8 +18,10 @@ def _of_mesh(configuration: Config) -> Iterator[str]:
     for zone in configuration.zones.values() if mesh.contracts != "off" else ():
         if any(configuration.mode_of(gateway) == "delivery-fabric" for gateway in zone.gateways):
             yield f"mesh.contracts: contracts are kept by sinks, and zone {zone.name} is delivery-fabric; write 'off'"
-    if mesh.buffer_bytes:
-        yield "mesh.buffer: the ephemeral ring is not available in this version; write '0'"
+    for gateway in (one for zone in configuration.zones.values() for one in zone.gateways.values()):
+        if mesh.buffer_bytes and gateway.workers > 1:
+            where = f"zones.{gateway.zone}.gateways.{gateway.name}.workers"
+            yield f"{where}: with mesh.buffer each process would have other events; write 1, or mesh.buffer = '0'"
     if len(configuration.zones) > 1:
         names = ", ".join(configuration.zones)
         yield f"zones: links between zones are not available in this version; leave one of {names}"

@@ -406,7 +406,10 @@ def _print_up(options: UpOptions, configuration: config.Config, node: Node) -> N
         print(json.dumps({"client": client, "monitor": monitor, "data": data}), flush=True)
         return
     rows = [("client", client), ("monitor", monitor), ("data", data)]
+    buffer_bytes = configuration.mesh.buffer_bytes if node.sink is None else 0
     kept = "what clients publish is kept" if data else "nothing is kept (delivery-fabric)"
+    if buffer_bytes:
+        kept = f"the latest events are kept in memory (delivery-fabric, {buffer_bytes} bytes)"
     print(f"Event Mesh {VERSION} is up: {kept}.\n")
     for name, value in rows:
         if value is not None:
@@ -419,7 +422,8 @@ def _print_up(options: UpOptions, configuration: config.Config, node: Node) -> N
     print("\nTry next, in another terminal:\n")
     print(f"  {program} sub{server} '>'")
     print(f"  {program} pub{server} {subject} 'hello'")
-    print(f"  {program} replay{server} {replay}" if data else f"  curl {monitor}/varz")
+    readable = data or buffer_bytes
+    print(f"  {program} replay{server} {replay}" if readable else f"  curl {monitor}/varz")
     print("\nCtrl-C stops it.", flush=True)
 
 

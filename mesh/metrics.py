@@ -13,6 +13,7 @@ from mesh.monitor import Monitor
 
 if TYPE_CHECKING:  # a gateway runs without the code of sinks, and the other way round
     from gateway.core.peers import Link
+    from gateway.core.ring import Rings
     from gateway.core.session import Session
     from gateway.shell.audit import AuditTrail
     from gateway.shell.gateway import Gateway
@@ -60,6 +61,8 @@ class GatewayMetrics(Collector):
         yield from _contracts(gateway)
         if gateway.links is not None:
             yield from _sink_links(gateway.links)
+        if gateway.rings is not None:
+            yield from _rings(gateway.rings)
         if gateway.spool is not None:
             yield from _spool(gateway.spool)
         if gateway.peers is not None:
@@ -155,6 +158,14 @@ def _sink_links(links: "SinkLinks") -> Iterator[Metric]:
         connects.add_metric([group], each.connects)
         failed.add_metric([group], each.failed_attempts)
     yield from (up, on, connects, failed)
+
+
+def _rings(rings: "Rings") -> Iterator[Metric]:
+    yield _gauge("mesh_gateway_ring_bytes", "Bytes of the latest events in memory", rings.size_bytes)
+    yield _gauge("mesh_gateway_ring_events", "Events in memory", rings.events)
+    yield _counter("mesh_gateway_ring_events_dropped", "Events that made room for later ones", rings.events_dropped)
+    too_large = "Events of more than 8 MiB, which are not kept"
+    yield _counter("mesh_gateway_ring_events_too_large", too_large, rings.events_too_large)
 
 
 def _spool(folder: "SpoolFolder") -> Iterator[Metric]:

@@ -121,6 +121,7 @@ FETCH_CHUNK_BYTES: Final = 1 * MIB  # what the gateway pulls from a sink at a ti
 FETCHES_PER_CONNECTION_MAX: Final = 64
 FETCHES_AHEAD_MAX: Final = 4  # of a gateway, that have a chunk read before it can be shown
 FETCH_SCAN_BYTES_MAX: Final = 64 * MIB  # of the log, looked at for one request with a filter
+RING_BATCH_BYTES: Final = 512  # of memory for each batch of a gateway's ring, beside its bytes
 FETCH_PENDING_PART: Final = 4  # a reader has at most 1/4 of its pending limit queued before more is pulled
 
 # -- contracts --------------------------------------------------------------------------------------------------------

@@ -65,7 +65,10 @@ def test_a_gateway_with_the_sinks_of_its_zone_is_available(more, gateway, mesh):
             {"mesh": 'contracts = "warn"\nmode = "delivery-fabric"'},
             "mesh.contracts: contracts are kept by sinks, and zone eu is delivery-fabric; write 'off'",
         ),
-        ({"mesh": 'buffer = "1MiB"'}, "mesh.buffer: the ephemeral ring is not available"),
+        (
+            {"mesh": 'buffer = "1MiB"\nmode = "delivery-fabric"', "gateway": "workers = 2"},
+            "zones.eu.gateways.gw1.workers: with mesh.buffer each process would have other events; write 1",
+        ),
         ({"more": SECOND_ZONE}, "zones: links between zones are not available in this version; leave one of eu, us"),
         ({"more": SECOND_GATEWAY, "gateway": "workers = 2"}, "zones.eu.gateways.gw1.workers: a gateway with others"),
         (

@@ -24,6 +24,7 @@ from gateway.core.lanes import Lane
 from gateway.core.nats_values import Moment
 from gateway.core.outbox import Answer, AnswerMany, Outbox
 from gateway.core.plane import Plane, PlaneOptions
+from gateway.core.ring import Rings
 from gateway.core.session import Session
 from gateway.core.spool_format import Owner
 from gateway.shell import lame_duck
@@ -35,6 +36,7 @@ from gateway.shell.history import HistoryService
 from gateway.shell.link import SinkDial
 from gateway.shell.links import SinkLinks
 from gateway.shell.peers import ALONE, PeerLinks, Worker
+from gateway.shell.ring import RingLog
 from gateway.shell.server import ClientServer
 from gateway.shell.spool import SpoolFolder
 from gateway.shell.tls import ClientTls
@@ -103,7 +105,13 @@ class Gateway:
         self.outbox = _outbox(self.zone, self._answer, self.plane.answer, self.spool, engine)
         self.links: SinkLinks | None = None
         self.audit = AuditTrail(self.outbox, self.zone, node, monotonic_ms, wall_ms, self._flush_outbox_soon)
-        self.plane.routes_changed(keeps_events=bool(sinks))
+        self.rings: Rings | None = None
+        self.ring_log: RingLog | None = None
+        if configuration.mesh.buffer_bytes and not sinks:
+            catch_alls = configuration.catch_all, *configuration.account_catch_alls
+            self.rings = Rings(configuration.mesh.buffer_bytes, catch_alls, engine)
+            self.ring_log = RingLog(node, self.rings)
+        self.plane.routes_changed(keeps_events=bool(sinks) or self.rings is not None)
         self._streams = _provisional(configuration, self.zone)
         mode, flush = configuration.mesh.contracts, self.server.flush_history
         self.contracts = ContractService(self.plane, mode, self.zone, self.plane.routes_changed, flush, monotonic_ms)
@@ -122,11 +130,11 @@ class Gateway:
             )
         self.history = HistoryService(
             self.plane,
-            self.links,
-            self.zone,
+            self.links or self.ring_log,
+            self.zone if self.ring_log is None else node,
             self.server.flush_history,
             self.audit.history_refused,
-            lambda: self.outbox.routes.every,
+            (lambda: self.outbox.routes.every) if self.ring_log is None else self.ring_log.streams,
             configuration.limits.max_pending_bytes,
         )
         self._waiting: dict[Session, tuple[StreamState, int]] = {}  # what for, since when
@@ -236,7 +244,9 @@ class Gateway:
     # -- what the plane asks for (gateway.core.plane.Hooks) -----------------------------------------------------------
 
     def keeps(self, account: str, subject: str) -> bool:
-        return self.links is not None and self.outbox.routes.plan(account, subject, b"") is not None
+        if self.links is None:
+            return self.rings is not None
+        return self.outbox.routes.plan(account, subject, b"") is not None
 
     def governs(self, account: str, subject: str) -> bool:
         return self.contracts.contracts.governs(account, subject)
@@ -255,6 +265,9 @@ class Gateway:
     def capture(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
         """An event for the log, if a stream takes it; whether the log will answer it."""
         if self.links is None:
+            if self.rings is not None:
+                self.rings.add(session.account.name, subject, header_block, payload, self._wall_ms())
+                self.kept()
             return False
         times, gives_up = (monotonic_ms(), self._wall_ms()), session in self._given_up
         event = session.account.name, subject, reply, header_block, payload
@@ -265,13 +278,18 @@ class Gateway:
         return answers
 
     def lane(self, account: str, subject: str) -> tuple[Lane, bytes] | None:
-        return self.outbox.lane(account, subject) if self.links is not None else None
+        if self.links is None:
+            return self.rings.lane(account, subject) if self.rings is not None else None
+        return self.outbox.lane(account, subject)
 
     def wall_ms(self) -> int:
         return self._wall_ms()
 
     def kept(self) -> None:
-        self._flush_outbox_soon()
+        if self.ring_log is not None:
+            self.ring_log.kept()
+        else:
+            self._flush_outbox_soon()
 
     def service(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> None:
         """`$LOG` and contracts are served here; the other system subjects have nobody behind them yet."""

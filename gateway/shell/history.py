@@ -22,6 +22,7 @@ from gateway.core.plane import Plane
 from gateway.core.session import Session, Subscription
 from gateway.shell.link import SinkLink
 from gateway.shell.links import DescribedPartition, SinkLinks
+from gateway.shell.ring import RingLog
 from protocol import audit, history, link, subjects
 from protocol.errors import FrameError, LogError
 from protocol.history import FetchRequest, MetadataRequest, OffsetsRequest, read_request, stream_and_zone
@@ -40,12 +41,15 @@ log = structlog.get_logger()
 
 
 class HistoryService:
-    """One per gateway. `sinks` is None where this zone keeps no log."""
+    """One per gateway. `sinks` is None where this zone keeps no log, or what stands in their place.
+
+    `zone` is the own one, which a log is of; of a ring it is the gateway itself.
+    """
 
     def __init__(
         self,
         plane: Plane,
-        sinks: SinkLinks | None,
+        sinks: SinkLinks | RingLog | None,
         zone: str,
         flush: Callable[[Session], None],
         refused: Callable[[Session, str], None],
@@ -130,19 +134,20 @@ class HistoryService:
     def _fail_json(self, session: Session, reply: str, error: LogError) -> None:
         self._plane.deliver(session, reply, reply, "", b"", history.error_json(error))
 
-    def _log_of(self, session: Session, name: str) -> tuple[StreamState, SinkLinks]:
+    def _log_of(self, session: Session, name: str) -> tuple[StreamState, SinkLinks | RingLog]:
         """The stream of the log `name` and the links, if there is one here and this user may read it."""
         stream, zone = stream_and_zone(name, self._zone)
         if self._sinks is None:
             raise LogError("NO_LOG", f"zone {self._zone} runs as delivery-fabric: it keeps no log")
         if zone != self._zone:
-            raise LogError("UNKNOWN_STREAM", f"no log of zone {zone!r} is kept here; this zone is {self._zone!r}")
+            whose = "ring" if isinstance(self._sinks, RingLog) else "zone"
+            raise LogError("UNKNOWN_STREAM", f"no log of {zone!r} is kept here; this {whose} is {self._zone!r}")
         if not session.permissions.may_read(stream, self._zone):
             self._refused(session, stream)
             raise LogError("AUTHORIZATION_FAILED", f"this user may not read the history of {stream}")
         return self._stream(session, stream, self._sinks), self._sinks
 
-    def _stream(self, session: Session, name: str, sinks: SinkLinks) -> StreamState:
+    def _stream(self, session: Session, name: str, sinks: SinkLinks | RingLog) -> StreamState:
         streams, own = self._streams(), session.account.name
         stream = streams.get(name)
         if stream is not None and stream.account in (own, audit.ACCOUNT):
@@ -173,7 +178,9 @@ class HistoryService:
             end = history.end_of_batch(progress.next_offset, ends.high_watermark, ends.start_offset)
             self._plane.deliver(session, reply, reply, "", end, b"")
 
-    async def _offset_at(self, sinks: SinkLinks, stream: StreamState, partition: int, timestamp_ms: int) -> int:
+    async def _offset_at(
+        self, sinks: SinkLinks | RingLog, stream: StreamState, partition: int, timestamp_ms: int
+    ) -> int:
         """The first offset at or after the time, or the high watermark where there is none yet."""
         for at in ("timestamp", "latest"):
             ((_, offset, _),) = await sinks.offsets(stream, (partition,), at, timestamp_ms)
@@ -184,7 +191,7 @@ class HistoryService:
     async def _show(
         self,
         session: Session,
-        sink: SinkLink,
+        sink: SinkLink | RingLog,
         reply: str,
         log_name: tuple[str, int],
         request: FetchRequest,
