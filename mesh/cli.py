@@ -30,7 +30,7 @@ from mesh.settings import (
     program_version,
     python_version,
 )
-from protocol.config_units import Address, parse_size
+from protocol.config_units import Address, parse_duration, parse_size
 from protocol.errors import MeshError
 
 EXIT_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
@@ -115,6 +115,7 @@ def _worker(text: str) -> tuple[int, int]:
     return int(number), int(count)
 
 
+_TOP_MS_MIN: Final = 100  # between two looks; nobody sees more
 _ADDRESS: Final = Parsed("HOST:PORT", lambda text: str(Address.parse(text)))
 
 
@@ -389,6 +390,29 @@ def status(context: click.Context, config: str, zone: str | None) -> None:
         await asking.status(_zone(context, config, zone), wants_json(context))
 
     run(show())
+
+
+@cli.command()
+@global_options(on_group=False)
+@click.option("--config", metavar="FILE", help="The mesh's configuration: all of its nodes.")
+@click.option(
+    "--monitor", type=_ADDRESS, default="127.0.0.1:8222", show_default=True, help="Without --config: one gateway."
+)
+@click.option(
+    "--interval", type=Parsed("duration", parse_duration), default="1s", show_default=True, metavar="TIME",
+    help="Between two looks.",
+)  # fmt: skip
+@click.option("--once", is_flag=True, help="Show it once, and end.")
+@click.pass_context
+def top(context: click.Context, /, config: str | None, monitor: str, interval: int, once: bool) -> None:
+    """Watch gateways, links, sinks and logs, until Ctrl-C. With --json a line for each look."""
+    from mesh.commands import top as watching
+
+    async def watch() -> None:
+        watched = watching.watched(config, monitor, client_settings(context).timeout_ms / 1000)
+        await watching.run(watched, max(interval, _TOP_MS_MIN) / 1000, once=once, as_json=wants_json(context))
+
+    run(watch())
 
 
 @cli.group()

@@ -23,17 +23,18 @@ async def ask(gateways: Iterable[config.Gateway], timeout_s: float) -> Routes:
 
     asked = [gateway for gateway in gateways if gateway.monitor is not None]
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session:
-        pages = await asyncio.gather(*(_routez(session, str(gateway.monitor)) for gateway in asked))
-    return {gateway.name: page for gateway, page in zip(asked, pages, strict=True)}
+        pages = await asyncio.gather(*(page(session, str(gateway.monitor), "routez") for gateway in asked))
+    return {gateway.name: told for gateway, told in zip(asked, pages, strict=True)}
 
 
-async def _routez(session: "aiohttp.ClientSession", address: str) -> dict[str, Any]:
+async def page(session: "aiohttp.ClientSession", address: str, path: str) -> dict[str, Any]:
+    """That page of a monitor, or `{"error": why not}`."""
     import aiohttp
 
     try:
-        async with session.get(f"http://{address}/routez") as response:
-            page: dict[str, Any] = msgspec.json.decode(await response.read())
-            return page
+        async with session.get(f"http://{address}/{path}") as response:
+            answer: dict[str, Any] = msgspec.json.decode(await response.read())
+            return answer
     except TimeoutError:
         return {"error": "no answer in time"}
     except (aiohttp.ClientError, OSError, msgspec.DecodeError) as error:
@@ -48,11 +49,11 @@ def table(told: Routes, names: Iterable[str]) -> Table:
     for name in ("ROUND TRIP", "INTEREST", "MESSAGES IN", "OUT", "BYTES IN", "OUT", "DROPPED", "UNWANTED"):
         shown.add_column(name, justify="right", no_wrap=True)
     every = list(names)
-    for gateway, page in told.items():
-        if "error" in page:
-            shown.add_row(gateway, "", f"unknown: {page['error']}", *[""] * 8)
+    for gateway, routez in told.items():
+        if "error" in routez:
+            shown.add_row(gateway, "", f"unknown: {routez['error']}", *[""] * 8)
             continue
-        links = {route["remote_name"]: route for route in page["routes"]}
+        links = {route["remote_name"]: route for route in routez["routes"]}
         for peer in every:
             if peer in links:
                 shown.add_row(gateway, peer, *_cells(links[peer]))
