@@ -188,6 +188,12 @@ class SinkMetrics(Collector):
             yield from replicas(sink.replicas)
         yield _gauge("mesh_sink_disk_free_bytes", "Free bytes on the data folder's disk", sink.free_bytes)
         yield _gauge("mesh_sink_storage_full", "1 while appends are refused for lack of space", sink.is_storage_full())
+        written = CounterMetricFamily("mesh_audit_notes", "Audit events that this sink has written", labels=["kind"])
+        for kind, count in sorted(sink.audit.written.items()):
+            written.add_metric([kind], count)
+        yield written
+        yield _gauge("mesh_audit_notes_waiting", "Audit events that wait for the one that leads", sink.audit.waiting)
+        yield _counter("mesh_audit_notes_lost", "Audit events that were given up", sink.audit.lost)
 
 
 def _raft(replicas: "list[Replica]") -> Iterator[Metric]:
