@@ -77,6 +77,7 @@ class Peers:
         self._marks = 0  # times that interest was told
         self._told = 0  # changes of it
         self._held: list[_Held] = []
+        self._telling: dict[Link, None] = {}  # links with a rest
 
     @property
     def agreed(self) -> int:
@@ -98,7 +99,9 @@ class Peers:
         """A link is gone; whose PONG is due now."""
         if self.sessions.get(peer.peer) is peer:
             del self.sessions[peer.peer]
-        self.links.pop(peer, None)
+        link = self.links.pop(peer, None)
+        if link is not None:
+            self._telling.pop(link, None)
         return self._release()
 
     # -- telling ------------------------------------------------------------------------------------------------------
@@ -130,6 +133,7 @@ class Peers:
     def _tell_all(self, link: Link) -> None:
         link.epoch += 1
         link.rest = deque(self.interest.entries())
+        self._telling[link] = None
         self._forwarder.write(link.session, routes.table_line(link.epoch))
         self._tell_more(link, link.rest)
 
@@ -141,17 +145,18 @@ class Peers:
         self._forwarder.write(link.session, b"".join(lines))
         if not rest:
             link.rest = None
+            del self._telling[link]
             self._ping(link)
 
     @property
     def has_rest(self) -> bool:
         """Whether there is more to tell of what is told whole: `tell_rest` is due, turn by turn."""
-        return any(link.rest is not None for link in self.links.values())
+        return bool(self._telling)
 
     def tell_rest(self) -> None:
         """A slice for each that has not been told all."""
         self.flush()
-        for link in self.links.values():
+        for link in list(self._telling):
             if link.rest is not None:
                 self._tell_more(link, link.rest)
 

@@ -1,0 +1,175 @@
+"""Rules of the gateways' mesh, each left out: what `simulation.gateways` has to notice.
+
+    PYTHONPATH=tests:. .venv/bin/python -m simulation.gateways_mistakes --seeds 100
+
+prints, for every one, in how many of so many seeds it does.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.core import engine
+from gateway.core.forwarding import Forwarder, Receivers, _Message
+from gateway.core.interest import Interest, Learned
+from gateway.core.peers import Peers
+from gateway.core.session import Session, Subscription
+from gateway.core.sublist import Result
+from protocol import routes
+from simulation import gateways
+
+Patch = pytest.MonkeyPatch
+
+
+def a_digest_that_does_not_fit_is_not_minded(patch: Patch) -> None:
+    check = Learned.check
+
+    def trusting(self: Learned, digest: routes.Digest) -> bool:
+        check(self, digest)
+        self.is_whole = True
+        return False
+
+    patch.setattr(Learned, "check", trusting)
+
+
+def a_gateway_that_holds_something_else_is_not_stale(patch: Patch) -> None:
+    check = Learned.check
+
+    def trusting(self: Learned, digest: routes.Digest) -> bool:
+        asks = check(self, digest)
+        self.is_whole = True
+        return asks
+
+    patch.setattr(Learned, "check", trusting)
+
+
+def a_table_takes_nothing_back(patch: Patch) -> None:
+    begin = Learned.begin
+
+    def begins(self: Learned, epoch: int) -> None:
+        begin(self, epoch)
+        self._before = set()
+
+    patch.setattr(Learned, "begin", begins)
+
+
+def what_comes_from_a_peer_is_passed_on(patch: Patch) -> None:
+    arrive = Forwarder._arrive
+
+    def passing_on(self: Forwarder, peer: Session, event: routes.RouteMessage) -> None:
+        arrive(self, peer, event)
+        if event.reply:  # once, so that it ends
+            message = _Message(event.subject, b"", event.header_block, event.payload)
+            for other in self._plan(peer, event.subject).receivers.peers:
+                if other is not peer:
+                    self._put_route(other, peer.account, [], message, None)
+
+    patch.setattr(Forwarder, "_arrive", passing_on)
+
+
+def every_group_that_is_there_gets_what_comes_from_a_peer(patch: Patch) -> None:
+    arrive = Forwarder._arrive
+
+    def naming_all(self: Forwarder, peer: Session, event: routes.RouteMessage) -> None:
+        account, subject, reply, _, header_block, payload = msgspec.structs.astuple(event)
+        arrive(self, peer, routes.RouteMessage(account, subject, reply, (b"q", b"crew"), header_block, payload))
+
+    patch.setattr(Forwarder, "_arrive", naming_all)
+
+
+def members_elsewhere_are_asked_like_those_here(patch: Patch) -> None:
+    of = Receivers.of
+
+    def alike(result: Result[Subscription]) -> Receivers:
+        receivers = of(result)
+        groups = tuple(group._replace(members=group.members + group.far, far=()) for group in receivers.groups)
+        return receivers._replace(groups=groups)
+
+    patch.setattr(Receivers, "of", alike)
+
+
+def a_peer_that_is_silent_is_trusted(patch: Patch) -> None:
+    patch.setattr(Peers, "doubt", lambda self, peer: None)
+
+
+def a_pong_waits_for_nobody(patch: Patch) -> None:
+    patch.setattr(Peers, "_knows", lambda self, mark: True)
+
+
+def a_new_peer_is_taken_to_want_nothing(patch: Patch) -> None:
+    def never(self: Learned, is_stale: bool) -> None:
+        self.is_stale = False
+
+    patch.setattr(Learned, "set_stale", never)
+
+
+def a_peer_that_is_sent_everything_counts_as_a_responder(patch: Patch) -> None:
+    send = Learned._send_everything
+    patch.setattr(Learned, "_send_everything", lambda self, mark, weight: send(self, mark, 1))
+
+
+def sizes_of_groups_are_not_told(patch: Patch) -> None:
+    change = Interest.change
+
+    def once(self: Interest, key: Any, by: int) -> None:
+        before = self._counts.get(key, 0)
+        if before and before + by and key[2]:
+            self._counts[key] = before + by
+        else:
+            change(self, key, by)
+
+    patch.setattr(Interest, "change", once)
+
+
+def prefixes_stand_for_groups_too(patch: Patch) -> None:
+    weight = Interest.weight
+    patch.setattr(Interest, "weight", lambda self, key: weight(self, key) * (not self._below or not key[2]))
+
+
+MISTAKES: dict[Callable[[Patch], None], int] = {
+    a_digest_that_does_not_fit_is_not_minded: 5,
+    a_gateway_that_holds_something_else_is_not_stale: 3,
+    a_table_takes_nothing_back: 11,
+    what_comes_from_a_peer_is_passed_on: 0,
+    every_group_that_is_there_gets_what_comes_from_a_peer: 0,
+    members_elsewhere_are_asked_like_those_here: 0,
+    a_peer_that_is_silent_is_trusted: 11,
+    a_pong_waits_for_nobody: 4,
+    a_new_peer_is_taken_to_want_nothing: 3,
+    a_peer_that_is_sent_everything_counts_as_a_responder: 5,
+    sizes_of_groups_are_not_told: 0,
+    prefixes_stand_for_groups_too: 1,
+}
+"""Each with the first seed that notices it; a change of the simulation changes those, and this program finds them."""
+
+
+def problem(mistake: Callable[[Patch], None], seed: int) -> str:
+    """What the simulation has to say of it; "" if nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        mistake(patch)
+        try:
+            gateways.run(seed, engine.REFERENCE)
+        except Exception as error:  # noqa: BLE001  # whatever it is, it was noticed
+            return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=100)
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    for mistake in MISTAKES:
+        if arguments.only in mistake.__name__:
+            found = {seed: text for seed in range(arguments.seeds) if (text := problem(mistake, seed))}
+            first = next(iter(found), None)
+            what = "" if first is None else f"seed {first}: {found[first].splitlines()[0][:110]}"
+            name = mistake.__name__.replace("_", " ")
+            print(f"| {name} | {len(found)} of {arguments.seeds} | {what} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The gateways of one zone, simulated: what clients see of each other under faults, and what happens without a rule.
+
+A failure names its seed; the line that it prints replays it.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from simulation.gateways import run
+from simulation.gateways_mistakes import MISTAKES, problem
+
+SEEDS = int(os.environ.get("SEEDS", "200"))  # `make simulate SEEDS=...` runs any number
+AT_ONCE = 20  # seeds in one test, so that tests run beside each other
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
+def test_each_event_reaches_who_it_should_once(first: int) -> None:
+    for seed in range(first, min(first + AT_ONCE, SEEDS)):
+        run(seed)
+
+
+def test_a_run_sees_what_it_is_about() -> None:
+    """A simulation in which something never happens says nothing about it."""
+    seen = run(1).audit.counted
+    for seed in range(2, 12):
+        seen += run(seed).audit.counted
+    assert {"delivered", "due", "groups", "refused", "rounds with prefixes", "tables"} <= seen.keys(), seen
+    assert seen["repairs"] > 10
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.__name__)
+def test_the_simulation_has_teeth(mistake) -> None:
+    assert problem(mistake, MISTAKES[mistake])
+
+
+def test_a_seed_replays_itself_in_another_process() -> None:
+    lines = set()
+    for hash_seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": "tests:."}
+        command = [sys.executable, "-m", "simulation.gateways", "7"]
+        lines.add(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    assert len(lines) == 1
