@@ -33,6 +33,10 @@ password = "p"
 user = "thief"
 password = "p"
 [[users]]
+user = "boss"
+password = "p"
+role = "operator"
+[[users]]
 user = "clerk"
 password = "p"
 permissions = { publish = { allow = ["$MESH.>", "orders.new"] } }
@@ -128,6 +132,9 @@ async def test_where_there_are_users_the_owner_is_who_asks(tmp_path):
         async with client(url, user="thief", password="p") as thief:
             assert (await error_of(thief, "REGISTER", **wanted))[0] == "CONTRACT_OWNER"
             assert (await error_of(thief, "REMOVE", name="orders"))[0] == "CONTRACT_OWNER"
+        async with client(url, user="boss", password="p") as boss:
+            assert (await error_of(boss, "REMOVE", name="orders"))[0] == "CONTRACT_OWNER"  # not its own
+            assert (await ask(boss, "REMOVE", name="orders", owner="shop"))["owner"] == "shop"
         async with client(url, user="clerk", password="p") as clerk:
             fields = {"name": "new", "subjects": ["orders.*"]}
             assert (await error_of(clerk, "REGISTER", **fields))[0] == "AUTHORIZATION_FAILED"

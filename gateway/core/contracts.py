@@ -128,9 +128,12 @@ def compile_schema(schema: bytes) -> Callable[[Any], str]:
     compiled = validator_for(decoded, mask="the value", offline=True, pattern_options=linear)
 
     def problem(value: Any) -> str:
-        if compiled.is_valid(value):
-            return ""
-        error = next(compiled.iter_errors(value))
+        try:
+            if compiled.is_valid(value):
+                return ""
+            error = next(compiled.iter_errors(value))
+        except ValueError as failure:  # it is nested too deeply for the validator
+            return f"cannot be checked: {failure}"
         return (_where(error) + error.message)[:CONTRACT_REASON_CHARACTERS_MAX]
 
     return problem

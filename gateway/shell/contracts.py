@@ -8,6 +8,7 @@ A violation is logged at most once in ten seconds for each contract, with how ma
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ log = structlog.get_logger()
 
 
 class ContractService:
-    """One per gateway. `sinks` is None where the zone keeps no log: then there are no contracts.
+    """One per gateway. `sinks` stays None where the zone keeps no log: then there are no contracts.
 
     `changed()` is called when other subjects are under contracts than before; `flush(session)` sends what is queued.
     """
@@ -68,7 +69,9 @@ class ContractService:
     async def wait(self, seconds: float) -> None:
         """Until the contracts are known, if they are to be enforced; no longer than this."""
         if self.contracts.are_missing:
-            await asyncio.wait({asyncio.ensure_future(self._known.wait())}, timeout=seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._known.wait()
 
     def refusal(self, session: Session, subject: str, header_block: bytes, payload: bytes) -> Refusal | None:
         """Why the event must not pass. One that breaks its contract is counted and logged in any case."""
@@ -126,6 +129,10 @@ class ContractService:
             answer = msgspec.json.encode(await self._serve(session, subject, body))
         except LogError as error:
             answer = history.error_json(error)
+        except Exception:  # a bug of ours: the log has it, and the requester is not left waiting
+            log.exception("contract_request_failed")
+            what = "the gateway has failed at this request; its log says how"
+            answer = history.error_json(LogError("UNKNOWN_SERVER_ERROR", what))
         self._answer(session, reply, answer)
         self._flush(session)
 
