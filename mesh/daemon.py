@@ -276,7 +276,7 @@ def _embedded(configuration: config.Config) -> Node:
 
     sink = Sink(configuration, "sink1", embedded=True)
 
-    async def dial(factory: Callable[[], asyncio.Protocol]) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
+    async def dial(factory: Callable[[], asyncio.BaseProtocol]) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
         """The same link as between machines, over a pair of connected sockets."""
         ours, theirs = socket.socketpair()
         await sink.connect(theirs)
@@ -317,7 +317,7 @@ def _link_tls(configuration: config.Config, node: str) -> "LinkTls | None":
 
 
 def _plain(address: config.Address) -> "Dial":
-    async def dial(factory: Callable[[], asyncio.Protocol]) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
+    async def dial(factory: Callable[[], asyncio.BaseProtocol]) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
         return await asyncio.get_running_loop().create_connection(factory, address.host, address.port)
 
     return dial

@@ -93,9 +93,13 @@ class OffsetAndTimestamp(NamedTuple):
 
 
 class PartitionInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """`high_watermark` is the offset that the next event will get."""
+    """`high_watermark` is the offset that the next event will get.
+
+    Where nobody leads the partition `leader` is None, `error` says so, and the numbers that follow are -1.
+    """
 
     partition: int
+    error: str = ""
     leader: str | None = None
     leader_epoch: int = 0
     log_start_offset: int
@@ -129,6 +133,20 @@ class LogReader:
         """What streams there are, or what `stream` is. LogError UNKNOWN_STREAM, NO_LOG, ...; NoAnswer."""
         subject = "$LOG.METADATA" if stream is None else f"$LOG.METADATA.{_checked(stream)}"
         return msgspec.convert(await self._ask_json(subject, {}), Metadata)
+
+    async def partitions(self, stream: str, needed: int | None = None) -> tuple[PartitionInfo, ...]:
+        """Those of `stream`, when the one that is `needed`, or each, has a leader. LogError LEADER_NOT_AVAILABLE."""
+        clock = asyncio.get_running_loop().time
+        give_up_at = clock() + CLIENT_RETRY_MS / 1000
+        while True:
+            (info,) = (await self.metadata(stream)).streams
+            missing = (row for row in info.partitions if row.error and needed in (None, row.partition))
+            problem = next(missing, None)
+            if problem is None:
+                return info.partitions
+            if clock() >= give_up_at:
+                raise LogError(problem.error, f"nobody leads partition {problem.partition} of {stream}")
+            await asyncio.sleep(CLIENT_RETRY_PAUSE_MS / 1000)
 
     async def offsets(
         self, stream: str, at: str, timestamp: int | None = None, partitions: Sequence[int] | None = None

@@ -56,6 +56,7 @@ cdef enum:
     BATCH_ROOM_MIN = 512
     FIXED_LINES_BYTES = 49  # of a message: what stands around offset, time and subject, and the last line end
     MESSAGE_EDGES_BYTES = 64  # two sizes, two line ends
+    RECORD_BYTES_MIN = 16  # of an event: its subject header alone takes so much
 
 cdef int64_t _OFFSET_MAX = 0x7FFFFFFFFFFFFFFF
 cdef const char* _SUBJECT_NAME = b"nats-subject"

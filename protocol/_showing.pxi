@@ -131,55 +131,83 @@ cdef class _Showing:
         self.carried_bytes += total if self.headed else raw.value_size
         return True
 
+    cdef inline Py_ssize_t surplus(self):
+        """An estimate, in bytes, of what a message has that its record has not."""
+        cdef Py_ssize_t edges = PyBytes_GET_SIZE(self.opening) + MESSAGE_EDGES_BYTES
+        return edges + PyBytes_GET_SIZE(self.log_lines) + FIXED_LINES_BYTES + STATUS_BYTES if self.headed else edges
+
     cdef frames(self):
         is_full = self.is_full
         counts = self.records, self.size_bytes, self.carried_bytes, self.next_offset
         return _Frames(_take(&self.out), *counts, is_full)
 
 
-def frames(batch, window, bytes opening not None, bint headed, bytes log_lines not None, passes):
+def frames(batches, window, bytes opening not None, bint headed, bytes log_lines not None, passes):
     cdef _Showing showing = _Showing.__new__(_Showing)
     cdef Py_buffer view
     showing.opening, showing.log_lines, showing.headed = opening, log_lines, headed
-    PyObject_GetBuffer(batch, &view, PyBUF_SIMPLE)
+    PyObject_GetBuffer(batches, &view, PyBUF_SIMPLE)
     try:
         if _show(showing, &view, window, passes):
             return showing.frames()
     finally:
         PyBuffer_Release(&view)
-    return replay.frames(batch, window, opening, headed, log_lines, passes)
+    return replay.frames(batches, window, opening, headed, log_lines, passes)
 
 
 cdef bint _show(_Showing showing, Py_buffer* view, window, passes) except -1:
     """Whether all that was looked at is as it should be."""
     cdef int64_t offset, end_offset = window.end_offset
-    cdef Py_ssize_t index, records_max = window.records_max, room = window.bytes_max
+    cdef Py_ssize_t index, size, position = 0, records_max = window.records_max, room = window.bytes_max
     cdef bint shows_one = window.shows_one, shown = True
     cdef bytes asked = None
+    cdef const char* data = <const char*>view.buf
     cdef Batch batch
     cdef Raw raw
     showing.next_offset = window.offset
-    if not _open(<const char*>view.buf, view.len, &batch):
-        return False
     if view.len < room:
-        _reserve(&showing.out, view.len, 0)
-    for index in range(batch.count):
-        if not _read_record(&batch, index, &raw):
+        _reserve(&showing.out, view.len + _records_in(data, view.len) * showing.surplus(), 0)
+    while position < view.len:
+        size = _batch_bytes(data + position, view.len - position)
+        if not _open(data + position, size, &batch):
             return False
-        offset = batch.base_offset + index
-        if offset < showing.next_offset:
-            continue
-        if showing.records >= records_max or offset >= end_offset:
-            showing.is_full = True
-            return True
-        if passes is not None and not _is_same(asked, &raw):
-            asked = PyBytes_FromStringAndSize(raw.subject, raw.subject_size)
-            shown = passes(asked)
-        if shown and not showing.show(offset, &raw, room, shows_one):
-            showing.is_full = True
-            return True
-        showing.next_offset = offset + 1
-    return batch.here == batch.end
+        for index in range(batch.count):
+            if not _read_record(&batch, index, &raw):
+                return False
+            offset = batch.base_offset + index
+            if offset < showing.next_offset:
+                continue
+            if showing.records >= records_max or offset >= end_offset:
+                showing.is_full = True
+                return True
+            if passes is not None and not _is_same(asked, &raw):
+                asked = PyBytes_FromStringAndSize(raw.subject, raw.subject_size)
+                shown = passes(asked)
+            if shown and not showing.show(offset, &raw, room, shows_one):
+                showing.is_full = True
+                return True
+            showing.next_offset = offset + 1
+        if batch.here != batch.end:
+            return False
+        position += size
+    return True
+
+
+cdef inline Py_ssize_t _batch_bytes(const char* data, Py_ssize_t size) noexcept nogil:
+    """The size of the batch that `data` begins with, 0 if it is not all there."""
+    cdef int64_t batch_bytes = 0
+    if size >= HEADER_BYTES:
+        batch_bytes = <int32_t>_big(data + 8, 4) + <int64_t>LENGTH_FROM
+    return batch_bytes if HEADER_BYTES <= batch_bytes <= size else 0
+
+
+cdef Py_ssize_t _records_in(const char* data, Py_ssize_t size) noexcept nogil:
+    """As many as the headers of these batches claim, but no more than their bytes could be."""
+    cdef Py_ssize_t position = 0, count = 0, batch_bytes
+    while (batch_bytes := _batch_bytes(data + position, size - position)) > 0:
+        count += min(max(<int32_t>_big(data + position + 57, 4), 0), batch_bytes // RECORD_BYTES_MIN)
+        position += batch_bytes
+    return count
 
 
 cdef inline bint _is_same(bytes asked, Raw* raw):

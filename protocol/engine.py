@@ -24,7 +24,7 @@ class Read(Protocol):
 class Show(Protocol):
     def __call__(
         self,
-        batch: bytes | memoryview,
+        batches: bytes | memoryview,
         window: Window,
         opening: bytes,
         headed: bool,

@@ -73,7 +73,10 @@ SPOOL_MOVE_BYTES: Final = 1 * MIB  # of an old file, written again at a time
 SPOOL_DISK_RESERVE_BYTES: Final = 64 * MIB  # with less left the outbox takes nothing more, so that it can be emptied
 COMMAND_BYTES_TARGET: Final = 1 * MIB  # envelopes packed into one Raft command
 LINK_FRAME_BYTES_MAX: Final = 16 * MIB
-LINK_REQUESTS_MAX: Final = 4_096  # reads under way on one link
+LINK_READ_BYTES: Final = 64 * KIB  # of a link, read at a time; larger frames are read into blocks of their own
+LINK_BLOCK_BYTES: Final = 2 * MIB  # ... which begin with so much at most
+LINK_FETCH_BYTES_MAX: Final = 8 * MIB  # a sink answers a fetch with no more; a single batch may have as much
+LINK_REQUESTS_MAX: Final = 4_096  # reads under way on one link; another one is refused
 LINK_REQUEST_MS_MAX: Final = 10_000  # for an answer, beside what the request itself may wait
 LINK_PING_INTERVAL_MS: Final = 250
 LINK_SILENCE_MS_MAX: Final = 2_000  # a sink that says nothing for so long is given up; others have elected by then
@@ -115,14 +118,16 @@ DEDUP_IDS_MAX: Final = 250_000  # per partition
 # -- reading history --------------------------------------------------------------------------------------------------
 FETCH_RECORDS_DEFAULT: Final = 1_000
 FETCH_BYTES_DEFAULT: Final = 1 * MIB
-FETCH_BYTES_MAX: Final = 8 * MIB  # of one request; below a link frame
+FETCH_BYTES_MAX: Final = 1024 * MIB  # of one request: no faster than its reader takes it
 FETCH_WAIT_MS_MAX: Final = 60_000
-FETCH_CHUNK_BYTES: Final = 1 * MIB  # what the gateway pulls from a sink at a time
+FETCH_CHUNK_BYTES: Final = 2 * MIB  # what the gateway pulls from a sink at a time
+FETCH_TURN_BYTES: Final = 512 * KIB  # of the log, shown before others have their turn; a batch may have more
 FETCHES_PER_CONNECTION_MAX: Final = 64
 FETCHES_AHEAD_MAX: Final = 4  # of a gateway, that have a chunk read before it can be shown
 FETCH_SCAN_BYTES_MAX: Final = 64 * MIB  # of the log, looked at for one request with a filter
 RING_BATCH_BYTES: Final = 512  # of memory for each batch of a gateway's ring, beside its bytes
-FETCH_PENDING_PART: Final = 4  # a reader has at most 1/4 of its pending limit queued before more is pulled
+FETCH_PENDING_PART: Final = 4  # a reader has at most 1/4 of its pending limit queued before more is shown
+FETCH_QUEUE_BYTES_MAX: Final = 8 * MIB  # ... and no more than this: enough for a fast reader until the next look
 
 # -- contracts --------------------------------------------------------------------------------------------------------
 CONTRACTS_MAX: Final = 1_000  # of one zone, all accounts together

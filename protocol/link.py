@@ -15,10 +15,10 @@ import msgspec
 
 from protocol import frames
 from protocol.contracts import Contract
-from protocol.frames import Codec, Frame, Message
+from protocol.frames import Codec, Frame, FrameView, Message
 from protocol.streams import StreamState
 
-__all__ = ["KINDS", "Frame", "FrameReader", "Message", "pack"]
+__all__ = ["KINDS", "Frame", "FrameReader", "FrameView", "Message", "pack", "pack_parts"]
 
 LINK_VERSION = 1
 OPERATOR = "(operator)"  # who says Hello under this name is no node; none may be called so
@@ -320,6 +320,7 @@ KINDS: dict[int, type[Message]] = {
 }
 _CODEC = Codec("sink link", LINK_VERSION, KINDS)
 pack = _CODEC.pack
+pack_parts = _CODEC.pack_parts
 
 
 class FrameReader(frames.FrameReader):

@@ -1,16 +1,17 @@
 """History on its way to a reader: from record batches to the NATS messages that show their events.
 
-    batch + window ─► frames ─► HMSG <inbox> <sid> <sizes>    Log-… headers, the publisher's headers    payload
+    batches + window ─► frames ─► HMSG <inbox> <sid> <sizes>    Log-… headers, the publisher's headers    payload
 
 `frames` is a hot loop: the reference is here, its compiled twin in `_records.pyx`, and `protocol.engine` says which of
 them runs. What a message looks like is in `protocol.history`.
 """
 
 from collections.abc import Callable
+from itertools import chain
 from typing import NamedTuple
 
 from protocol.history import shown_headers
-from protocol.records import iterate_records
+from protocol.records import iterate_records, split_batches
 
 OFFSET_MAX = 2**63 - 1
 
@@ -47,9 +48,11 @@ class Frames(NamedTuple):
 
 
 def frames(
-    batch: bytes | memoryview, window: Window, opening: bytes, headed: bool, log_lines: bytes, passes: Passes | None
+    batches: bytes | memoryview, window: Window, opening: bytes, headed: bool, log_lines: bytes, passes: Passes | None
 ) -> Frames:
-    """The messages that show what of `batch` is in `window`. FrameError: the batch is not what our encoder makes.
+    """The messages that show what of `batches`, which stand back to back, is in `window`.
+
+    FrameError: a batch that is reached is not what our encoder makes.
 
     `opening` is what a message begins with: `HMSG <subject> <sid> `, or MSG for a client without headers (not
     `headed`). `log_lines` are the header lines that say which log it is; without `passes` all subjects are shown.
@@ -58,7 +61,7 @@ def frames(
     records = size_bytes = carried_bytes = 0
     next_offset, asked, shown = window.offset, None, True
     is_full = False
-    for record in iterate_records(batch):
+    for record in chain.from_iterable(map(iterate_records, split_batches(batches))):
         if record.offset < next_offset:
             continue
         if records >= window.records_max or record.offset >= window.end_offset:

@@ -54,6 +54,22 @@ def offsets(records: list[Record]) -> list[int]:
     return [record.offset for record in records]
 
 
+async def test_who_needs_all_partitions_waits_until_each_has_a_leader(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_reader, "CLIENT_RETRY_PAUSE_MS", 1)
+    async with consumer_of(orders(partitions=2)) as (consumer, log, _):
+        reader = LogReader(consumer.connection)
+        log.leaderless = 4
+        (info,) = (await reader.metadata("orders")).streams
+        assert [(row.leader, row.error) for row in info.partitions] == [(None, "LEADER_NOT_AVAILABLE"), ("sink1", "")]
+        assert (await reader.partitions("orders", needed=1))[0].error
+        assert [row.high_watermark for row in await reader.partitions("orders")] == [10, 10]
+        assert log.leaderless == 0
+        log.leaderless = 1_000
+        monkeypatch.setattr(log_reader, "CLIENT_RETRY_MS", 1)
+        with pytest.raises(LogError, match="nobody leads partition 0 of orders"):
+            await reader.partitions("orders")
+
+
 async def test_a_record_is_what_was_published() -> None:
     stream = FakeStream("orders", "orders.>")
     block = b"NATS/1.0\r\nTag: one\r\nLog-Offset: 99\r\nTag:two\r\nOriginal-Tag: x\r\nRaw: \xff\r\n\r\n"

@@ -8,9 +8,12 @@ from hypothesis import strategies as st
 from support.fetches import READER, Shown, take
 from support.streams import event
 
-from gateway.core.history import FetchProgress, Reader
+from gateway.core.history import FetchProgress, Reader, read_chunk
 from protocol import headers
+from protocol.errors import FrameError
+from protocol.gaps import Gap, encode_gap
 from protocol.history import FetchRequest
+from protocol.limits import FETCH_SCAN_BYTES_MAX, FETCH_TURN_BYTES
 from protocol.records import encode_batch, place_batch
 
 SUBJECTS = (b"orders.new", b"orders.paid", b"secret.new")
@@ -151,14 +154,15 @@ def test_a_reader_of_everything_is_not_asked_about():
 
 def test_where_it_goes_on_is_known_beforehand_where_it_will():
     batches = [batch(0, 9), batch(9, 3)]
-    assert progress(max_records=13).goes_on_at(batches) == 12
-    assert progress(max_records=12).goes_on_at(batches) is None
-    assert progress(max_bytes=len(b"".join(batches))).goes_on_at(batches) is None
-    assert progress(end_offset=12).goes_on_at(batches) is None
-    assert progress().goes_on_at([]) is None
+    whole = read_chunk(b"".join(batches))
+    assert progress(max_records=13).goes_on_at(whole) == 12
+    assert progress(max_records=12).goes_on_at(whole) is None
+    assert progress(max_bytes=len(b"".join(batches))).goes_on_at(whole) is None
+    assert progress(end_offset=12).goes_on_at(whole) is None
+    assert progress().goes_on_at(read_chunk(b"")) is None
     fetch = progress(max_records=13)
     take(fetch, batches[0])
-    assert fetch.goes_on_at(batches[1:]) == 12
+    assert fetch.goes_on_at(read_chunk(batches[1])) == 12
     take(fetch, batches[1])
     assert (fetch.next_offset, fetch.is_done) == (12, False)
 
@@ -170,3 +174,33 @@ def test_several_readers_get_the_same_events_each_in_its_own_words():
     assert (few.records, bare.records) == (2, 3)
     assert bare.data == b"MSG in 2 1\r\n0\r\nMSG in 2 1\r\n1\r\nMSG in 2 1\r\n2\r\n"
     assert (bare.carried_bytes, fetch.next_offset, fetch.records, fetch.is_done) == (3, 3, 3, True)
+
+
+def test_small_batches_are_shown_together_and_a_gap_by_itself(gap):
+    small, large = [batch(n, 1) for n in range(4)], batch(5, 1, FETCH_TURN_BYTES)
+    chunk = read_chunk(b"".join([*small[:3], gap(3), small[3], large]))
+    assert [bytes(turn) for turn in chunk.turns] == [b"".join(small[:3]), gap(3), small[3], large]
+    assert (chunk.records, chunk.next_offset, chunk.size_bytes) == (6, 6, sum(map(len, chunk.turns)))
+    assert read_chunk(b"".join(small)).turns == [b"".join(small)]
+    assert read_chunk(b"") == ([], 0, 0, 0)
+
+
+@pytest.fixture
+def gap():
+    return lambda offset: place_batch(encode_gap(Gap("lost", 1, 0, 0)), offset, 1)
+
+
+@pytest.mark.parametrize("cut", [1, 60, 61, 100])
+def test_a_torn_chunk_is_refused(cut):
+    with pytest.raises(FrameError, match="record batch"):
+        read_chunk(batch(0, 2) + batch(2, 9)[:cut])
+
+
+def test_only_who_looks_for_events_among_others_ends_because_much_was_looked_at():
+    everything = FetchProgress(("orders", "eu", 0), FetchRequest(offset=0, max_bytes=1 << 30), 0, None)
+    some = progress(filter="nothing")
+    for fetch in (everything, some):
+        take(fetch, batch(0, 9))
+    assert not everything.has_scanned_enough(FETCH_SCAN_BYTES_MAX)
+    assert not some.has_scanned_enough()
+    assert some.has_scanned_enough(FETCH_SCAN_BYTES_MAX)

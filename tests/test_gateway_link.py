@@ -6,9 +6,12 @@ import time
 
 import pytest
 from support.processes import free_ports, until
+from support.streams import state
 
 from gateway.shell.gateway import Gateway
+from gateway.shell.history import _partition_row
 from gateway.shell.link import SinkDial, SinkLink
+from gateway.shell.links import SinkLinks
 from protocol import config, link
 from protocol.errors import LogError
 
@@ -309,3 +312,53 @@ async def test_a_silent_sink_is_given_up(tmp_path, monkeypatch):
         sink.hangs = True
         await until(lambda: sink.made >= 2, "another link")
         assert running_gateway.health() == "no sink of zone local leads: sink1: silent for 100 ms"
+
+
+class DescribingLink:
+    """Stands for the link to a group: says this of each stream, or fails."""
+
+    def __init__(self, answer: link.Described | LogError) -> None:
+        self._answer = answer
+
+    async def describe(self, stream: str) -> link.Described:
+        if isinstance(self._answer, LogError):
+            raise self._answer
+        return self._answer
+
+
+SPREAD = state("orders", partitions=4, groups=2)
+LOST = LogError("LEADER_NOT_AVAILABLE", "no sink of zone local leads group 1")
+
+
+def described(*partitions: int) -> link.Described:
+    rows = tuple(link.PartitionDescription(number, 1, 5, 100) for number in partitions)
+    return link.Described(1, 7, "s1", ((SPREAD, rows),))
+
+
+async def describe(*answers: link.Described | LogError) -> list[dict[str, object]]:
+    links = SinkLinks(0, (), link.Hello("mesh", "local", "gw1"), None, None, None, None)
+    links._links = [DescribingLink(answer) for answer in answers]
+    ((_, partitions),) = await links.describe([SPREAD])
+    return [_partition_row(partition) for partition in partitions]
+
+
+@pytest.mark.parametrize("other", [LOST, described()], ids=["no leader", "has not learnt of the stream"])
+async def test_where_a_group_does_not_answer_its_partitions_alone_are_marked(other):
+    led = SPREAD.partitions_of(0)
+    assert len(led) == 2
+    rows = await describe(described(*led), other)
+    assert [row["partition"] for row in rows] == [0, 1, 2, 3]
+    for row in rows:
+        ends = row["log_start_offset"], row["high_watermark"], row["size_bytes"]
+        seen = row["leader"], row["leader_epoch"], *ends, row.get("error")
+        here = row["partition"] in led
+        assert seen == (("s1", 7, 1, 5, 100, None) if here else (None, -1, -1, -1, -1, "LEADER_NOT_AVAILABLE"))
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [((LOST, LOST), "leads group 1"), ((described(0), LogError("UNKNOWN_STREAM", "no stream 'a'")), "no stream 'a'")],
+)
+async def test_where_no_group_answers_or_one_refuses_so_is_the_question(answers, says):
+    with pytest.raises(LogError, match=says):
+        await describe(*answers)

@@ -80,3 +80,14 @@ def test_a_reader_with_more_than_its_limit_pending_is_cut(engine):
 def test_messages_are_those_of_the_protocol():
     assert message(b"MSG in 1 ", b"", b"x") == b"MSG in 1" + nats.message_tail(b"", b"x")
     assert message(b"HMSG in 1 ", BLOCK, b"x") == b"HMSG in 1" + nats.header_message_tail(b"", BLOCK, b"x")
+
+
+@on_both
+def test_much_at_once_is_handed_on_as_it_is_and_what_follows_does_not_change_it(engine):
+    plane, reader, session = client(engine)
+    data, count, size_bytes = frames(bytes(40_000))
+    before = bytes(bytearray(data))
+    (receiver,) = plane.receivers(session, "in")
+    assert plane.hand_over(receiver, data, count, size_bytes) == 1
+    assert reader.send(b"PING\r\n").startswith(before + b"PONG\r\n")
+    assert data == before

@@ -6,12 +6,18 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import link
 from protocol.errors import FrameError
-from protocol.limits import BATCHES_IN_FLIGHT_MAX, LINK_FRAME_BYTES_MAX, PRODUCER_RESULTS_KEPT
+from protocol.limits import (
+    BATCHES_IN_FLIGHT_MAX,
+    LINK_BLOCK_BYTES,
+    LINK_FRAME_BYTES_MAX,
+    LINK_READ_BYTES,
+    PRODUCER_RESULTS_KEPT,
+)
 
 FRAMES = [
     bytes.fromhex(row["hex"])
@@ -38,6 +44,38 @@ def test_a_frame_is_known_only_when_it_is_whole():
     reader, data = link.FrameReader(), link.pack(link.Append(), b"parcel")
     assert list(reader.feed(data[:-1])) == []
     assert list(reader.feed(data[-1:] + data)) == [(link.Append(), b"parcel")] * 2
+
+
+def take(data: bytes, sizes: list[int]) -> list[link.FrameView]:
+    """As a socket is read: no more at a time than there is room for."""
+    reader, frames, position = link.FrameReader(), [], 0
+    while position < len(data):
+        room = reader.room()
+        count = min(len(room), len(data) - position, sizes.pop(0) if sizes else len(data))
+        room[:count] = data[position : position + count]
+        frames += reader.took(count)
+        position += count
+    return frames
+
+
+@given(
+    st.lists(st.sampled_from([0, 1, 9_000, LINK_READ_BYTES - 8, LINK_READ_BYTES, 150_000, 2_500_000]), max_size=5),
+    st.lists(st.integers(1, 100_000), max_size=20),
+)
+@settings(max_examples=30)
+def test_frames_that_are_read_in_place_stay_as_they_were_when_others_follow(tails, sizes):
+    """However large, and however they are cut."""
+    data = b"".join(link.pack(link.Append(), bytes([65 + n]) * size) for n, size in enumerate(tails))
+    found = take(data, sizes)
+    assert [bytes(frame.tail) for frame in found] == [bytes([65 + n]) * size for n, size in enumerate(tails)]
+
+
+def test_a_frame_that_claims_to_be_large_takes_little_memory_until_it_comes():
+    reader = link.FrameReader()
+    start = prefix(LINK_FRAME_BYTES_MAX, kind=6)
+    reader.room()[: len(start)] = start
+    assert list(reader.took(len(start))) == []
+    assert len(reader.room()) <= LINK_BLOCK_BYTES
 
 
 @given(st.binary(max_size=300), st.lists(st.integers(0, 50), max_size=8))

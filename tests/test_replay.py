@@ -123,3 +123,24 @@ def test_a_bad_record_is_refused_if_it_is_reached(codec, what):
 def test_nothing_of_a_batch_is_shown_that_has_a_bad_record(codec):
     with pytest.raises(FrameError, match="record 1, byte"):
         frames(codec, batch_of(framed(record_with()), varint(-5)))
+
+
+@on_both
+def test_batches_that_stand_back_to_back_are_shown_as_one_after_the_other(codec):
+    one, two, three = numbered(3, 10), numbered(2, 13), numbered(4, 15)
+    apart = [frames(codec, batch, ALL._replace(offset=11)) for batch in (one, two, three)]
+    together = frames(codec, one + two + three, ALL._replace(offset=11))
+    assert together.data == b"".join(each.data for each in apart)
+    assert together[1:] == (8, *(sum(each[at] for each in apart) for at in (2, 3)), 19, False)
+    ended = frames(codec, one + two + three, ALL._replace(records_max=4))
+    assert (offsets(ended.data), ended.next_offset, ended.is_full) == ([10, 11, 12, 13], 14, True)
+    assert frames(codec, b"") == Frames(b"", 0, 0, 0, 0, False)
+
+
+@on_both
+@pytest.mark.parametrize("cut", [1, 60, 61, 80, -1])
+def test_a_torn_batch_behind_others_is_refused_if_it_is_reached(codec, cut):
+    whole, torn = numbered(2), numbered(2, 2)[:cut]
+    with pytest.raises(FrameError, match="record batch"):
+        frames(codec, whole + torn)
+    assert frames(codec, whole + torn, ALL._replace(records_max=1)).records == 1

@@ -151,6 +151,19 @@ async def test_a_cancelled_fetch_is_not_answered(tmp_path):
         assert (await running.peer.ask(link.Fetch(8, "orders", 0, 0, 1 << 20, 0))).message.request == 8
 
 
+async def test_a_read_too_many_is_refused_and_the_link_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("sinkd.shell.link_server.LINK_REQUESTS_MAX", 2)
+    async with Running(tmp_path) as running:
+        for number in (7, 8, 9):
+            running.peer.send(link.Fetch(number, "orders", 0, 0, 1 << 20, 5_000))
+        failed = (await running.peer.get(link.Failed)).message
+        assert (failed.request, failed.name) == (9, "THROTTLING_QUOTA_EXCEEDED")
+        await running.peer.append(b"late")
+        answered = {(await running.peer.get(link.Fetched)).message.request for _ in range(2)}
+        assert answered == {7, 8}
+        assert (await running.peer.ask(link.Fetch(10, "orders", 0, 0, 1 << 20, 0))).message.request == 10
+
+
 @pytest.mark.parametrize(
     ("request_", "name", "text"),
     [

@@ -41,6 +41,7 @@ from protocol import nats, routes, subjects
 from protocol.limits import BATCH_BYTES_TARGET, ROUTE_PLAN_BYTES_MAX, ROUTE_PLANS_MAX, TURN_BYTES_MAX, TURN_EVENT_BYTES
 
 cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(object)
     int _PyBytes_Resize(PyObject** bytes, Py_ssize_t newsize) except -1
 
 cdef extern from *:
@@ -79,6 +80,7 @@ cdef enum:
     SEEN = 4096  # marks of subjects that came once
     OUT_BYTES_MIN = 512
     OUT_BYTES_HINT_MAX = 1048576
+    OUT_BYTES_ADOPTED = 16384  # what is written at once and has so much becomes the output itself
     PLAN_BYTES = 256  # what a plan takes beside its subject and its receivers
     LIST_POINTERS = 9  # as much as an empty list takes
     FRAME_HEAD_BYTES = 64  # what a frame needs beside its subject, sid, reply and payload

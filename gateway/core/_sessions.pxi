@@ -142,6 +142,13 @@ cdef class Session:
             Py_INCREF(made)
             self.out_object = <PyObject*>made
             made = None
+        elif Py_REFCNT(<object>self.out_object) > 1:  # it was written as it is, and somebody else has it too
+            made = PyBytes_FromStringAndSize(NULL, room)
+            memcpy(PyBytes_AS_STRING(made), self.out, self.out_size)
+            Py_INCREF(made)
+            Py_DECREF(<object>self.out_object)
+            self.out_object = <PyObject*>made
+            made = None
         else:
             try:
                 _PyBytes_Resize(&self.out_object, room)
@@ -156,6 +163,12 @@ cdef class Session:
     def write(self, bytes data not None):
         cdef Py_ssize_t size = PyBytes_GET_SIZE(data)
         if size == 0:  # nothing to reserve
+            return
+        if size >= OUT_BYTES_ADOPTED and self.out_object == NULL:
+            Py_INCREF(data)
+            self.out_object = <PyObject*>data
+            self.out = PyBytes_AS_STRING(data)
+            self.out_size = self.out_room = size
             return
         memcpy(self.reserve(size), PyBytes_AS_STRING(data), size)
         self.out_size += size

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 from protocol import history, subjects
 from protocol.engine import BEST, Show
+from protocol.errors import FrameError
 from protocol.gaps import read_gap
 from protocol.history import FetchRequest
-from protocol.limits import FETCH_SCAN_BYTES_MAX, PERMISSION_VERDICTS_MAX
+from protocol.limits import FETCH_SCAN_BYTES_MAX, FETCH_TURN_BYTES, PERMISSION_VERDICTS_MAX
 from protocol.records import CONTROL, read_header
 from protocol.replay import OFFSET_MAX, Frames, Window, message
 
@@ -20,8 +21,41 @@ class Reader(NamedTuple):
     messages_max: int
 
 
+class Chunk(NamedTuple):
+    """What was pulled from a sink at a time: `turns` are what is shown without a pause.
+
+    A turn is a control batch, or event batches that stand back to back: with small ones it is not the batch that costs.
+    """
+
+    turns: list[memoryview]
+    records: int
+    size_bytes: int
+    next_offset: int  # behind all of it; 0 if it is empty
+
+
+def read_chunk(data: bytes | memoryview) -> Chunk:
+    """The batches that stand back to back in `data`. FrameError: these are none."""
+    view, turns = memoryview(data), []
+    begin = position = records = next_offset = 0
+    while position < len(view):
+        header = read_header(view, position)
+        end = position + header.size_bytes
+        if end > len(view):
+            raise FrameError(f"record batch: {len(view) - position} bytes of {header.size_bytes}")
+        if position > begin and (header.attributes == CONTROL or end - begin > FETCH_TURN_BYTES):
+            turns.append(view[begin:position])
+            begin = position
+        if header.attributes == CONTROL:
+            turns.append(view[begin:end])
+            begin = end
+        position, next_offset, records = end, header.next_offset, records + header.record_count
+    if position > begin:
+        turns.append(view[begin:])
+    return Chunk(turns, records, len(view), next_offset)
+
+
 class FetchProgress:
-    """Feed it batches with `take` until `is_done`, or until the high watermark is reached.
+    """Feed it the turns of chunks with `take` until `is_done`, or until the high watermark is reached.
 
     At least one event is shown, however large, if there is one in the range that passes the filter.
     """
@@ -47,14 +81,15 @@ class FetchProgress:
         self.records = self.size_bytes = self.scanned_bytes = 0
         self.is_done = offset >= self._end_offset
 
-    def take(self, batch: bytes | memoryview, readers: Sequence[Reader]) -> list[Frames]:
-        """What of `batch` each of the readers is sent; `next_offset` moves behind everything that was looked at.
+    def take(self, batches: bytes | memoryview, readers: Sequence[Reader]) -> list[Frames]:
+        """What of `batches`, one of `turns`, each reader is sent; `next_offset` moves behind all that was looked at.
 
-        There is at least one reader. FrameError: the batch is not what our encoder makes.
+        There is at least one reader. FrameError: a batch is not what our encoder makes.
         """
-        self.scanned_bytes += len(batch)
-        if read_header(batch).attributes == CONTROL:
-            return self._take_gap(batch, readers)
+        if self._passes is not None:
+            self.scanned_bytes += len(batches)
+        if read_header(batches).attributes == CONTROL:
+            return self._take_gap(batches, readers)
         request = self._request
         window = Window(
             self.next_offset,
@@ -66,7 +101,7 @@ class FetchProgress:
         shown = []
         for opening, headed, most in readers:
             wanted = window._replace(records_max=min(window.records_max, most))
-            shown.append(self._frames(batch, wanted, opening, headed, self._log_lines, self._passes))
+            shown.append(self._frames(batches, wanted, opening, headed, self._log_lines, self._passes))
         furthest = max(shown, key=lambda frames: frames.next_offset)
         self.records += furthest.records
         self.size_bytes += furthest.size_bytes
@@ -74,18 +109,18 @@ class FetchProgress:
         self.is_done = furthest.is_full or self._ends_at(self.next_offset)
         return shown
 
-    def goes_on_at(self, batches: Sequence[bytes | memoryview]) -> int | None:
-        """The offset behind these batches, which are next, if by their sizes they are not the last; else None."""
-        headers = [read_header(batch) for batch in batches]
-        size_bytes = sum(header.size_bytes for header in headers)
+    def goes_on_at(self, chunk: Chunk) -> int | None:
+        """The offset behind `chunk`, which is next, if by its size it is not the last; else None."""
         is_last = (
-            self.records + sum(header.record_count for header in headers) >= self._request.max_records
-            or self.size_bytes + size_bytes >= self._request.max_bytes
-            or self.scanned_bytes + size_bytes >= FETCH_SCAN_BYTES_MAX
+            self.records + chunk.records >= self._request.max_records
+            or self.size_bytes + chunk.size_bytes >= self._request.max_bytes
+            or self.has_scanned_enough(chunk.size_bytes)
         )
-        if is_last or not headers or headers[-1].next_offset >= self._end_offset:
-            return None
-        return headers[-1].next_offset
+        return None if is_last or not chunk.turns or chunk.next_offset >= self._end_offset else chunk.next_offset
+
+    def has_scanned_enough(self, more_bytes: int = 0) -> bool:
+        """Whether one that looks for events among others ends here, `more_bytes` further on."""
+        return self._passes is not None and self.scanned_bytes + more_bytes >= FETCH_SCAN_BYTES_MAX
 
     def _take_gap(self, batch: bytes | memoryview, readers: Sequence[Reader]) -> list[Frames]:
         offset, gap = read_gap(batch)

@@ -1,8 +1,8 @@
 """Serves `$LOG` to clients: pulls batches from the sink and shows their events, no faster than the reader takes them.
 
-A request is a task. The next chunk is pulled while less than a quarter of the connection's pending limit is queued, so
-a slow reader waits and is never cut for what it asked for; a reader that has gone or says anew who it is, and an inbox
-that has lost its last subscription, end the task at once. Where more is to come, the sink reads the next chunk while
+A request is a task. The next chunk is pulled while little is queued for the connection, so a slow reader waits and is
+never cut for what it asked for; a reader that has gone or says anew who it is, and an inbox that has lost its last
+subscription, end the task at once. Where more is to come, the sink reads the next chunk while
 this one is shown; a few requests of a gateway do so at a time: with many, each chunk ahead is memory, and none of them
 gets faster. Answers go only to a subscription of the connection that asked. A user reads streams of its account alone;
 others are not there for it.
@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from gateway.core.history import FetchProgress, Reader
+from gateway.core.history import FetchProgress, Reader, read_chunk
 from gateway.core.plane import Plane
 from gateway.core.session import Session, Subscription
 from gateway.shell.link import SinkLink
@@ -29,11 +29,10 @@ from protocol.history import FetchRequest, MetadataRequest, OffsetsRequest, read
 from protocol.limits import (
     FETCH_CHUNK_BYTES,
     FETCH_PENDING_PART,
-    FETCH_SCAN_BYTES_MAX,
+    FETCH_QUEUE_BYTES_MAX,
     FETCHES_AHEAD_MAX,
     FETCHES_PER_CONNECTION_MAX,
 )
-from protocol.records import split_batches
 from protocol.streams import StreamState
 
 PACE_S = 0.005
@@ -63,9 +62,9 @@ class HistoryService:
         """
         self._plane, self._sinks, self._zone, self._flush, self._refused = plane, sinks, zone, flush, refused
         self._streams = streams
-        self._queued_bytes_max = pending_bytes_max // FETCH_PENDING_PART
+        self._queued_bytes_max = min(pending_bytes_max // FETCH_PENDING_PART, FETCH_QUEUE_BYTES_MAX)
         self._tasks: dict[int, dict[asyncio.Task[None], str]] = {}  # of each session: task → reply subject
-        self._ahead: set[asyncio.Task[link.Frame]] = set()  # chunks that are read before they can be shown
+        self._ahead: set[asyncio.Task[link.FrameView]] = set()  # chunks that are read before they can be shown
         self.requests = {"FETCH": 0, "OFFSETS": 0, "METADATA": 0, "other": 0}
         self.records_shown = 0
 
@@ -200,7 +199,7 @@ class HistoryService:
         """Shows events until the fetch is over; the ends of the log then, or None if nobody is subscribed."""
         clock = asyncio.get_running_loop().time
         deadline, chunk_bytes = clock() + request.max_wait_ms / 1000, min(FETCH_CHUNK_BYTES, request.max_bytes)
-        ahead: asyncio.Task[link.Frame] | None = None
+        ahead: asyncio.Task[link.FrameView] | None = None
         try:
             while self._plane.has_interest(session, reply):  # it was never there, or the request is cancelled with it
                 waits = not progress.is_done and not progress.records
@@ -212,21 +211,21 @@ class HistoryService:
                     self._ahead.remove(ahead)
                     ahead = None
                 assert isinstance(frame.message, link.Fetched)
-                batches = list(split_batches(frame.tail))
-                after = progress.goes_on_at(batches)
+                chunk = read_chunk(frame.tail)
+                after = progress.goes_on_at(chunk)
                 is_room = len(self._ahead) < FETCHES_AHEAD_MAX
                 if after is not None and after < frame.message.high_watermark and is_room:
                     ahead = asyncio.ensure_future(sink.fetch(*log_name, after, chunk_bytes, 0))
                     self._ahead.add(ahead)
-                for batch in batches:
-                    if not self._hand_over(session, reply, batch, progress):
+                for batches in chunk.turns:
+                    if not self._hand_over(session, reply, batches, progress):
                         return None
                     self._flush(session)
                     if progress.is_done:
                         break
                     await self._pace(session)
                 at_end = progress.next_offset >= frame.message.high_watermark
-                if progress.is_done or progress.scanned_bytes >= FETCH_SCAN_BYTES_MAX or (at_end and not frame.tail):
+                if progress.is_done or progress.has_scanned_enough() or (at_end and not frame.tail):
                     return frame.message
             return None
         finally:
@@ -235,12 +234,12 @@ class HistoryService:
                 ahead.cancel()
                 await asyncio.gather(ahead, return_exceptions=True)
 
-    def _hand_over(self, session: Session, reply: str, batch: memoryview, progress: FetchProgress) -> bool:
-        """Shows what of `batch` is to be shown; False: nobody is subscribed any more."""
+    def _hand_over(self, session: Session, reply: str, batches: memoryview, progress: FetchProgress) -> bool:
+        """Shows what of `batches` is to be shown; False: nobody is subscribed any more."""
         receivers = self._plane.receivers(session, reply)
         if not receivers:
             return False
-        shown = progress.take(batch, [_reader(receiver, reply) for receiver in receivers])
+        shown = progress.take(batches, [_reader(receiver, reply) for receiver in receivers])
         for receiver, frames in zip(receivers, shown, strict=True):
             self.records_shown += self._plane.hand_over(receiver, frames.data, frames.records, frames.carried_bytes)
         return True
@@ -305,15 +304,19 @@ def _stream_row(state: StreamState, zone: str, partitions: list[DescribedPartiti
         "ack": state.ack,
         "reply": state.reply,
         "retired": state.retired,
-        "partitions": [
-            {
-                "partition": row.partition,
-                "leader": leader,
-                "leader_epoch": term,
-                "log_start_offset": row.start_offset,
-                "high_watermark": row.high_watermark,
-                "size_bytes": row.size_bytes,
-            }
-            for row, leader, term in partitions
-        ],
+        "partitions": [_partition_row(partition) for partition in partitions],
     }
+
+
+def _partition_row(partition: DescribedPartition) -> dict[str, Any]:
+    """Without a leader as Kafka has it: an error of this partition alone, and -1 for what only the leader knows."""
+    facts, leader, term = partition
+    row: dict[str, Any] = {
+        "partition": facts.partition,
+        "leader": leader or None,
+        "leader_epoch": term,
+        "log_start_offset": facts.start_offset,
+        "high_watermark": facts.high_watermark,
+        "size_bytes": facts.size_bytes,
+    }
+    return row if leader else row | {"error": "LEADER_NOT_AVAILABLE"}

@@ -22,6 +22,7 @@ import structlog
 
 from gateway.core.leader_search import LeaderSearch
 from gateway.core.outbox import Outbox
+from gateway.shell.connection import unpace
 from gateway.shell.tls import explained
 from protocol import link
 from protocol.contracts import Contract
@@ -36,7 +37,7 @@ from protocol.limits import (
 from protocol.link import Message
 
 RETRY_MS_MIN = 20
-Dial = Callable[[Callable[[], asyncio.Protocol]], Awaitable[tuple[asyncio.BaseTransport, asyncio.BaseProtocol]]]
+Dial = Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[tuple[asyncio.BaseTransport, asyncio.BaseProtocol]]]
 Answer = TypeVar("Answer", bound=Message)
 log = structlog.get_logger()
 
@@ -72,7 +73,7 @@ class SinkLink:
         self._hello, self._opening = hello, opening
         self._outbox, self._now_ms, self._changed, self._contracts = outbox, now_ms, changed, contracts
         self._connection: _Connection | None = None
-        self._requests: dict[int, asyncio.Future[link.Frame]] = {}
+        self._requests: dict[int, asyncio.Future[link.FrameView]] = {}
         self._numbers = itertools.count(1)
         self._last_problem: str | None = None
         self.connects = 0
@@ -164,7 +165,7 @@ class SinkLink:
 
     # -- from the sink ------------------------------------------------------------------------------------------------
 
-    def _take(self, connection: "_Connection", frame: link.Frame) -> None:
+    def _take(self, connection: "_Connection", frame: link.FrameView) -> None:
         message = frame.message
         if isinstance(message, link.Appended):
             self._outbox.appended(message)
@@ -203,7 +204,7 @@ class SinkLink:
             connection.leader = message.leader
             connection.end("does not lead")
 
-    def _answered(self, request: int, frame: link.Frame) -> None:
+    def _answered(self, request: int, frame: link.FrameView) -> None:
         future = self._requests.pop(request, None)
         if future is None or future.done():
             return
@@ -220,7 +221,7 @@ class SinkLink:
         if self._connection is not None and (frames := self._outbox.take_frames(self.group)):
             self._connection.write(frames)
 
-    async def fetch(self, stream: str, partition: int, offset: int, bytes_max: int, wait_ms: int) -> link.Frame:
+    async def fetch(self, stream: str, partition: int, offset: int, bytes_max: int, wait_ms: int) -> link.FrameView:
         """A `Fetched` with its batches."""
         fetch = link.Fetch(next(self._numbers), stream, partition, offset, bytes_max, wait_ms)
         return await self._ask(fetch, link.Fetched, wait_ms)
@@ -248,12 +249,12 @@ class SinkLink:
         request: link.Fetch | link.Offsets | link.Describe | link.ChangeContract,
         answer: type[Message],
         wait_ms: int = 0,
-    ) -> link.Frame:
+    ) -> link.FrameView:
         connection = self._connection
         if connection is None or not connection.is_open:
             raise LogError("LEADER_NOT_AVAILABLE", str(self.problem))
         connection.send(request)
-        future: asyncio.Future[link.Frame] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[link.FrameView] = asyncio.get_running_loop().create_future()
         self._requests[request.request] = future
         try:
             frame = await asyncio.wait_for(future, (wait_ms + LINK_REQUEST_MS_MAX) / 1000)
@@ -270,13 +271,15 @@ class SinkLink:
         return frame
 
 
-class _Connection(asyncio.Protocol):
+class _Connection(asyncio.BufferedProtocol):
     """Moves bytes; `lost` gets the reason when it is over.
 
     `leader` is None until the sink has said that it does not lead, and whom it names instead.
     """
 
-    def __init__(self, sink: str, take: Callable[["_Connection", link.Frame], None], lost: asyncio.Future[str]) -> None:
+    def __init__(
+        self, sink: str, take: Callable[["_Connection", link.FrameView], None], lost: asyncio.Future[str]
+    ) -> None:
         self.sink, self._take, self.lost = sink, take, lost
         self._reader = link.FrameReader()
         self._transport: asyncio.Transport | None = None
@@ -287,15 +290,19 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no asyncio.Transport by name, only by what they can.
         self._transport = cast(asyncio.Transport, transport)
+        unpace(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self.end(f"the link was lost: {_explained(exc) if exc else 'closed by the sink'}")
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
         self._silent_watches = 0
         try:
-            for frame in self._reader.feed(data):
+            for frame in self._reader.took(nbytes):
                 if self.lost.done():  # what a sink says that does not lead may be old
                     return
                 self._take(self, frame)

@@ -22,6 +22,8 @@ from protocol.streams import StreamState
 
 
 class DescribedPartition(NamedTuple):
+    """Without a leader ("") term and facts are -1: the group has none, or it has not learnt of the stream yet."""
+
     facts: link.PartitionDescription
     leader: str
     term: int
@@ -116,21 +118,41 @@ class SinkLinks:
         return [by_number[number] for number in partitions]
 
     async def describe(self, streams: Sequence[StreamState]) -> list[tuple[StreamState, list[DescribedPartition]]]:
-        """These streams, as they are now, each with all of its partitions."""
+        """These streams, as they are now, each with all of its partitions.
+
+        LogError LEADER_NOT_AVAILABLE if no group answers that has any of them.
+        """
         asked = {stream.group_of(number) for stream in streams for number in range(stream.partitions)}
         name = streams[0].name if len(streams) == 1 else ""
         states = {stream.name: stream for stream in streams}
         found: dict[str, list[DescribedPartition]] = {stream.name: [] for stream in streams}
-        for group in sorted(asked):
-            answer = await self._links[group].describe(name)
+        for answer in await self._described(sorted(asked), name):
             for state, rows in answer.streams:
                 if state.name in found:
                     states[state.name] = state
                     found[state.name] += [DescribedPartition(row, answer.leader, answer.term) for row in rows]
         return [(states[name], _all(states[name], found[name])) for name in found]
 
+    async def _described(self, groups: Sequence[int], stream: str) -> list[link.Described]:
+        """The answers of those that have a leader."""
+        answers: list[link.Described] = []
+        problem: LogError | None = None
+        for group in groups:
+            try:
+                answers.append(await self._links[group].describe(stream))
+            except LogError as error:
+                if error.name != "LEADER_NOT_AVAILABLE":
+                    raise
+                problem = error
+        if problem is not None and not answers:
+            raise problem
+        return answers
+
 
 def _all(state: StreamState, partitions: list[DescribedPartition]) -> list[DescribedPartition]:
-    if len(partitions) < state.partitions:
-        raise LogError("LEADER_NOT_AVAILABLE", f"a group of this zone has not learnt of stream {state.name} yet")
-    return sorted(partitions, key=lambda each: each.facts.partition)
+    known = {each.facts.partition: each for each in partitions}
+    return [known.get(number) or _unled(number) for number in range(state.partitions)]
+
+
+def _unled(number: int) -> DescribedPartition:
+    return DescribedPartition(link.PartitionDescription(number, -1, -1, -1), "", -1)

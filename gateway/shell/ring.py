@@ -11,7 +11,7 @@ from gateway.core.ring import Ring, Rings
 from gateway.shell.links import DescribedPartition
 from protocol import link
 from protocol.errors import LogError
-from protocol.limits import FETCH_BYTES_MAX
+from protocol.limits import LINK_FETCH_BYTES_MAX
 from protocol.streams import StreamState
 
 _TERM = 0  # nobody ever takes over
@@ -39,14 +39,14 @@ class RingLog:
             self._more.set()
             self._more = asyncio.Event()
 
-    async def fetch(self, stream: str, partition: int, offset: int, bytes_max: int, wait_ms: int) -> link.Frame:
+    async def fetch(self, stream: str, partition: int, offset: int, bytes_max: int, wait_ms: int) -> link.FrameView:
         """A `Fetched` with its batches. LogError: as a sink's."""
         ring = self._ring(stream, partition)
-        data = ring.read(offset, min(bytes_max, FETCH_BYTES_MAX))
+        data = ring.read(offset, min(bytes_max, LINK_FETCH_BYTES_MAX))
         if not data and wait_ms:
             await self._wait(wait_ms)
-            data = ring.read(offset, min(bytes_max, FETCH_BYTES_MAX))
-        return link.Frame(link.Fetched(0, ring.start_offset, ring.end_offset), data)
+            data = ring.read(offset, min(bytes_max, LINK_FETCH_BYTES_MAX))
+        return link.FrameView(link.Fetched(0, ring.start_offset, ring.end_offset), data)
 
     async def _wait(self, wait_ms: int) -> None:
         self._waits += 1

@@ -7,13 +7,14 @@ of them lie, and each event's own time decides.
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from mesh.client import LogConsumer
 from mesh.commands.failure import Failure, notice
 from mesh.connection import connect
-from mesh.log_reader import Gap, LogReader, Partition, PartitionInfo, Record, StreamInfo
+from mesh.log_reader import Gap, LogReader, Partition, PartitionInfo, Record
 from mesh.positions import Position
 from mesh.render import Form, byte_output, has_colours, record_line
 from mesh.settings import ClientSettings
@@ -77,9 +78,9 @@ async def run(settings: ClientSettings, options: ReplayOptions) -> None:
     connection = await connect(settings, notice=notice)
     try:
         reader = LogReader(connection)
-        (info,) = (await reader.metadata(options.stream)).streams
-        wanted = _partitions(info, options)
-        output = _Output(options, partitions=len(info.partitions) > 1)
+        rows = await reader.partitions(options.stream, options.partition)
+        wanted = _partitions(rows, options)
+        output = _Output(options, partitions=len(rows) > 1)
         ranges = await _ranges(reader, options, wanted)
         if options.follow:
             await _follow(LogConsumer(connection, filter=options.filter, on_gap=_tell_gap), ranges, output)
@@ -120,16 +121,16 @@ async def _follow(consumer: LogConsumer, ranges: list[_Range], output: _Output) 
 # -- which offsets ----------------------------------------------------------------------------------------------------
 
 
-def _partitions(info: StreamInfo, options: ReplayOptions) -> list[PartitionInfo]:
+def _partitions(rows: Sequence[PartitionInfo], options: ReplayOptions) -> list[PartitionInfo]:
     if options.partition is not None:
-        found = [row for row in info.partitions if row.partition == options.partition]
+        found = [row for row in rows if row.partition == options.partition]
         if not found:
-            last = len(info.partitions) - 1
+            last = len(rows) - 1
             raise Failure(f"{options.stream} has partitions 0 to {last}, not {options.partition}")
         return found
-    if len(info.partitions) > 1 and "offset" in (options.start.kind, options.until.kind):
-        raise Failure(f"an offset belongs to one partition: add --partition (0 to {len(info.partitions) - 1})")
-    return sorted(info.partitions, key=lambda row: row.partition)
+    if len(rows) > 1 and "offset" in (options.start.kind, options.until.kind):
+        raise Failure(f"an offset belongs to one partition: add --partition (0 to {len(rows) - 1})")
+    return sorted(rows, key=lambda row: row.partition)
 
 
 async def _ranges(reader: LogReader, options: ReplayOptions, wanted: list[PartitionInfo]) -> list[_Range]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mesh.connection import connect
-from mesh.log_reader import LogReader, StreamInfo
+from mesh.log_reader import LogReader, PartitionInfo, StreamInfo
 from mesh.render import size
 from mesh.settings import ClientSettings
 
@@ -31,6 +31,14 @@ async def run(settings: ClientSettings, stream: str | None, as_json: bool) -> No
         console.print(_table(metadata.streams, is_narrow=console.width < _WIDTH_COMFORTABLE))
 
 
+def _numbers(row: PartitionInfo) -> tuple[str, ...]:
+    """Partition, earliest and latest offset, events, size."""
+    if row.error:
+        return str(row.partition), "no leader", "-", "-", "-"
+    ends = row.log_start_offset, row.high_watermark, row.high_watermark - row.log_start_offset
+    return str(row.partition), *map(str, ends), size(row.size_bytes)
+
+
 def _table(streams: tuple[StreamInfo, ...], *, is_narrow: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", collapse_padding=is_narrow)
     table.add_column("STREAM", no_wrap=True)
@@ -44,7 +52,5 @@ def _table(streams: tuple[StreamInfo, ...], *, is_narrow: bool) -> Table:
         first = (name, ", ".join(info.subjects)), (info.ack, info.reply)
         for row in info.partitions:
             left, right = first if row is info.partitions[0] else (("", ""), ("", ""))
-            events = row.high_watermark - row.log_start_offset
-            numbers = (row.partition, row.log_start_offset, row.high_watermark, events)
-            table.add_row(*left, *map(str, numbers), size(row.size_bytes), *right)
+            table.add_row(*left, *_numbers(row), *right)
     return table

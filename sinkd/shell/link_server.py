@@ -19,7 +19,7 @@ from protocol import envelope, link
 from protocol.contracts import whose
 from protocol.errors import DamagedFile, FrameError, LogError
 from protocol.gaps import read_gap
-from protocol.limits import FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, LINK_REQUESTS_MAX
+from protocol.limits import FETCH_WAIT_MS_MAX, LINK_FETCH_BYTES_MAX, LINK_REQUESTS_MAX
 from protocol.link import OPERATOR, Message
 from protocol.records import CONTROL, check_batch
 from protocol.streams import StreamState
@@ -28,8 +28,10 @@ from sinkd.core.commands import OpenProducer
 from sinkd.core.machine import ContractChanged, Machine
 from sinkd.shell.group import Group, UnknownOutcome
 from sinkd.shell.operating import Operator
+from sinkd.shell.pacing import unpace
 from sinkd.shell.store import Partition, Store
 
+_TOO_MANY = f"{LINK_REQUESTS_MAX} requests of this gateway are under way; ask again when some are answered"
 log = structlog.get_logger()
 
 
@@ -82,7 +84,7 @@ class LinkServer:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class LinkConnection(asyncio.Protocol):
+class LinkConnection(asyncio.BufferedProtocol):
     def __init__(self, server: LinkServer) -> None:
         self._server = server
         self._reader = link.FrameReader()
@@ -94,11 +96,12 @@ class LinkConnection(asyncio.Protocol):
         self._wants_contracts = False
         self._is_open = False  # it has a producer: looking for the leader alone is not worth a line in the log
 
-    # -- asyncio.Protocol ---------------------------------------------------------------------------------------------
+    # -- asyncio.BufferedProtocol -------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no asyncio.Transport by name, only by what they can.
         self._transport = cast(asyncio.Transport, transport)
+        unpace(self._transport)
         self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -121,9 +124,12 @@ class LinkConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._may_write.set()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for frame in self._reader.feed(data):
+            for frame in self._reader.took(nbytes):
                 self._take(frame)
         except FrameError as error:
             log.warning("link_refused", gateway=self._gateway, error=str(error))
@@ -141,14 +147,14 @@ class LinkConnection(asyncio.Protocol):
 
     # -- frames -------------------------------------------------------------------------------------------------------
 
-    def _take(self, frame: link.Frame) -> None:
+    def _take(self, frame: link.FrameView) -> None:
         message = frame.message
         if isinstance(message, link.Hello):
             self._hello(message)
         elif not self._gateway:
             raise FrameError(f"sink link: {type(message).__name__} before Hello")
         elif isinstance(message, link.Append):
-            self._append(frame.tail)
+            self._append(bytes(frame.tail))
         elif isinstance(message, link.Ping):
             self._send(link.Pong())
         elif isinstance(message, link.Open):
@@ -227,7 +233,7 @@ class LinkConnection(asyncio.Protocol):
         store, partition = self._server.store, self._server.store.partition(message.stream, message.partition)
         self._server.fetches += 1
         await store.wait_for_more(partition, message.offset, min(message.wait_ms, FETCH_WAIT_MS_MAX))
-        batches = await store.read(partition, message.offset, min(message.bytes_max, FETCH_BYTES_MAX))
+        batches = await store.read(partition, message.offset, min(message.bytes_max, LINK_FETCH_BYTES_MAX))
         await self._may_write.wait()
         self._send(link.Fetched(message.request, partition.start_offset, partition.high_watermark), batches)
 
@@ -292,8 +298,11 @@ class LinkConnection(asyncio.Protocol):
     # -- requests as tasks --------------------------------------------------------------------------------------------
 
     def _start(self, request: int, serve: Callable[[], Awaitable[None]]) -> None:
-        if len(self._tasks) >= LINK_REQUESTS_MAX or request in self._tasks:
-            raise FrameError(f"sink link: request {request} beside {len(self._tasks)} others")
+        if request in self._tasks:
+            raise FrameError(f"sink link: request {request} is under way already")
+        if len(self._tasks) >= LINK_REQUESTS_MAX and request:  # the producer's is none of them
+            self._send(link.Failed(request, "THROTTLING_QUOTA_EXCEEDED", _TOO_MANY))
+            return
         task = asyncio.get_running_loop().create_task(self._guard(request, serve))
         self._tasks[request] = task
         task.add_done_callback(lambda _: self._tasks.pop(request, None))
@@ -313,9 +322,9 @@ class LinkConnection(asyncio.Protocol):
             self._send(link.Failed(request, "STORAGE_ERROR", f"sink {self._server.node}: {error}"))
             self._server.failed(error)
 
-    def _send(self, message: Message, tail: bytes = b"") -> None:
+    def _send(self, message: Message, tail: bytes | memoryview = b"") -> None:
         if self._transport is not None:
-            self._transport.write(link.pack(message, tail))
+            self._transport.writelines(link.pack_parts(message, tail))
 
 
 def _checked(parcel: bytes) -> envelope.Envelope:

@@ -211,7 +211,8 @@ class Peers:
         return pulled.start_offset, frame.tail
 
     async def _serve(self, name: str, asked: Pull) -> None:
-        start_offset, batches, problem = 0, b"", ""
+        start_offset, problem = 0, ""
+        batches: bytes | memoryview = b""
         try:
             partition = self._store.partition(asked.stream, asked.partition)
             start_offset = partition.start_offset

@@ -230,7 +230,7 @@ class PartitionLog:
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
-    def read(self, offset: int, max_bytes: int) -> bytes:
+    def read(self, offset: int, max_bytes: int) -> bytes | memoryview:
         """Whole, checked batches from the one that holds `offset`: at least one, else what `max_bytes` allows.
 
         It stops at the end of a segment, so fewer bytes do not mean the end of the log; b"" at `end_offset` does.
@@ -238,7 +238,7 @@ class PartitionLog:
         """
         return self._with_view(lambda view: self._read(view, offset, max_bytes))
 
-    def _read(self, view: _View, offset: int, max_bytes: int) -> bytes:
+    def _read(self, view: _View, offset: int, max_bytes: int) -> bytes | memoryview:
         if not view.start_offset <= offset <= view.end_offset:
             raise LogError(
                 "OFFSET_OUT_OF_RANGE",
@@ -450,7 +450,7 @@ def _remove(segments: Sequence[Segment]) -> None:
         unlink(segment.index_path)
 
 
-def _checked_batches(data: bytes, offset: int, path: Path, position: int) -> bytes:
+def _checked_batches(data: bytes, offset: int, path: Path, position: int) -> memoryview:
     """The whole batches that `data` begins with, each verified; the first one is whole."""
     view, end = memoryview(data), 0
     try:
@@ -463,4 +463,4 @@ def _checked_batches(data: bytes, offset: int, path: Path, position: int) -> byt
             end, offset = end + header.size_bytes, header.next_offset
     except FrameError as error:
         raise DamagedFile(str(path), position + end, str(error)) from error
-    return data[:end]
+    return view[:end]

@@ -194,7 +194,7 @@ class Store:
         finally:
             partition.waiters.discard(waiter)
 
-    async def read(self, partition: Partition, offset: int, bytes_max: int) -> bytes:
+    async def read(self, partition: Partition, offset: int, bytes_max: int) -> bytes | memoryview:
         """Whole committed batches from the one that holds `offset` on, at least one; b"" at the high watermark.
 
         LogError OFFSET_OUT_OF_RANGE. DamagedFile: bytes on this disk are wrong; they are not served.
@@ -239,7 +239,7 @@ class Store:
         except (FrameError, OSError, DamagedFile):
             return await loop.run_in_executor(self._reader, work, partition.hot_from(offset))
 
-    def _read(self, partition: Partition, hot: list[HotBatch], offset: int, bytes_max: int) -> bytes:
+    def _read(self, partition: Partition, hot: list[HotBatch], offset: int, bytes_max: int) -> bytes | memoryview:
         if not hot or offset < hot[0].base_offset:
             return partition.log.read(offset, bytes_max)
         parts: list[bytes] = []

@@ -82,7 +82,7 @@ class SimulatedTransport(asyncio.Transport):
     def __init__(self, network: "Network", process: Process, machine: str) -> None:
         super().__init__()
         self.network, self.process, self.machine = network, process, machine
-        self.protocol: asyncio.Protocol
+        self.protocol: asyncio.Protocol | asyncio.BufferedProtocol
         self.out: Direction
         self.other: SimulatedTransport
         self._is_closing = self._is_gone = self._is_reading_paused = False
@@ -129,7 +129,19 @@ class SimulatedTransport(asyncio.Transport):
 
     def _deliver(self, data: bytes) -> None:
         if not self._is_gone and not self._is_closing:
-            self.protocol.data_received(data)
+            self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
+        protocol = self.protocol
+        if not isinstance(protocol, asyncio.BufferedProtocol):
+            protocol.data_received(data)
+            return
+        while data:
+            room = protocol.get_buffer(len(data))
+            count = min(len(room), len(data))
+            room[:count] = data[:count]
+            protocol.buffer_updated(count)
+            data = data[count:]
 
     def was_taken(self, direction: Direction) -> None:
         if self._is_reading_paused and direction.size_bytes < LOW_WATER_BYTES:

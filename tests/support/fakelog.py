@@ -54,6 +54,7 @@ class FakeLog:
         self.refuse: Callable[[str, bytes], publish.Refusal | None] = lambda subject, payload: None
         self.fail: list[LogError] = []
         self.silent = self.silent_acks = self.lost = 0
+        self.leaderless = 0  # so many of the next answers about a stream have no leader of partition 0
         self.cut_after: int | None = None  # of the next fetch: so many records, then silence
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self.grown = asyncio.Condition()
@@ -131,7 +132,7 @@ class FakeLog:
         return {"zone": ZONE, "streams": [self._row(self._stream(name)) for name in names]}
 
     def _row(self, stream: FakeStream) -> dict[str, Any]:
-        partitions = [
+        partitions: list[dict[str, Any]] = [
             {
                 "partition": number,
                 "leader": "sink1",
@@ -142,6 +143,10 @@ class FakeLog:
             }
             for number, log in enumerate(stream.logs)
         ]
+        if self.leaderless > 0:
+            self.leaderless -= 1
+            numbers = dict.fromkeys(("leader_epoch", "log_start_offset", "high_watermark", "size_bytes"), -1)
+            partitions[0] |= {"leader": None, "error": "LEADER_NOT_AVAILABLE", **numbers}
         return {
             "stream": stream.name, "zone": ZONE, "subjects": [stream.pattern], "partitions": partitions,
             "key": "subject", "ack": "quorum", "reply": "always", "retired": False,
