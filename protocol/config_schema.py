@@ -235,7 +235,8 @@ class Mesh(Table):
     )
     catch_all: bool = Field(default=True, description="The stream `events` keeps what no other stream takes.")
     buffer: Size = Field(
-        default=0, description="Delivery-fabric: memory for the latest events in each gateway; 0 = none."
+        default=0,
+        description="Delivery-fabric: memory for each gateway's latest events, read as `events@GATEWAY`; 0 = none.",
     )
     insecure: bool = Field(default=False, description="Allow links between nodes beyond loopback without TLS.")
     contracts: Literal["off", "warn", "enforce"] = Field(
