@@ -12,7 +12,7 @@ import pytest
 from simulation.gateways import run
 from simulation.gateways_mistakes import MISTAKES, problem
 
-SEEDS = int(os.environ.get("SEEDS", "200"))  # `make simulate SEEDS=...` runs any number
+SEEDS = int(os.environ.get("SEEDS", "140"))  # `make simulate SEEDS=...` runs any number
 AT_ONCE = 20  # seeds in one test, so that tests run beside each other
 
 
