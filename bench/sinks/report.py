@@ -142,9 +142,9 @@ HOW = """
   event is published; the longest time without any acknowledgement counts. The publisher's own server is not the one
   that is killed. 'Never answered' are the events given up that were not acknowledged later either.
 - History: 'nothing cached' means fresh processes, and the data's pages were taken out of the kernel's cache
-  (`posix_fadvise`). In C: one connection, `$LOG.FETCH` of 8 MiB one after the other; JetStream's ordered consumer pulls
-  (for 'a second time': pulls or is pushed to, whichever is faster). In Python: `mesh.client`; nats-py's ordered
-  consumer.
+  (`posix_fadvise`). By raw socket: a program in C that reads frames from one connection and compares every payload,
+  with one `$LOG.FETCH` for all of it; JetStream's ordered consumer pulls (for 'a second time': pulls or is pushed to,
+  whichever is faster). By NATS client: `mesh.client`; nats-py's ordered consumer.
 - Restart: all processes of the tier at once, from their start until all events are there, another one was acknowledged
   and the first one was read. The pages of the data are not cached.
 - Written to the disk is the kernel's count for a process (`write_bytes` in `/proc/PID/io`), of the node with the most:
