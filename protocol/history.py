@@ -5,8 +5,8 @@
     $LOG.FETCH.<stream>.<partition>     {offset | timestamp, max_records, max_bytes, max_wait_ms, end_offset, filter}
                                         → messages on the inbox, then one status message
 
-In METADATA a partition whose group has no leader has `"leader": null`, `"error": "LEADER_NOT_AVAILABLE"` and -1 for what
-only a leader knows; where no group that was asked has one, the request fails.
+In METADATA a partition whose group has no leader has `"leader": null`, `"error": "LEADER_NOT_AVAILABLE"` and -1 for
+what only a leader knows; where no group that was asked has one, the request fails.
 
 Each message of a fetch shows the event's payload and headers; what the log says of it stands in headers before them:
 

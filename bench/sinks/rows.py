@@ -232,8 +232,8 @@ def rows() -> list[Row]:
         Row("leader-killed", "SIGKILL of the leader", gap, _without_the_leader),
         _history("history-128", "history of one partition by raw socket, 128 B", 128),
         _history("history-1k", "history of one partition by raw socket, 1 KiB", KIB),
-        Row("history-python", "history of one partition by NATS client (Python), 1 KiB", _COLD_AND_HOT, _history_in_python,
-            (Zone, JetStream)),
+        Row("history-python", "history of one partition by NATS client (Python), 1 KiB", _COLD_AND_HOT,
+            _history_in_python, (Zone, JetStream)),
         Row("restart", "restart with a large log, 1 KiB", restart, _restart, (Zone, JetStream), rounds_max=1),
         Row("written", "disk writes per node, 1 KiB", written, _written),
     ]  # fmt: skip
