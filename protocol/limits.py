@@ -121,6 +121,7 @@ FETCH_BYTES_DEFAULT: Final = 1 * MIB
 FETCH_BYTES_MAX: Final = 1024 * MIB  # of one request: no faster than its reader takes it
 FETCH_WAIT_MS_MAX: Final = 60_000
 FETCH_CHUNK_BYTES: Final = 2 * MIB  # what the gateway pulls from a sink at a time
+FETCH_CHUNKS_BYTES_MAX: Final = 16 * MIB  # of all requests of a connection, pulled and not shown yet
 FETCH_TURN_BYTES: Final = 512 * KIB  # of the log, shown before others have their turn; a batch may have more
 FETCHES_PER_CONNECTION_MAX: Final = 64
 FETCHES_AHEAD_MAX: Final = 4  # of a gateway, that have a chunk read before it can be shown

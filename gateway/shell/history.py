@@ -28,6 +28,7 @@ from protocol.errors import FrameError, LogError
 from protocol.history import FetchRequest, MetadataRequest, OffsetsRequest, read_request, stream_and_zone
 from protocol.limits import (
     FETCH_CHUNK_BYTES,
+    FETCH_CHUNKS_BYTES_MAX,
     FETCH_PENDING_PART,
     FETCH_QUEUE_BYTES_MAX,
     FETCHES_AHEAD_MAX,
@@ -198,12 +199,13 @@ class HistoryService:
     ) -> link.Fetched | None:
         """Shows events until the fetch is over; the ends of the log then, or None if nobody is subscribed."""
         clock = asyncio.get_running_loop().time
-        deadline, chunk_bytes = clock() + request.max_wait_ms / 1000, min(FETCH_CHUNK_BYTES, request.max_bytes)
+        deadline = clock() + request.max_wait_ms / 1000
         ahead: asyncio.Task[link.FrameView] | None = None
         try:
             while self._plane.has_interest(session, reply):  # it was never there, or the request is cancelled with it
                 waits = not progress.is_done and not progress.records
                 wait_ms = max(0, int((deadline - clock()) * 1000)) if waits else 0
+                chunk_bytes = min(self._chunk_bytes(session), request.max_bytes)
                 if ahead is None:
                     frame = await sink.fetch(*log_name, progress.next_offset, chunk_bytes, wait_ms)
                 else:
@@ -233,6 +235,11 @@ class HistoryService:
                 self._ahead.remove(ahead)
                 ahead.cancel()
                 await asyncio.gather(ahead, return_exceptions=True)
+
+    def _chunk_bytes(self, session: Session) -> int:
+        """How much is pulled at a time, so that the requests of a connection hold a bounded part of the log together."""
+        requests = len(self._tasks.get(session.id, ())) or 1
+        return min(FETCH_CHUNK_BYTES, FETCH_CHUNKS_BYTES_MAX // requests)
 
     def _hand_over(self, session: Session, reply: str, batches: memoryview, progress: FetchProgress) -> bool:
         """Shows what of `batches` is to be shown; False: nobody is subscribed any more."""
