@@ -237,7 +237,7 @@ class HistoryService:
                 await asyncio.gather(ahead, return_exceptions=True)
 
     def _chunk_bytes(self, session: Session) -> int:
-        """How much is pulled at a time, so that the requests of a connection hold a bounded part of the log together."""
+        """How much is pulled at a time: what all requests of a connection hold of the log together is bounded."""
         requests = len(self._tasks.get(session.id, ())) or 1
         return min(FETCH_CHUNK_BYTES, FETCH_CHUNKS_BYTES_MAX // requests)
 
