@@ -30,7 +30,6 @@ from protocol.limits import (
     RAFT_SILENCE_MS_MAX,
 )
 from sinkd.core.raft_messages import CODEC, Hello, Ping
-from sinkd.shell.pacing import unpace
 
 log = structlog.get_logger()
 
@@ -215,7 +214,6 @@ class PeerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        unpace(self._transport)
         self._port.connections.add(self)
         if self._links is not None:
             self.write(CODEC.pack(self._links.hello()))
