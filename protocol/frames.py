@@ -8,7 +8,7 @@ A link is a `Codec`: its name for errors, its version, and the class of message 
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -23,6 +23,10 @@ class Message(msgspec.Struct, array_like=True, frozen=True):
     """A head. A codec gives its subclasses their number on the wire."""
 
     kind: ClassVar[int]
+
+
+Parts: TypeAlias = list[bytes | memoryview]
+"""A frame to be sent, in the parts that it is made of: what is large is not copied."""
 
 
 class Frame(NamedTuple):
@@ -50,8 +54,8 @@ class Codec:
         """The frame of `message`; its tail may come in parts."""
         return b"".join(self.pack_parts(message, *tail))
 
-    def pack_parts(self, message: Message, *tail: bytes | memoryview) -> list[bytes | memoryview]:
-        """The same, in parts: a tail is not copied."""
+    def pack_parts(self, message: Message, *tail: bytes | memoryview) -> Parts:
+        """The same, in parts."""
         head = msgspec.msgpack.encode(message)
         size = _PREFIX.size - _SIZE_BYTES + len(head) + sum(map(len, tail))
         return [_PREFIX.pack(size, self.version, message.kind, len(head)) + head, *tail]

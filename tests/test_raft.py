@@ -57,7 +57,7 @@ class Wire:
         frames = self.member.urgent + self.member.answers
         self.member.urgent.clear()
         self.member.answers.clear()
-        return [(name, frame.message) for name, data in frames for frame in FrameReader(CODEC).feed(data)]
+        return [(name, frame.message) for name, parts in frames for frame in FrameReader(CODEC).feed(b"".join(parts))]
 
     def receive(self, name: str, message: object, tail: bytes = b"") -> list[tuple[str, object]]:
         self.member.receive(name, message, tail)

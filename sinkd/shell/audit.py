@@ -178,7 +178,7 @@ class AuditNotes:
             elif replica.group.leads:
                 await self._append(replica, stream, id, event)
             elif id in self._own and replica.peers is not None:
-                replica.peers.links.send(replica.group.leader, CODEC.pack(Note(id, event.encoded())))
+                replica.peers.links.send(replica.group.leader, CODEC.pack_parts(Note(id, event.encoded())))
 
     def _forget_old(self) -> None:
         now_ms = self._sink.now_ms()

@@ -24,7 +24,7 @@ import structlog
 
 from protocol.envelope import Envelope
 from protocol.errors import FrameError, LogError
-from protocol.frames import Frame
+from protocol.frames import Frame, Parts
 from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from protocol.link import Appended, Refused
 from sinkd.core import commands
@@ -90,7 +90,7 @@ class Group:
         may_block: bool = True,
         muted: str = "",
         checkpoint: Callable[[], tuple[Checkpoint, bytes] | None] = lambda: None,
-        send: Callable[[str, bytes], None] = lambda name, frame: None,
+        send: Callable[[str, Parts], None] = lambda name, frame: None,
         changed: Callable[[], None] = lambda: None,
         unmute: Callable[[], None] = lambda: None,
         unmuted: Callable[[], None] = lambda: None,
@@ -465,7 +465,7 @@ class Group:
     def _is_sync_due(self, now: float) -> bool:
         return self._journal.has_unsynced_vote or now - self._synced_at >= self._fsync_interval_s
 
-    def _send_all(self, frames: list[tuple[str, bytes]]) -> None:
+    def _send_all(self, frames: list[tuple[str, Parts]]) -> None:
         for name, frame in frames:
             self._send(name, frame)
         frames.clear()

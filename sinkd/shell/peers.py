@@ -150,7 +150,7 @@ class Peers:
     def propose(self, leader: str, proposal: Configure) -> None:
         """Tells the leader of a newer configuration."""
         message = Propose(proposal.revision, proposal.streams, proposal.groups)
-        self.links.send(leader, CODEC.pack(message))
+        self.links.send(leader, CODEC.pack_parts(message))
 
     # -- birth --------------------------------------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ class Peers:
         self._pulls[number] = name, future
         try:
             message = Pull(number, stream.name, stream.incarnation, partition, offset, PULL_BYTES)
-            self.links.send(name, CODEC.pack(message))
+            self.links.send(name, CODEC.pack_parts(message))
             frame = await asyncio.wait_for(future, PULL_MS_MAX / 1000)
         except TimeoutError as error:
             raise LogError("LEADER_NOT_AVAILABLE", f"sink {name} does not answer a pull") from error
@@ -227,4 +227,4 @@ class Peers:
         except (DamagedFile, OSError) as error:
             problem = f"its log cannot be read: {error}"
             self._failed(error)
-        self.links.send(name, CODEC.pack(Pulled(asked.request, start_offset, problem), batches))
+        self.links.send(name, CODEC.pack_parts(Pulled(asked.request, start_offset, problem), batches))

@@ -33,7 +33,7 @@ import structlog
 from pysyncobj import SyncObj, SyncObjConf
 
 from protocol.errors import DamagedFile, FrameError
-from protocol.frames import Message
+from protocol.frames import Message, Parts
 from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from sinkd.core import commands
 from sinkd.core.commands import MembersAre
@@ -97,8 +97,8 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         self.checkpoints_sent = 0
         self.arrivals = 0  # of sinks that were connected while this one led
         self.name = node
-        self.urgent: list[tuple[str, bytes]] = []  # may leave before the sync
-        self.answers: list[tuple[str, bytes]] = []  # say that something is held: it is on the disk
+        self.urgent: list[tuple[str, Parts]] = []  # may leave before the sync
+        self.answers: list[tuple[str, Parts]] = []  # say that something is held: it is on the disk
         self._promises: list[tuple[str, Message]] = []  # answers that wait for a sync
         self.offered: Checkpoint | None = None  # the leader's, which this member lacks the log for
         self.busy = ""  # why no more commands than `busy_takes_bytes` can be taken in an append
@@ -267,14 +267,14 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def _send(self, name: str, message: Message, *tail: bytes) -> None:
         if name in self._peers:
-            self.urgent.append((name, CODEC.pack(message, *tail)))
+            self.urgent.append((name, CODEC.pack_parts(message, *tail)))
 
     def _promise(self, name: str, message: Message) -> None:
         self._promises.append((name, message))
 
     def _answer(self, name: str, message: Message) -> None:
         if name in self._peers:
-            self.answers.append((name, CODEC.pack(message)))
+            self.answers.append((name, CODEC.pack_parts(message)))
 
     def _library_sends(self, name: str, message: dict[str, Any]) -> None:
         kind = message["type"]

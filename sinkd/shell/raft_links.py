@@ -20,7 +20,7 @@ import structlog
 
 from protocol.config import Address
 from protocol.errors import FrameError
-from protocol.frames import Frame, FrameReader, Message
+from protocol.frames import Frame, FrameReader, Message, Parts
 from protocol.limits import (
     RAFT_BUFFER_BYTES_MAX,
     RAFT_DIAL_MS_MAX,
@@ -138,7 +138,7 @@ class RaftLinks:
             if name > self.node:
                 self._dialling[name] = asyncio.get_running_loop().create_task(self._keep(name))
 
-    def send(self, name: str, frame: bytes) -> None:
+    def send(self, name: str, frame: Parts) -> None:
         """To a connected peer; else it is lost, as on a wire that was cut."""
         peer = self._peers.get(name)
         if peer is not None:
@@ -147,7 +147,7 @@ class RaftLinks:
     def tell(self) -> None:
         """Our Hello has changed."""
         for peer in self._peers.values():
-            peer.write(CODEC.pack(self.hello()))
+            peer.write(CODEC.pack_parts(self.hello()))
 
     async def close(self) -> None:
         """Dials nobody any more; the connections end with the port."""
@@ -200,7 +200,7 @@ class RaftLinks:
             self.disconnected(peer.name)
 
 
-class PeerConnection(asyncio.Protocol):
+class PeerConnection(asyncio.BufferedProtocol):
     """Moves bytes. `expected` is whom we dialled for these `links`; who dialled us says for which group."""
 
     def __init__(self, port: RaftPort, links: RaftLinks | None = None, expected: str = "") -> None:
@@ -216,7 +216,7 @@ class PeerConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._port.connections.add(self)
         if self._links is not None:
-            self.write(CODEC.pack(self._links.hello()))
+            self.write(CODEC.pack_parts(self._links.hello()))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -226,11 +226,14 @@ class PeerConnection(asyncio.Protocol):
         if not self.lost.done():
             self.lost.set_result(None)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
         self._silent_watches = 0
         try:
-            for frame in self._reader.feed(data):
-                self._take(frame)
+            for message, tail in self._reader.took(nbytes):
+                self._take(Frame(message, bytes(tail)))
         except FrameError as error:
             peer = self.name or self._expected
             log.warning("raft_link_refused", peer=peer, error=str(error))
@@ -244,7 +247,7 @@ class PeerConnection(asyncio.Protocol):
         if isinstance(message, Hello):
             if self._links is None:
                 self._links = self._port.links_of(message.number)
-                self.write(CODEC.pack(self._links.hello()))
+                self.write(CODEC.pack_parts(self._links.hello()))
             self._introduce(message, self._links)
         elif not self.name or self._links is None:
             raise FrameError(f"raft link: {type(message).__name__} before Hello")
@@ -272,12 +275,12 @@ class PeerConnection(asyncio.Protocol):
             return
         self._silent_watches += 1
         if self._links is not None:  # Hello comes first
-            self.write(CODEC.pack(Ping()))
+            self.write(CODEC.pack_parts(Ping()))
 
-    def write(self, frame: bytes) -> None:
+    def write(self, frame: Parts) -> None:
         if self._transport is None or self._transport.is_closing():
             return
-        self._transport.write(frame)
+        self._transport.writelines(frame)
         if self._transport.get_write_buffer_size() > RAFT_BUFFER_BYTES_MAX:
             self.abort("it does not take what it is sent")
 

@@ -26,6 +26,7 @@ import structlog
 
 from protocol import limits
 from protocol.errors import DamagedFile, LogError
+from protocol.frames import Parts
 from sinkd.core import commands
 from sinkd.core.birth import ACTIVE
 from sinkd.core.machine import Machine, Trimmed
@@ -201,7 +202,7 @@ class Replica:
 
     # -- the group ----------------------------------------------------------------------------------------------------
 
-    def _send(self, name: str, frame: bytes) -> None:
+    def _send(self, name: str, frame: Parts) -> None:
         if self.peers is not None:
             self.peers.links.send(name, frame)
 
