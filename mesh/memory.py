@@ -1,7 +1,7 @@
 """How the C library keeps memory: freed blocks of batches and commands stay with the process.
 
 By default glibc takes every block above 128 KiB from the system and gives it back, and gives back the end of the heap
-whenever it is free. What passes here by the hundred each second has a quarter of a megabyte, or one: each time the
+whenever it is free. What passes here by the hundred each second has half a megabyte, or one: each time the
 system would have to find, clear and map its pages (measured: to read a frame of 1 MiB took 2.8 ms, and takes 0.16 ms).
 """
 

@@ -59,7 +59,7 @@ MONITOR_INDENTED_BYTES_MAX: Final = 256 * KIB  # a longer page is not laid out f
 # -- record batches and the way to the sink ---------------------------------------------------------------------------
 STREAM_PLANS_MAX: Final = 65_536  # cached subjects with their streams and partitions, then the cache starts anew
 STREAM_PLAN_CHARACTERS_MAX: Final = 8 * MIB  # of those subjects
-BATCH_BYTES_TARGET: Final = 256 * KIB  # a batch is closed when it reaches this
+BATCH_BYTES_TARGET: Final = 512 * KIB  # a batch is closed when it reaches this
 BATCH_BYTES_MAX: Final = 8 * MIB  # one oversized record makes a batch of its own
 BATCH_LINGER_MS: Final = 1
 BATCHES_IN_FLIGHT_MAX: Final = 8  # per producer and partition

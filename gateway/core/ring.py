@@ -6,7 +6,7 @@
 
 An event goes in where its publisher is connected, so each gateway has other events, under offsets of its own, and they
 are gone when it ends. Each account has a ring; together they hold at most so many bytes, and the oldest batch of all
-makes room. What is in the making, at most 256 KiB of each account, comes on top; it is sealed when somebody reads.
+makes room. What is in the making, at most 512 KiB of each account, comes on top; it is sealed when somebody reads.
 
 Offsets of a ring are dense and begin at 0. Batches are those of the log (`protocol.records`), so that history is served
 from both by the same code, and events go into them by the same lanes (`gateway.core.lanes`).
