@@ -14,7 +14,7 @@ from support import sanitizers
 from gateway.core import engine
 
 SCRIPTS = 150
-RECORD_SEEDS = 10
+RECORD_SEEDS = 4
 MISTAKE = """
 import ctypes, pathlib, sys
 from support.fuzz import use_extensions
