@@ -83,7 +83,9 @@ async def test_routing_by_broadcast_looks_the_same_to_clients() -> None:
         await until(lambda: second.links.get("gw1", lost) is not lost, "there is another link", 5)
         assert second.dropped["gw1", "unwanted"] >= EVENTS  # the count outlives the link
         links_of_first = gateways[0].plane.peers.links
-        await until(lambda: [each.learned.is_stale for each in links_of_first.values()] == [False] * 2, "all is known", 5)
+        await until(
+            lambda: [each.learned.is_stale for each in links_of_first.values()] == [False] * 2, "all is known", 5
+        )
         with pytest.raises(NoRespondersError):
             await publisher.request("other", b"x", timeout=5)
 
