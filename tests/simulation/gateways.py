@@ -404,7 +404,7 @@ def run(seed: int, engine: Engine | None = None) -> World:
                 patch.setattr(interest, "INTEREST_PATTERNS_MAX", 6)
             world = World(seed, faults=seed % 4 != 0, engine=engine)
             world.run()
-    except BaseException as error:
+    except BaseException as error:  # a Ctrl-C too has to say where it was; raised again
         error.add_note(f"seed {seed}: PYTHONPATH=tests:. python -m simulation.gateways {seed}")
         raise
     return world
