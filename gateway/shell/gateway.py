@@ -79,64 +79,23 @@ class Gateway:
     ) -> None:
         self.configuration = configuration
         self.node = configuration.gateway(node)
-        self.zone, mesh = self.node.zone, configuration.mesh.name
+        self.zone = self.node.zone
         self._wall_ms = wall_ms
         self.plane = Plane(_options(configuration, self.node, version, worker), self, random.randrange, engine)
-        bind = self.node.bind(self.node.client)
-        self.server = ClientServer(
-            self.plane,
-            host=bind.host,
-            port=worker.client_port or bind.port,
-            shares_port=worker.count > 1,
-            now_ms=monotonic_ms,
-            write_deadline_ms=configuration.limits.write_deadline_ms,
-            tls=ClientTls(configuration.tls_clients) if configuration.tls_clients is not None else None,
-        )
+        self.server = _server(configuration, self.node, self.plane, worker)
         self.peers = PeerLinks(self.server, worker, random.random) if worker.count > 1 else None
-        others = [other for other in configuration.zones[self.zone].gateways.values() if other is not self.node]
-        self.mesh: GatewayLinks | None = None
-        if others:
-            hello = Hello(mesh, self.zone, node, self.plane.options.server_id)
-            self.mesh = GatewayLinks(self.server, hello, self.node, others, link_tls, random.random, self._link_refused)
-        self.spool: SpoolFolder | None = None
-        if self.node.spool and sinks:
-            owner = Owner(mesh, self.zone, node, worker.number)
-            self.spool = SpoolFolder(Path(self.node.spool), owner, worker.count, self._answer)
+        self.mesh = self._mesh(link_tls)
+        self.spool = _spool(configuration, self.node, worker, self._answer) if sinks else None
         self.outbox = _outbox(self.zone, self._answer, self.plane.answer, self.spool, engine)
-        self.links: SinkLinks | None = None
         self.audit = AuditTrail(self.outbox, self.zone, node, monotonic_ms, wall_ms, self._flush_outbox_soon)
-        self.rings: Rings | None = None
-        self.ring_log: RingLog | None = None
-        if configuration.mesh.buffer_bytes and not sinks:
-            catch_alls = configuration.catch_all, *configuration.account_catch_alls
-            self.rings = Rings(configuration.mesh.buffer_bytes, catch_alls, engine)
-            self.ring_log = RingLog(node, self.rings)
+        self.rings = None if sinks else _rings(configuration, engine)
+        self.ring_log = None if self.rings is None else RingLog(node, self.rings)
         self.plane.routes_changed(keeps_events=bool(sinks) or self.rings is not None)
         self._streams = _provisional(configuration, self.zone)
         mode, flush = configuration.mesh.contracts, self.server.flush_history
         self.contracts = ContractService(self.plane, mode, self.zone, self.plane.routes_changed, flush, monotonic_ms)
-        if sinks:
-            self.outbox.set_streams(self._streams)
-            sink_hello = link.Hello(mesh, self.zone, node, contracts=True)
-            self.links = self.contracts.sinks = SinkLinks(
-                _keeper(configuration, self.zone).groups,
-                sinks,
-                sink_hello,
-                lambda: link.Open(node, worker.number, secrets.token_bytes(16)),
-                self.outbox,
-                monotonic_ms,
-                self._sink_spoke,
-                self.contracts.told,
-            )
-        self.history = HistoryService(
-            self.plane,
-            self.links or self.ring_log,
-            self.zone if self.ring_log is None else node,
-            self.server.flush_history,
-            self.audit.history_refused,
-            (lambda: self.outbox.routes.every) if self.ring_log is None else self.ring_log.streams,
-            configuration.limits.max_pending_bytes,
-        )
+        self.links = self._sink_links(sinks, worker) if sinks else None
+        self.history = self._history()
         self._waiting: dict[Session, tuple[StreamState, int]] = {}  # what for, since when
         self._given_up: dict[Session, StreamState] = {}
         self._routes = self.outbox.routes
@@ -145,6 +104,43 @@ class Gateway:
         self.closed = ClosedConnections()
         self.started_ms = monotonic_ms()
         self._calendar = Moment(self.started_ms, wall_ms())
+
+    def _mesh(self, link_tls: LinkTls | None) -> GatewayLinks | None:
+        """The links to the other gateways of the zone; None where there are none."""
+        others = [other for other in self.configuration.zones[self.zone].gateways.values() if other is not self.node]
+        if not others:
+            return None
+        hello = Hello(self.configuration.mesh.name, self.zone, self.node.name, self.plane.options.server_id)
+        return GatewayLinks(self.server, hello, self.node, others, link_tls, random.random, self._link_refused)
+
+    def _sink_links(self, sinks: Sequence[SinkDial], worker: Worker) -> SinkLinks:
+        configuration, node = self.configuration, self.node.name
+        self.outbox.set_streams(self._streams)
+        links = SinkLinks(
+            _keeper(configuration, self.zone).groups,
+            sinks,
+            link.Hello(configuration.mesh.name, self.zone, node, contracts=True),
+            lambda: link.Open(node, worker.number, secrets.token_bytes(16)),
+            self.outbox,
+            monotonic_ms,
+            self._sink_spoke,
+            self.contracts.told,
+        )
+        self.contracts.sinks = links
+        return links
+
+    def _history(self) -> HistoryService:
+        """Read from the sinks or, where there are none, from the ring."""
+        ring = self.ring_log
+        return HistoryService(
+            self.plane,
+            self.links or ring,
+            self.zone if ring is None else self.node.name,
+            self.server.flush_history,
+            self.audit.history_refused,
+            (lambda: self.outbox.routes.every) if ring is None else ring.streams,
+            self.configuration.limits.max_pending_bytes,
+        )
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -443,6 +439,34 @@ def _user(user: config.User) -> UserEntry:
         role=user.role,
     )
     return with_role(entry)
+
+
+def _server(configuration: config.Config, node: config.Gateway, plane: Plane, worker: Worker) -> ClientServer:
+    bind, tls = node.bind(node.client), configuration.tls_clients
+    return ClientServer(
+        plane,
+        host=bind.host,
+        port=worker.client_port or bind.port,
+        shares_port=worker.count > 1,
+        now_ms=monotonic_ms,
+        write_deadline_ms=configuration.limits.write_deadline_ms,
+        tls=ClientTls(tls) if tls is not None else None,
+    )
+
+
+def _spool(configuration: config.Config, node: config.Gateway, worker: Worker, answer: Answer) -> SpoolFolder | None:
+    if not node.spool:
+        return None
+    owner = Owner(configuration.mesh.name, node.zone, node.name, worker.number)
+    return SpoolFolder(Path(node.spool), owner, worker.count, answer)
+
+
+def _rings(configuration: config.Config, engine: Engine) -> Rings | None:
+    """The latest events, where no sink keeps them and the configuration asks for that."""
+    if not configuration.mesh.buffer_bytes:
+        return None
+    catch_alls = configuration.catch_all, *configuration.account_catch_alls
+    return Rings(configuration.mesh.buffer_bytes, catch_alls, engine)
 
 
 def _outbox(zone: str, answer: Answer, answer_many: AnswerMany, spool: SpoolFolder | None, engine: Engine) -> Outbox:
