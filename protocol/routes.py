@@ -150,9 +150,16 @@ def _number(word: bytes, digits_max: int = _DIGITS_MAX) -> int:
     return int(word) if word.isdigit() and len(word) <= digits_max else -1
 
 
-def connect_line(name: str) -> bytes:
-    """The first line on a link: who speaks, and which version of this protocol."""
-    return b"CONNECT " + msgspec.json.encode({"version": VERSION, "name": name}) + b"\r\n"
+def connect_line(name: str, zone: str = "") -> bytes:
+    """The first line on a link or channel: who speaks, about which other zone, and which version of this protocol."""
+    about = {"zone": zone} if zone else {}
+    return b"CONNECT " + msgspec.json.encode({"version": VERSION, "name": name} | about) + b"\r\n"
+
+
+def rank(zone: str, other: str, gateway: str) -> int:
+    """Which gateway of a zone comes first where one is to be chosen for a pair of zones: that of the lowest rank."""
+    pair = " ".join(sorted((zone, other)))
+    return int.from_bytes(hashlib.blake2b(f"{pair} {gateway}".encode(), digest_size=8).digest(), "big")
 
 
 def check_connect(argument: bytes) -> str:

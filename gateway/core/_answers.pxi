@@ -50,7 +50,7 @@ cdef class Answered:
     cdef Receivers look_up(self, const char* reply, Py_ssize_t size):
         cdef list plain = []
         cdef dict queues = self.sublist.find(PyBytes_FromStringAndSize(reply, size), plain)
-        return _arrange(plain, queues)
+        return _arrange(plain, queues, None)
 
     cdef bint is_literal(self, const char* reply, Py_ssize_t size) except -1:
         return PyBytes_FromStringAndSize(reply, size) in self.sublist.literals
@@ -61,7 +61,7 @@ cdef class Answered:
         if not _is_routable(reply, size) or not _is_common(self.sublist.root, reply, 0, self.begin_size):
             return None
         queues = _walk(self.sublist.root, PyBytes_FromStringAndSize(reply, size), 0, plain, queues)
-        return _arrange(plain, queues)
+        return _arrange(plain, queues, None)
 
 
 cdef inline Py_ssize_t _begin_size(const char* reply, Py_ssize_t size) noexcept nogil:
@@ -166,5 +166,5 @@ cdef int _answer(Forwarder self, Account account, Replies replies, form, int64_t
         else:
             head = _head(reply, waiting.size)
         _put_ack(PyBytes_AS_STRING(room), base_offset + waiting.number, &known, &message)
-        self._send(None, account, head, receivers, &message)
+        self._send(None, account, head, receivers, NULL, &message)
     return 0

@@ -36,6 +36,7 @@ from protocol._records cimport BatchBuilder
 from gateway.core.forwarding import Kind, Stats
 from gateway.core.identity import EVERYTHING
 from gateway.core.lanes import REPLY_BYTES
+from gateway.core.session import Scope
 from gateway.core.sublist import Result
 from protocol import nats, routes, subjects
 from protocol.limits import BATCH_BYTES_TARGET, ROUTE_PLAN_BYTES_MAX, ROUTE_PLANS_MAX, TURN_BYTES_MAX, TURN_EVENT_BYTES
@@ -259,11 +260,11 @@ cdef class Forwarder:
         cdef Plan plan
         if sender is not None:
             plan = self._plan(sender, PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
-            return self._spread(sender, account, plan.head, plan.receivers, reply, header_block, payload)
+            return self._spread(sender, account, plan.head, plan.receivers, NULL, reply, header_block, payload)
         plain = []
         queues = account.sublist.find(subject, plain)
         head = _head(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
-        return self._spread(None, account, head, _arrange(plain, queues), reply, header_block, payload)
+        return self._spread(None, account, head, _arrange(plain, queues, None), NULL, reply, header_block, payload)
 
     def answer(self, Account account not None, Replies replies not None, form, int64_t base_offset):
         try:
@@ -278,7 +279,7 @@ cdef class Forwarder:
         cdef Receivers plain = Receivers.__new__(Receivers)  # some may be closed, and know their session no more
         plain.plain, plain.groups = receivers, _NONE
         head = _head(PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
-        return self._spread(None, None, head, plain, reply, header_block, payload)
+        return self._spread(None, None, head, plain, NULL, reply, header_block, payload)
 
     def hand_over(self, Subscription subscription not None, bytes frames not None, Py_ssize_t count,
                   Py_ssize_t size_bytes):
@@ -300,25 +301,23 @@ cdef class Forwarder:
         return count
 
     cdef _arrive(self, Session peer, event):
-        """A message from a peer: to plain subscribers, and to one member of each group that it names."""
-        cdef bytes subject = event.subject
-        cdef Receivers own = Receivers.__new__(Receivers)
+        """A message from a peer: to plain subscribers, and to one member of each group that it names, in its scope."""
+        cdef bytes subject = event.subject, text = b"".join([queue + b" " for queue in event.queues])
+        cdef Names names
         cdef Plan plan
         peer.in_msgs += 1
         peer.in_bytes += len(event.header_block) + len(event.payload)
         peer.last_activity_ms = self.now_ms
         peer.account = self.policy.account(event.account.decode())
         plan = self._plan(peer, PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
-        named = frozenset(event.queues)
-        own.plain = plan.receivers.plain
-        own.groups = [
-            members for name, members in zip(plan.receivers.names, plan.receivers.groups) if name in named
-        ]
-        count = self._spread(peer, peer._account, plan.head, own, event.reply, event.header_block, event.payload)
+        names.text, names.size = PyBytes_AS_STRING(text), PyBytes_GET_SIZE(text)
+        count = self._spread(
+            peer, peer._account, plan.head, plan.receivers, &names, event.reply, event.header_block, event.payload
+        )
         peer.unwanted_msgs += count == 0
 
-    cdef Py_ssize_t _spread(self, Session sender, Account account, bytes head, Receivers receivers, bytes reply,
-                            bytes header_block, bytes payload) except -1:
+    cdef Py_ssize_t _spread(self, Session sender, Account account, bytes head, Receivers receivers, Names* names,
+                            bytes reply, bytes header_block, bytes payload) except -1:
         cdef Message message
         cdef bytes rest = _rest(reply, header_block, payload)
         message.rest = PyBytes_AS_STRING(rest)
@@ -328,7 +327,7 @@ cdef class Forwarder:
         message.payload_size = PyBytes_GET_SIZE(payload)
         message.payload = message.rest + message.rest_size - 2 - message.payload_size
         message.header_size = PyBytes_GET_SIZE(header_block)
-        sent = self._send(sender, account, head, receivers, &message)
+        sent = self._send(sender, account, head, receivers, names, &message)
         self.stats.out_msgs += self.out_msgs
         self.stats.out_bytes += self.out_bytes
         self.out_msgs = self.out_bytes = 0
@@ -355,7 +354,9 @@ cdef class Forwarder:
         if session.verbose:
             self.write(session, _OK)
         answered = plan.kind and plan.lane.answers
-        receivers = self._spread(session, session._account, plan.head, plan.receivers, reply, header_block, payload)
+        receivers = self._spread(
+            session, session._account, plan.head, plan.receivers, NULL, reply, header_block, payload
+        )
         if receivers == 0 and reply and not answered:
             self.policy.unanswered(session, _decode(reply), _decode(subject))
 
@@ -387,7 +388,7 @@ cdef class Forwarder:
         return plan
 
     cdef Plans _plans_of(self, Session session):
-        key = session._account, session._permissions
+        key = session._account, session._permissions, session.scope_number, session._zone
         plans = self.plans.get(key)
         if plans is None:
             plans = self.plans[key] = Plans(session._account)
@@ -413,7 +414,7 @@ cdef class Forwarder:
             queues = None
         else:
             queues = sublist.find(PyBytes_FromStringAndSize(plan.subject, plan.subject_size), plain)
-        plan.receivers = _arrange(plain, queues)
+        plan.receivers = _arrange(plain, queues, session)
         plan.size_bytes = sizeof(PyObject*) * plan.receivers.count + PyBytes_GET_SIZE(plan.head) + PLAN_BYTES
         plan.generation = generation
         self.turn_bytes += plan.size_bytes
@@ -482,7 +483,7 @@ cdef class Forwarder:
                     self._special(session, plan, subject, &message)
                 else:
                     answered = plan.kind and plan.lane.answers  # before the plan may go: others are called now
-                    receivers = self._send(session, session._account, plan.head, plan.receivers, &message)
+                    receivers = self._send(session, session._account, plan.head, plan.receivers, NULL, &message)
                     if receivers == 0 and message.reply_size and not answered and session.no_responders:
                         self.turn_bytes += _TURN_EVENT_BYTES
                         self.policy.unanswered(
@@ -588,9 +589,9 @@ cdef class Forwarder:
         self.turn_bytes += plan.subject_size + block_size + payload_size
         return True
 
-    cdef Py_ssize_t _send(self, Session sender, Account account, bytes head, Receivers receivers,
+    cdef Py_ssize_t _send(self, Session sender, Account account, bytes head, Receivers receivers, Names* names,
                           Message* message) except -1:
-        """To all who get it; how many did, with each peer as one."""
+        """To all who get it; how many did, with each peer as one. Where there are `names`, only to groups of these."""
         cdef Session silent = None if sender is None or sender.echo else sender
         cdef list plain = receivers.plain, groups = receivers.groups
         cdef Subscription subscription
@@ -602,8 +603,10 @@ cdef class Forwarder:
                 self._put(subscription, head, message, sender)
                 count += 1
         if receivers.peers is not None:
-            return count + _send_groups(self, sender, silent, account, head, receivers, message)
+            return count + _send_groups(self, sender, silent, account, head, receivers, names, message)
         for i in range(PyList_GET_SIZE(groups)):
+            if names != NULL and not _is_named(names, <bytes>PyList_GET_ITEM(receivers.names, i)):
+                continue
             subscription = self._choose(<list>PyList_GET_ITEM(groups, i), _NONE, silent)
             if subscription is not None:
                 self._put(subscription, head, message, sender)

@@ -1,5 +1,12 @@
 # Part of _forwarding.pyx: route plans. The reference is `Plan`, `Plans` and `Receivers` in `gateway.core.forwarding`.
 
+cdef enum:  # `Scope`
+    ANYWHERE = 0
+    HERE = 1
+    ZONE = 2
+    BORDER = 3
+
+
 @cython.final
 @cython.no_gc
 cdef class Receivers:
@@ -8,7 +15,9 @@ cdef class Receivers:
     cdef list plain  # of clients' subscriptions
     cdef list groups  # of lists of clients' subscriptions
     cdef list names  # of the groups
-    cdef list near, far  # of lists of peers' subscriptions, as `groups`; None where no peer wants anything
+    # Of lists of peers' subscriptions, as `groups`; None where no peer wants anything: those of workers of this gateway,
+    # of other gateways of the zone, of other zones.
+    cdef list near, far, beyond
     # Their sessions (or None): first those with plain subscribers, `counted_peers` of them, then those that are sent
     # everything, up to `plain_peers`; then those that have but members of groups.
     cdef list peers
@@ -24,10 +33,29 @@ cdef bint _is_near(entry):
     return (<Subscription>entry).session.near
 
 
-cdef Receivers _arrange(list plain, dict queues):
+cdef bint _is_beyond(entry):
+    return (<Subscription>entry).session._zone != ""
+
+
+cdef bint _reaches(Session sender, entry):
+    """As in the reference; `sender` None stands for ourselves."""
+    cdef Session receiver = (<Subscription>entry).session
+    cdef int scope = ANYWHERE if sender is None else sender.scope_number
+    if scope == ANYWHERE:
+        return not receiver.spare
+    if scope == HERE:
+        return not receiver.is_peer
+    if scope == ZONE:
+        return receiver._zone == ""
+    return receiver.scope_number == ZONE and receiver._zone == sender._zone
+
+
+cdef Receivers _arrange(list plain, dict queues, Session sender):
     cdef Receivers receivers = Receivers.__new__(Receivers)
     cdef list members
     cdef bint has_peers = False
+    if sender is not None and sender.scope_number == BORDER:
+        has_peers = True  # not for our own clients
     receivers.plain = plain
     receivers.names = receivers.groups = _NONE
     if queues is not None:
@@ -40,26 +68,41 @@ cdef Receivers _arrange(list plain, dict queues):
         for entry in members:
             has_peers = has_peers or _is_peers(entry)
     if has_peers:
-        _part(receivers)
+        _part(receivers, sender)
     return receivers
 
 
-cdef _part(Receivers receivers):
+cdef _leave_reached(Receivers receivers, Session sender):
+    """Takes out what a message of `sender` may not go to."""
+    cdef list members, names = [], groups = []
+    receivers.plain = [entry for entry in receivers.plain if _reaches(sender, entry)]
+    for name, members in zip(receivers.names, receivers.groups):
+        members = [entry for entry in members if _reaches(sender, entry)]
+        if members:
+            names.append(name)
+            groups.append(members)
+    receivers.names, receivers.groups = names, groups
+
+
+cdef _part(Receivers receivers, Session sender):
     """Clients' subscriptions from those of peers."""
-    cdef list members, groups = [[entry for entry in members if _is_peers(entry)] for members in receivers.groups]
-    cdef list routed = [entry for entry in receivers.plain if _is_peers(entry)]
+    cdef list members, groups, routed
+    _leave_reached(receivers, sender)
+    groups = [[entry for entry in members if _is_peers(entry)] for members in receivers.groups]
+    routed = [entry for entry in receivers.plain if _is_peers(entry)]
     cdef dict peers = dict.fromkeys([(<Subscription>entry).session for entry in routed if (<Subscription>entry).weight])
     receivers.counted_peers = len(peers)
     for entry in routed:
         peers[(<Subscription>entry).session] = None
     receivers.plain_peers = len(peers)
-    receivers.count += 2 * LIST_POINTERS * len(groups)
+    receivers.count += 3 * LIST_POINTERS * len(groups)
     for members in groups:
         for entry in members:
             peers[(<Subscription>entry).session] = None
     receivers.peers = list(peers)
     receivers.near = [[entry for entry in members if _is_near(entry)] for members in groups]
-    receivers.far = [[entry for entry in members if not _is_near(entry)] for members in groups]
+    receivers.far = [[entry for entry in members if not _is_near(entry) and not _is_beyond(entry)] for members in groups]
+    receivers.beyond = [[entry for entry in members if _is_beyond(entry)] for members in groups]
     receivers.plain = [entry for entry in receivers.plain if not _is_peers(entry)]
     receivers.groups = [[entry for entry in members if not _is_peers(entry)] for members in receivers.groups]
 

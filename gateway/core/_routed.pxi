@@ -11,7 +11,7 @@ cdef enum:
 
 
 cdef Py_ssize_t _send_groups(Forwarder self, Session sender, Session silent, Account account, bytes head,
-                             Receivers receivers, Message* message) except -1:
+                             Receivers receivers, Names* names, Message* message) except -1:
     """To one member of each group, here or at a peer, and to the peers; how many got it, with each peer as one."""
     cdef PyObject* few[GROUPS_FEW]
     cdef PyObject** asked = few  # by group: the peer whose member is to get it, or NULL
@@ -24,9 +24,13 @@ cdef Py_ssize_t _send_groups(Forwarder self, Session sender, Session silent, Acc
         asked = <PyObject**>PyBytes_AS_STRING(room)
     for i in range(groups):
         asked[i] = NULL
+        if names != NULL and not _is_named(names, <bytes>PyList_GET_ITEM(receivers.names, i)):
+            continue
         chosen = self._choose(receivers.groups[i], receivers.near[i], silent)
         if chosen is None:
             chosen = self._choose(_NONE, receivers.far[i], silent)
+        if chosen is None:
+            chosen = self._choose(_NONE, receivers.beyond[i], silent)
         if chosen is None:
             continue
         peer = chosen.session
@@ -150,7 +154,9 @@ cdef int _forward_routed(Forwarder self, Session peer, const char* data, Py_ssiz
                 or plan.generation != sublist.wild + sublist.buckets[plan.bucket] + self.epoch
             ):
                 plan = self._plan(peer, subject, subject_size)
-            _put_here(self, peer, plan.head, plan.receivers, &names, &message)
+            self.turn_bytes += TURN_LOOK_BYTES * names.size * PyList_GET_SIZE(plan.receivers.groups) // NAMES_LOOKED_AT
+            if self._send(peer, peer._account, plan.head, plan.receivers, &names, &message) == 0:
+                peer.unwanted_msgs += 1
             if self.interrupted:
                 if peer.stopped():
                     break
@@ -158,31 +164,6 @@ cdef int _forward_routed(Forwarder self, Session peer, const char* data, Py_ssiz
                 self.interrupted = False
     finally:
         at[0] = line - data
-    return 0
-
-
-cdef int _put_here(Forwarder self, Session peer, bytes head, Receivers receivers, Names* names,
-                   Message* message) except -1:
-    """A message from a peer: to plain subscribers, and to one member of each group that it names."""
-    cdef Py_ssize_t i, count = 0
-    cdef Subscription subscription
-    self.turn_bytes += TURN_LOOK_BYTES * (PyList_GET_SIZE(receivers.plain) + PyList_GET_SIZE(receivers.groups))
-    for i in range(PyList_GET_SIZE(receivers.plain)):
-        subscription = <Subscription>PyList_GET_ITEM(receivers.plain, i)
-        if _is_open(subscription):
-            self._put(subscription, head, message, peer)
-            count += 1
-    if names.size == 0:
-        peer.unwanted_msgs += count == 0
-        return 0
-    self.turn_bytes += TURN_LOOK_BYTES * names.size * PyList_GET_SIZE(receivers.groups) // NAMES_LOOKED_AT
-    for i in range(PyList_GET_SIZE(receivers.groups)):
-        if _is_named(names, <bytes>PyList_GET_ITEM(receivers.names, i)):
-            subscription = self._choose(<list>PyList_GET_ITEM(receivers.groups, i), _NONE, None)
-            if subscription is not None:
-                self._put(subscription, head, message, peer)
-                count += 1
-    peer.unwanted_msgs += count == 0
     return 0
 
 

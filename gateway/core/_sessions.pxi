@@ -11,6 +11,10 @@ cdef class Session:
     cdef str _peer
     cdef bint is_peer
     cdef public bint near
+    cdef object _scope
+    cdef int scope_number
+    cdef str _zone
+    cdef public bint spare
     cdef public int64_t interest_mark
 
     cdef object _options
@@ -57,7 +61,8 @@ cdef class Session:
         self.parser = parser
         self._account = account
         self.subscriptions = {}
-        self.peer = ""
+        self.peer = self.zone = ""
+        self.scope = Scope.ANYWHERE
         self.options = nats.ConnectOptions()
         self.nonce = ""
         self.user = ""
@@ -88,6 +93,24 @@ cdef class Session:
     def peer(self, str name not None):
         self._peer = name
         self.is_peer = name != ""
+
+    @property
+    def scope(self):
+        return self._scope
+
+    @scope.setter
+    def scope(self, scope):
+        self._scope, self.scope_number = scope, scope
+        self.plans = self.last = None
+
+    @property
+    def zone(self):
+        return self._zone
+
+    @zone.setter
+    def zone(self, str zone not None):
+        self._zone = zone
+        self.plans = self.last = None
 
     @property
     def options(self):

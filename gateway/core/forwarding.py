@@ -13,10 +13,11 @@ The twin does the ordinary case (a plain PUB or HPUB, complete in what was read)
 plain SUB or UNSUB without asking where nothing is limited, and hands everything else to the same parser and the same
 policy. What it does must be what is written here.
 
-Peers are other workers: what they want stands in the same sublist, under sessions that have a `peer` name. A message
-goes to each peer once, however many want it there, and names the queue groups whose member is to be found there. All
-members of a group behind workers of the same gateway (`near`) have the same chance, as with one server; peers that are
-other gateways are asked only where nobody here can have it. What comes from a peer is delivered and never passed on.
+Peers are other workers or gateways: what they want stands in the same sublist, under sessions with a `peer` name. A
+message goes to each peer once, however many want it there, and names the queue groups whose member is to be found there.
+All members of a group behind workers of the same gateway (`near`) have the same chance, as with one server; other
+gateways of the zone are asked only where nobody here can have it, and other zones (`Session.zone`) where nobody of the
+zone can. What comes from a peer goes on where it has not been yet (`Session.scope`).
 A peer that is sent everything, wanted there or not, has a subscription of weight 0: it gets a message like others, but
 is not counted among those who got it, since nobody may be there. What our own clients want peers hear before the next
 message: it may be a request, and its answer wanted.
@@ -32,12 +33,13 @@ Fairness: one call of `receive` stops after `TURN_BYTES_MAX` bytes of work and s
 Queue groups: the member is picked by a xorshift generator (Marsaglia, 'Xorshift RNGs', 2003), the same in both twins.
 """
 
+from collections.abc import Iterator
 from enum import IntFlag
 from typing import NamedTuple, Protocol
 
 from gateway.core.identity import Permissions
 from gateway.core.lanes import Lane, Replies
-from gateway.core.session import Account, Session, Subscription
+from gateway.core.session import Account, Scope, Session, Subscription
 from gateway.core.sublist import Result
 from protocol import nats, publish, routes, subjects
 from protocol.limits import (
@@ -120,12 +122,13 @@ class Policy(Protocol):
 class Group(NamedTuple):
     """The members of one queue group among those who get a message.
 
-    `members`: our own clients, and workers of the same gateway, each with its weight. `far`: other gateways.
+    Each tuple with weights: our own clients and workers of the same gateway, other gateways of the zone, other zones.
     """
 
     queue: str
     members: tuple[Subscription, ...]
     far: tuple[Subscription, ...]
+    beyond: tuple[Subscription, ...] = ()
 
 
 class Receivers(NamedTuple):
@@ -140,18 +143,38 @@ class Receivers(NamedTuple):
     uncounted: tuple[Session, ...] = ()
 
     @classmethod
-    def of(cls, result: Result[Subscription]) -> "Receivers":
-        groups = []
-        for members in result.queues:
-            own = tuple(member for member in members if not member.session.peer)
-            near = tuple(member for member in members if member.session.peer and member.session.near)
-            far = tuple(member for member in members if member.session.peer and not member.session.near)
-            groups.append(Group(members[0].queue, own + near, far))
-        routed = [subscription for subscription in result.plain if subscription.session.peer]
+    def of(cls, result: Result[Subscription], sender: Session | None = None) -> "Receivers":
+        """Those of `result` that a message of `sender` may go to."""
+        reached = [each for each in result.plain if _reaches(sender, each.session)]
+        routed = [subscription for subscription in reached if subscription.session.peer]
         peers = dict.fromkeys(subscription.session for subscription in routed if subscription.weight)
         uncounted = dict.fromkeys(each.session for each in routed if each.session not in peers)
-        plain = tuple(subscription for subscription in result.plain if not subscription.session.peer)
-        return cls(plain, tuple(groups), tuple(peers), tuple(uncounted))
+        plain = tuple(subscription for subscription in reached if not subscription.session.peer)
+        return cls(plain, tuple(_groups(result, sender)), tuple(peers), tuple(uncounted))
+
+
+def _reaches(sender: Session | None, receiver: Session) -> bool:
+    """Whether a message of `sender` (None: one of our own) may go to `receiver`."""
+    scope = Scope.ANYWHERE if sender is None else sender.scope
+    if scope == Scope.ANYWHERE:
+        return not receiver.spare
+    if scope == Scope.HERE:
+        return not receiver.peer
+    if scope == Scope.ZONE:
+        return not receiver.zone
+    return sender is not None and receiver.scope == Scope.ZONE and receiver.zone == sender.zone
+
+
+def _groups(result: Result[Subscription], sender: Session | None) -> Iterator[Group]:
+    for entries in result.queues:
+        members = [member for member in entries if _reaches(sender, member.session)]
+        own = tuple(member for member in members if not member.session.peer)
+        near = tuple(member for member in members if member.session.peer and member.session.near)
+        routed = [member for member in members if member.session.peer and not member.session.near]
+        far = tuple(member for member in routed if not member.session.zone)
+        beyond = tuple(member for member in routed if member.session.zone)
+        if members:
+            yield Group(entries[0].queue, own + near, far, beyond)
 
 
 class Plan(NamedTuple):
@@ -180,7 +203,8 @@ class Plans:
 
     def keep(self, subject: bytes, plan: Plan) -> None:
         plain, groups, peers, uncounted = plan.receivers
-        count = len(plain) + len(peers) + len(uncounted) + sum(len(group.members) + len(group.far) for group in groups)
+        count = len(plain) + len(peers) + len(uncounted)
+        count += sum(len(group.members) + len(group.far) + len(group.beyond) for group in groups)
         size_bytes = len(subject) + 8 * count
         if len(self._plans) >= ROUTE_PLANS_MAX or self._bytes + size_bytes > ROUTE_PLAN_BYTES_MAX:
             self.clear()
@@ -231,7 +255,7 @@ class Forwarder:
         self._stall_bytes = stall_bytes
         self._random = seed & _MASK or 1
         self._dirty: list[Session] = []
-        self._plans: dict[tuple[Account, Permissions], Plans] = {}
+        self._plans: dict[tuple[Account, Permissions, Scope, str], Plans] = {}
         self._epoch = 0
         self._now_ms = 0
         self._turn_bytes = 0
@@ -393,42 +417,36 @@ class Forwarder:
         return taken
 
     def _plan(self, session: Session, wire_subject: bytes) -> Plan:
-        account, permissions = session.account, session.permissions
+        account = session.account
         generation = account.sublist.generation + self._epoch
-        plans = self._plans_of(account, permissions)
+        plans = self._plans_of(session)
         plan = plans.find(wire_subject, generation)
         if plan is None:
             subject = subjects.decode(wire_subject)
             kind = self._policy.kind(session, subject)
             lane = self._policy.lane(session, subject) if kind == Kind.KEPT else None
-            plan = Plan(kind, Receivers.of(account.sublist.match(subject)), generation, lane)
+            plan = Plan(kind, Receivers.of(account.sublist.match(subject), session), generation, lane)
             plans.keep(wire_subject, plan)
         return plan
 
-    def _plans_of(self, account: Account, permissions: Permissions) -> Plans:
-        key = account, permissions
+    def _plans_of(self, session: Session) -> Plans:
+        key = session.account, session.permissions, session.scope, session.zone
         plans = self._plans.get(key)
         if plans is None:
-            plans = self._plans[key] = Plans(account)
+            plans = self._plans[key] = Plans(session.account)
         return plans
 
     def _arrive(self, peer: Session, event: routes.RouteMessage) -> None:
-        """A message from a peer: to plain subscribers, and to one member of each group that it names."""
+        """A message from a peer: to plain subscribers, and to one member of each group that it names, in its scope."""
         message = _Message(event.subject, event.reply, event.header_block, event.payload)
         peer.in_msgs += 1
         peer.in_bytes += len(event.header_block) + len(event.payload)
         peer.last_activity_ms = self._now_ms
         peer.account = self._policy.account(event.account.decode())
-        plain, groups, *_ = self._plan(peer, event.subject).receivers
-        count = sum(self._put(subscription, message, peer) for subscription in plain)
+        receivers = self._plan(peer, event.subject).receivers
         named = frozenset(map(subjects.decode, event.queues))
-        for group in groups:
-            if group.queue in named:
-                own = tuple(member for member in group.members if not member.session.peer)
-                chosen = self._choose(own, None)
-                if chosen is not None:
-                    count += self._put(chosen, message, peer)
-        peer.unwanted_msgs += count == 0
+        receivers = receivers._replace(groups=tuple(group for group in receivers.groups if group.queue in named))
+        peer.unwanted_msgs += self._send(receivers, peer.account, peer, message) == 0
 
     def _send(self, receivers: Receivers, account: Account, sender: Session | None, message: _Message) -> int:
         silent = None if sender is None or sender.options.echo else sender
@@ -439,6 +457,7 @@ class Forwarder:
         named: dict[Session, list[bytes]] = {peer: [] for peer in receivers.peers + receivers.uncounted}
         for group in receivers.groups:
             chosen = self._choose(group.members, silent) or self._choose(group.far, silent)
+            chosen = chosen or self._choose(group.beyond, silent)
             if chosen is None:
                 continue
             if chosen.session.peer:

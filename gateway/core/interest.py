@@ -1,4 +1,4 @@
-"""What the clients of this gateway want, as its peers are told; and what a peer has told of its own.
+"""What peers are told that somebody wants: our own clients, or whoever is behind us; and what a peer has told.
 
 Interest is the number of subscriptions to one pattern (and queue group) in one account. Peers are told of a pattern
 once, however many have subscribed to it, and of a group how many members it has: they spread messages by that.
@@ -39,7 +39,7 @@ _BROADCAST: Final = b"* "
 
 
 class Interest:
-    """That of our own clients. `digest` is that of what was told last."""
+    """That of our own clients, of our zone, or of another one. `digest` is that of what was told last."""
 
     def __init__(self) -> None:
         self.digest = 0
@@ -60,7 +60,7 @@ class Interest:
         return sorted((account, f"{token}.>" if token else _EVERYTHING) for account, token in self._below)
 
     def change(self, key: Key, by: int) -> None:
-        """One subscription more (1) or less (-1)."""
+        """One subscription more (1) or less (-1); of a queue group as many as there are."""
         before = self._counts.get(key, 0)
         count = before + by
         if before and count and not key[2]:
@@ -162,12 +162,14 @@ class Learned:
         forwarder: Forwarder,
         accounts: Mapping[str, Account],
         account: Callable[[str], Account],
+        changed: Callable[[Subscription, int], None],
     ) -> None:
+        """`changed(subscription, by)` is told of everything more or less that it wants, with the weight of that."""
         self.is_whole = self.is_stale = False
         self.count = 0
         self.repairs = 0  # times that something else was found than there should be
         self._peer, self._engine, self._forwarder = peer, engine, forwarder
-        self._accounts, self._account = accounts, account
+        self._accounts, self._account, self._changed = accounts, account, changed
         self._epoch = self._sequence = self._digest = 0
         self._before: set[bytes] | None = None  # while a table comes: what was known, and was not in it yet
 
@@ -234,6 +236,7 @@ class Learned:
         subscription.weight = weight
         self._peer.subscriptions[subscription.sid] = subscription
         self._forwarder.insert(subscription)
+        self._changed(subscription, weight)
 
     def _drop(self, subscription: Subscription) -> None:
         self.count -= 1
@@ -242,6 +245,7 @@ class Learned:
 
     def _forget(self, subscription: Subscription) -> None:
         del self._peer.subscriptions[subscription.sid]
+        self._changed(subscription, -subscription.weight)
         self._forwarder.remove(subscription)
 
 

@@ -1,7 +1,19 @@
 """The links to peers, as the plane sees them: who is told what, who waits until it is known, and who is stale.
 
-Peers are the other workers of this gateway, or the other gateways of its zone. What they are told, and what is known of
-them, is in `gateway.core.interest`.
+Peers are the other workers of this gateway, the other gateways of its zone, and gateways of other zones. What they are
+told, and what is known of them, is in `gateway.core.interest`.
+
+    what peers want ─► Learned ─┬──────────────► the sublist: what they are sent
+                                └─► a `Table`     of what others are told
+
+    with whom                              they are told                   what they tell is added to
+    workers, gateways of the zone          what our own clients want       what the zone wants
+    the other end of a border link         what our zone wants             what its zone wants
+    a gateway that leads to a zone         nothing                         nothing more
+    a gateway that we lead to a zone       what that zone wants            (it tells nothing)
+
+Where several links lead to one zone, the other ones are spare, so that nothing crosses twice: our own border link comes
+first, then the gateway with the lowest `rank`.
 
 A client that has subscribed and then sends PING may take the PONG as a promise: what is published from now on,
 anywhere, reaches it. So its PONG waits until every peer has confirmed what it was told up to that subscription, by
@@ -18,13 +30,14 @@ Changes are told before anything that could be answered: a message to a peer (`F
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
 from gateway.core.engine import Engine
 from gateway.core.forwarding import Forwarder
 from gateway.core.interest import Interest, Key, Learned
-from gateway.core.session import Account, Session
+from gateway.core.session import Account, Scope, Session, Subscription
 from protocol import nats, routes
 from protocol.limits import INTEREST_CONFIRM_MS, INTEREST_SLICE_MAX
 
@@ -35,13 +48,28 @@ class _Held(NamedTuple):
     until_ms: int
 
 
+class Table:
+    """Interest that some peers are told. `marks` counts how often something was told of it, `told` the changes."""
+
+    def __init__(self) -> None:
+        self.interest = Interest()
+        self.links: dict[Link, None] = {}
+        self.marks = self.told = 0
+
+
 class Link:
-    """What is between us and one peer. `learned` is what it wants."""
+    """What is between us and one peer. `learned` is what it wants, `table` what it is told (None: nothing).
 
-    __slots__ = ("answered_by", "confirmed", "epoch", "learned", "pinged", "pings", "pongs", "rest", "session")
+    `write` takes lines for it that say something of interest, and what has to come no later than those.
+    """
 
-    def __init__(self, session: Session, learned: Learned) -> None:
-        self.session, self.learned = session, learned
+    __slots__ = (
+        *("answered_by", "confirmed", "epoch", "learned", "pinged", "pings", "pongs", "rest", "session", "table"),
+        "write",
+    )
+
+    def __init__(self, session: Session, learned: Learned, table: Table | None, write: Callable[[bytes], None]) -> None:
+        self.session, self.learned, self.table, self.write = session, learned, table, write
         self.epoch = 0
         self.rest: deque[Key] | None = None  # of a table: what was not sent yet
         self.pings = self.pongs = 0
@@ -56,7 +84,10 @@ class Link:
 
 
 class Peers:
-    """All links. Without `expected` ones nothing is counted. `account(name)` is the account of that name."""
+    """All links. Without `expected` ones nothing is counted. `account(name)` is the account of that name.
+
+    `name` and `zone` are our own; with `has_borders` there are other zones.
+    """
 
     def __init__(
         self,
@@ -65,44 +96,91 @@ class Peers:
         accounts: Mapping[str, Account],
         account: Callable[[str], Account],
         *,
+        name: str,
         expected: bool,
         broadcasts: bool,
+        zone: str = "",
+        has_borders: bool = False,
     ) -> None:
-        self.sessions: dict[str, Session] = {}
+        self.sessions: dict[str, Session] = {}  # workers, and gateways of the zone
+        self.borders: dict[str, Session] = {}  # by zone: the other ends of border links
         self.links: dict[Session, Link] = {}
-        self.interest = Interest()
+        self.own = Table()
+        self.of_zone = Table()
+        self.of_zones: dict[str, Table] = {}
+        self._name, self._zone, self._has_borders = name, zone, has_borders
+        self._relays: dict[Session, Interest] = {}  # by peer: to what its interest is added
         self._forwarder, self._engine = forwarder, engine
         self._accounts, self._account = accounts, account
         self._expected, self._broadcasts = expected, broadcasts
-        self._marks = 0  # times that interest was told
-        self._told = 0  # changes of it
         self._held: list[_Held] = []
         self._telling: dict[Link, None] = {}  # links with a rest
 
     @property
     def agreed(self) -> int:
-        """How many peers have told all that they want, and confirmed what they were told first."""
-        return sum(link.confirmed >= 0 and link.learned.is_whole for link in self.links.values())
+        """How many peers of ours have told all that they want, and confirmed what they were told first."""
+        return sum(link.confirmed >= 0 and link.learned.is_whole for link in self.own.links)
 
-    def add(self, peer: Session) -> None:
-        """A link is up: the peer is told everything. A link of the same name that still stands is given up by it."""
+    def add(self, peer: Session, write: Callable[[bytes], None] | None = None) -> None:
+        """A link is up: the peer is told what it is to know. One of the same name that still stands is given up by it.
+
+        `write` as in `Link`; None: as everything else.
+        """
         self.flush()
-        learned = Learned(peer, self._engine, self._forwarder, self._accounts, self._account)
-        self.sessions[peer.peer], self.links[peer] = peer, Link(peer, learned)
-        if not peer.near:
+        table, relay = self._place(peer)
+        if relay is not None:
+            self._relays[peer] = relay
+        learned = Learned(peer, self._engine, self._forwarder, self._accounts, self._account, self.changed)
+        link = self.links[peer] = Link(peer, learned, table, write or partial(self._forwarder.write, peer))
+        link.write(routes.connect_line(self._name, peer.zone))
+        if not peer.near and peer.scope is not Scope.BORDER:
             learned.set_stale(True)
             if self._broadcasts:
                 learned.broadcast()
-        self._tell_all(self.links[peer])
+        if peer.zone:
+            self._choose(peer.zone)
+        if table is not None:
+            table.links[link] = None
+            self._tell_all(link, table)
+
+    def _place(self, peer: Session) -> tuple[Table | None, Interest | None]:
+        """What it is told, and to what its interest is added: see the top of this module."""
+        if not peer.zone:
+            self.sessions[peer.peer] = peer
+            return self.own, self.of_zone.interest if self._has_borders else None
+        if peer.scope is Scope.ZONE:
+            self.borders[peer.zone] = peer
+            table = self.of_zones[peer.zone] = Table()
+            return self.of_zone, table.interest
+        return (self.of_zones[peer.zone] if peer.scope is Scope.BORDER else None), None
 
     def remove(self, peer: Session) -> list[Session]:
         """A link is gone; whose PONG is due now."""
         if self.sessions.get(peer.peer) is peer:
             del self.sessions[peer.peer]
+        if self.borders.get(peer.zone) is peer:
+            del self.borders[peer.zone], self.of_zones[peer.zone]
         link = self.links.pop(peer, None)
         if link is not None:
             self._telling.pop(link, None)
+            if link.table is not None:
+                link.table.links.pop(link, None)
+        if not peer.subscriptions:
+            self._relays.pop(peer, None)
+        if peer.zone:
+            self._choose(peer.zone)
         return self._release()
+
+    def _choose(self, zone: str) -> None:
+        """By which link messages for `zone` go from now on."""
+        leading = [link.session for link in self.links.values() if self._leads(link.session, zone)]
+        leading.sort(key=lambda each: (each.scope is not Scope.ZONE, routes.rank(self._zone, zone, each.peer)))
+        for number, session in enumerate(leading):
+            session.spare = number > 0
+        self._forwarder.invalidate()
+
+    def _leads(self, peer: Session, zone: str) -> bool:
+        return peer.zone == zone and peer.scope is not Scope.BORDER and peer.closing is None
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
@@ -110,39 +188,59 @@ class Peers:
         """One subscription more (`change` 1) or less (-1); the mark that peers have to confirm for it."""
         if not self._expected:
             return 0
-        self.interest.change((account.name, pattern, queue), change)
-        self._forwarder.interest_waits = self.interest.is_urgent
-        return self._marks + self.interest.has_changed
+        own, key = self.own.interest, (account.name, pattern, queue)
+        own.change(key, change)
+        if self._has_borders:
+            self.of_zone.interest.change(key, change)
+        if own.is_urgent or self.of_zone.interest.is_urgent:
+            self._forwarder.interest_waits = True
+        return self.own.marks + own.has_changed
+
+    def changed(self, subscription: Subscription, change: int) -> None:
+        """A peer wants something more (`change` is its weight) or less."""
+        peer = subscription.session
+        relay = self._relays.get(peer)
+        if relay is None or not change:
+            return
+        relay.change((subscription.account.name, subscription.pattern, subscription.queue), change)
+        if relay.is_urgent:
+            self._forwarder.interest_waits = True
+        if not peer.subscriptions and peer not in self.links:
+            del self._relays[peer]
 
     def flush(self) -> None:
         """Tells what has changed."""
         self._forwarder.interest_waits = False
-        if not self.interest.has_changed:
-            return
-        self._marks += 1
-        changes = self.interest.take()
+        for table in (self.own, self.of_zone, *self.of_zones.values()):
+            if table.interest.has_changed:
+                self._tell_changes(table)
+
+    def _tell_changes(self, table: Table) -> None:
+        table.marks += 1
+        changes = table.interest.take()
         if changes is None:
-            for link in self.links.values():
-                self._tell_all(link)
+            for link in table.links:
+                self._tell_all(link, table)
             return
-        self._told += len(changes)
-        lines = b"".join(routes.interest_line(*key, self.interest.weight(key)) for key in changes)
-        for link in self.links.values():
-            self._forwarder.write(link.session, lines)
+        table.told += len(changes)
+        if table.links:
+            lines = b"".join(routes.interest_line(*key, table.interest.weight(key)) for key in changes)
+            for link in table.links:
+                link.write(lines)
 
-    def _tell_all(self, link: Link) -> None:
+    def _tell_all(self, link: Link, table: Table) -> None:
         link.epoch += 1
-        link.rest = deque(self.interest.entries())
+        link.rest = deque(table.interest.entries())
         self._telling[link] = None
-        self._forwarder.write(link.session, routes.table_line(link.epoch))
-        self._tell_more(link, link.rest)
+        link.write(routes.table_line(link.epoch))
+        self._tell_more(link, table.interest, link.rest)
 
-    def _tell_more(self, link: Link, rest: deque[Key]) -> None:
-        weights = [(key, self.interest.weight(key)) for key in islice(rest, INTEREST_SLICE_MAX)]
+    def _tell_more(self, link: Link, interest: Interest, rest: deque[Key]) -> None:
+        weights = [(key, interest.weight(key)) for key in islice(rest, INTEREST_SLICE_MAX)]
         for _ in weights:
             rest.popleft()
         lines = [routes.interest_line(*key, weight) for key, weight in weights if weight]
-        self._forwarder.write(link.session, b"".join(lines))
+        link.write(b"".join(lines))
         if not rest:
             link.rest = None
             del self._telling[link]
@@ -157,8 +255,8 @@ class Peers:
         """A slice for each that has not been told all."""
         self.flush()
         for link in list(self._telling):
-            if link.rest is not None:
-                self._tell_more(link, link.rest)
+            if link.rest is not None and link.table is not None:
+                self._tell_more(link, link.table.interest, link.rest)
 
     # -- learning -----------------------------------------------------------------------------------------------------
 
@@ -174,15 +272,15 @@ class Peers:
         """RSSUM: asks for everything again where it does not fit."""
         link = self.links[peer]
         if link.learned.check(event):
-            self._forwarder.write(peer, routes.again_line(event.epoch))
+            link.write(routes.again_line(event.epoch))
         self._judge(link)
 
     def again(self, peer: Session, event: routes.Again) -> None:
         """RSASK; one that was sent before what has been told whole since is not heard."""
         link = self.links[peer]
-        if event.epoch == link.epoch and link.rest is None:
+        if event.epoch == link.epoch and link.rest is None and link.table is not None:
             self.flush()
-            self._tell_all(link)
+            self._tell_all(link, link.table)
 
     def doubt(self, peer: Session) -> None:
         """It was not heard for long: it is stale until it answers."""
@@ -193,7 +291,7 @@ class Peers:
             self._judge(link)
 
     def _judge(self, link: Link) -> None:
-        if link.session.closing is None:
+        if link.session.closing is None and link.session.scope is not Scope.BORDER:
             link.learned.set_stale(link.is_silent or not link.learned.is_whole)
 
     # -- PING and PONG ------------------------------------------------------------------------------------------------
@@ -205,7 +303,7 @@ class Peers:
         if self._knows(mark):
             return False
         self._held.append(_Held(session, mark, now_ms + INTEREST_CONFIRM_MS))
-        for link in self.links.values():
+        for link in self.own.links:
             asked = link.rest is not None or (link.pinged and link.pinged[-1] >= mark)  # the end of a table is a PING
             if link.confirmed < mark and not asked:
                 self._ping(link)
@@ -220,6 +318,13 @@ class Peers:
         link.confirmed = link.pinged.popleft()
         self._judge(link)
         return self._release()
+
+    def answer(self, peer: Session) -> None:
+        """A PING came from a peer: all before it has been acted on, and told on."""
+        self.flush()
+        link = self.links.get(peer)
+        if link is not None:
+            link.write(nats.PONG)
 
     def awaits(self, peer: Session) -> bool:
         """Whether a PING of ours is on its way to it, or its PONG back."""
@@ -239,19 +344,23 @@ class Peers:
         if overdue:
             self._held = [held for held in self._held if held.until_ms > now_ms]
             mark = max(held.mark for held in overdue)
-            for link in self.links.values():
+            for link in self.own.links:
                 if not link.session.near and link.confirmed < mark:
                     self.doubt(link.session)
         return [held.session for held in overdue]
 
     def _ping(self, link: Link) -> None:
         link.pings += 1
-        link.pinged.append(self._marks)
-        digest = routes.digest_line(link.epoch, self._told, self.interest.digest)
-        self._forwarder.write(link.session, digest + nats.PING)
+        table = link.table
+        if table is None:
+            link.pinged.append(0)
+            link.write(nats.PING)
+        else:
+            link.pinged.append(table.marks)
+            link.write(routes.digest_line(link.epoch, table.told, table.interest.digest) + nats.PING)
 
     def _knows(self, mark: int) -> bool:
-        return mark == 0 or all(link.confirmed >= mark for link in self.links.values())
+        return mark == 0 or all(link.confirmed >= mark for link in self.own.links)
 
     def _release(self) -> list[Session]:
         due = [held.session for held in self._held if self._knows(held.mark)]

@@ -18,6 +18,7 @@ Source: nats-server `server/client.go`; differences are named where they are, an
 from base64 import urlsafe_b64encode
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -29,7 +30,7 @@ from gateway.core.lanes import Lane, Replies
 from gateway.core.liveness import Due, Liveness
 from gateway.core.peers import Peers
 from gateway.core.plane_options import Hooks, PlaneOptions
-from gateway.core.session import NEVER_MS, Account, Closed, Session, Subscription, Watch
+from gateway.core.session import NEVER_MS, Account, Closed, Scope, Session, Subscription, Watch
 from protocol import headers, nats, routes, subjects
 from protocol.accounts import DEFAULT_ACCOUNT
 from protocol.errors import FrameError
@@ -77,7 +78,7 @@ class Plane:
         self.port = options.port
         self._stall_bytes = options.max_pending_bytes // 2
         self.forwarder = engine.forwarder(self, 1 + choose(_SEEDS), self._stall_bytes)
-        self._has_peers = options.id_step > 1 or options.has_gateways
+        self._has_peers = options.id_step > 1 or options.has_gateways or options.has_borders
         asks = options.max_subscriptions > 0 or options.max_subscription_tokens < SUBJECT_TOKENS_MAX
         self.forwarder.asks_to_subscribe = asks or self._has_peers
         self.peers = Peers(
@@ -85,8 +86,11 @@ class Plane:
             engine,
             self.accounts,
             self.account,
+            name=options.server_name,
             expected=self._has_peers,
             broadcasts=options.broadcasts,
+            zone=options.zone,
+            has_borders=options.has_borders,
         )
         self.stats = self.forwarder.stats
         self._actions: dict[type, Callable[[Session, Any], None]] = {
@@ -141,8 +145,21 @@ class Plane:
                 self._send(session, nats.info_line(self._info(session, greets=True) | {"tls_required": True}))
             self._liveness.opened(session, now_ms, self._directory.is_required)
 
-    def connect_peer(self, name: str, now_ms: int, *, near: bool, ip: str = "", port: int = 0) -> Session:
+    def connect_peer(
+        self,
+        name: str,
+        now_ms: int,
+        *,
+        near: bool,
+        zone: str = "",
+        scope: Scope = Scope.HERE,
+        write: Callable[[Session, bytes], None] | None = None,
+        ip: str = "",
+        port: int = 0,
+    ) -> Session:
         """A link to a peer is up; what it has to know first stands in its output. Its id is below 0.
+
+        `zone`, `scope`: as in `Session`. `write` takes what `gateway.core.peers.Link` wants to say, instead.
 
         `near`: it is a worker of the same gateway, so members of queue groups there are like those here; of other
         gateways they get only what nobody here can. Another gateway may have clients already that have asked for
@@ -155,9 +172,9 @@ class Plane:
         self._peers_connected += 1
         session = self.engine.session(-self._peers_connected, ip, port, parser, self.accounts[DEFAULT_ACCOUNT], now_ms)
         session.peer, session.near, session.connected = name, near, True
+        session.zone, session.scope = zone, scope
         session.options = nats.ConnectOptions(verbose=False, pedantic=False, headers=True, name=name)
-        self._send(session, routes.connect_line(options.server_name))
-        self.peers.add(session)
+        self.peers.add(session, partial(write, session) if write is not None else None)
         return session
 
     def ping_peer(self, peer: Session, now_ms: int) -> None:
@@ -383,7 +400,7 @@ class Plane:
         if pending_bytes > self.options.max_pending_bytes and not session.peer:
             detail = f"{pending_bytes} B pending, {self.options.max_pending_bytes} B allowed"
             self.close(session, Closed.SLOW_PENDING, flushes=False, detail=detail)
-        elif sender is not None and not sender.stall_ms and (not sender.peer or sender.near):
+        elif sender is not None and not session.zone and not sender.stall_ms and (not sender.peer or sender.near):
             sender.stall_ms = STALL_MS
             self.stats.stalled_clients += 1
 
@@ -431,9 +448,11 @@ class Plane:
     def _drop(self, subscription: Subscription) -> None:
         session = subscription.session
         del session.subscriptions[subscription.sid]
-        self.forwarder.remove(subscription)
         if session.peer:
+            self.peers.changed(subscription, -subscription.weight)
+            self.forwarder.remove(subscription)
             return
+        self.forwarder.remove(subscription)
         self.stats.subscriptions -= 1
         self.peers.tell(session.account, subscription.pattern, subscription.queue, -1)
         if session.account.watches:
@@ -581,8 +600,7 @@ class Plane:
     def _ping(self, session: Session, event: nats.Ping) -> None:
         session.last_heard_ms = self._now_ms
         if session.peer:
-            self.peers.flush()  # a PONG says that all has been acted on
-            self._send(session, nats.PONG)
+            self.peers.answer(session)
         elif not self.peers.hold(session, self._now_ms):
             self._answer_pings([session])
 

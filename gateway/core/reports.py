@@ -114,7 +114,7 @@ def subsz(plane: Plane, options: SubszOptions, moment: Moment) -> Building:
 
 def _count(plane: Plane, account: Account) -> int:
     """Subscriptions of our own clients: what those of other workers want stands beside them, and is theirs to show."""
-    wanted = (each for peer in plane.peers.sessions.values() for each in peer.subscriptions.values())
+    wanted = (each for peer in plane.peers.links for each in peer.subscriptions.values())
     return account.sublist.count - sum(each.account is account for each in wanted)
 
 

@@ -9,7 +9,7 @@ These classes hold; what happens to them is decided by `gateway.core.forwarding`
 """
 
 from collections.abc import Callable
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
 from gateway.core.identity import EVERYTHING, AnswerableReplies, Permissions, UserEntry, Verification
@@ -36,6 +36,15 @@ class Closed(StrEnum):
     PAYLOAD_EXCEEDED = "Maximum Message Payload Exceeded"
     CONTROL_LINE_EXCEEDED = "Maximum Control Line Exceeded"
     TLS_HANDSHAKE = "TLS Handshake Failure"
+
+
+class Scope(IntEnum):
+    """How far what a session publishes goes. Between gateways it goes on exactly where it has not been yet."""
+
+    ANYWHERE = 0  # a client's
+    HERE = 1  # a message of our zone, from a peer: to our own clients
+    ZONE = 2  # one of another zone, from the other end of its border link: to our zone
+    BORDER = 3  # one for another zone, from a gateway of ours: over our border link
 
 
 class Subscription:
@@ -108,6 +117,9 @@ class Session:
         self.subscriptions: dict[bytes, Subscription] = {}
         self.peer = ""  # the name of the gateway worker on the other side, "" for a client
         self.near = False  # the peer is a worker of this gateway
+        self.scope = Scope.ANYWHERE
+        self.zone = ""  # of a peer: the other zone that is reached by it, "" for one of ours
+        self.spare = False  # of a peer: another one leads to the same zone, and nothing is sent by this one
         self.interest_mark = 0  # how much interest peers had been told when the client last subscribed
 
         self.options = nats.ConnectOptions()

@@ -165,7 +165,7 @@ class Audit:
 
     def interest(self, gateways: "dict[str, Gateway]") -> None:
         """Each knows of each other what that one's clients want, or the prefixes that stand for it."""
-        self._has_prefixes = any(gateway.plane.peers.interest.prefixes for gateway in gateways.values())
+        self._has_prefixes = any(gateway.plane.peers.own.interest.prefixes for gateway in gateways.values())
         self.counted["rounds with prefixes"] += self._has_prefixes
         links = [link for gateway in gateways.values() for link in gateway.plane.peers.links.values()]
         self.counted["repairs"] += sum(link.learned.repairs for link in links)
@@ -186,7 +186,7 @@ class Audit:
 
     def _truth(self, gateway: "Gateway") -> dict[tuple[str, str], int]:
         counts = Counter(wanted for client in gateway.clients for wanted in client.subscriptions.values())
-        prefixes = [prefix for _, prefix in gateway.plane.peers.interest.prefixes]
+        prefixes = [prefix for _, prefix in gateway.plane.peers.own.interest.prefixes]
         told = {(prefix, ""): 1 for prefix in prefixes}
         for (pattern, queue), count in counts.items():
             if queue or not any(matches(prefix, pattern) for prefix in prefixes):

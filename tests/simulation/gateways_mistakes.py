@@ -18,7 +18,7 @@ from gateway.core.interest import Interest, Learned
 from gateway.core.peers import Peers
 from gateway.core.session import Session, Subscription
 from gateway.core.sublist import Result
-from protocol import routes
+from protocol import routes, subjects
 from simulation import gateways
 
 Patch = pytest.MonkeyPatch
@@ -63,7 +63,7 @@ def what_comes_from_a_peer_is_passed_on(patch: Patch) -> None:
         arrive(self, peer, event)
         if event.reply:  # once, so that it ends
             message = _Message(event.subject, b"", event.header_block, event.payload)
-            for other in self._plan(peer, event.subject).receivers.peers:
+            for other in Receivers.of(peer.account.sublist.match(subjects.decode(event.subject))).peers:
                 if other is not peer:
                     self._put_route(other, peer.account, [], message, None)
 
@@ -83,8 +83,8 @@ def every_group_that_is_there_gets_what_comes_from_a_peer(patch: Patch) -> None:
 def members_elsewhere_are_asked_like_those_here(patch: Patch) -> None:
     of = Receivers.of
 
-    def alike(result: Result[Subscription]) -> Receivers:
-        receivers = of(result)
+    def alike(result: Result[Subscription], sender: Session | None = None) -> Receivers:
+        receivers = of(result, sender)
         groups = tuple(group._replace(members=group.members + group.far, far=()) for group in receivers.groups)
         return receivers._replace(groups=groups)
 
