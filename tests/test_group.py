@@ -125,6 +125,32 @@ async def test_a_failed_sync_ends_the_group_without_an_answer(tmp_path, monkeypa
         assert not answer.done()
 
 
+async def test_no_sync_begins_once_the_group_has_ended(tmp_path, monkeypatch):
+    async with Running(tmp_path) as running:
+        opened = await running.configure()
+        complaints: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        is_syncing, may_sync = threading.Event(), threading.Event()
+
+        def slow_sync():  # something is left to be synced whenever one ends
+            is_syncing.set()
+            may_sync.wait(5)
+
+        def failing_add(*arguments):
+            threading.Timer(0.1, may_sync.set).start()
+            raise OSError(5, "the disk is gone")
+
+        monkeypatch.setattr(running.journal, "sync", slow_sync)
+        running.append(opened, 1)
+        await asyncio.to_thread(is_syncing.wait, 5)
+        monkeypatch.setattr(running.journal, "add", failing_add)
+        running.append(opened, 2)
+        with pytest.raises(OSError, match="the disk is gone"):
+            await asyncio.wait_for(running.task, 5)
+        await asyncio.sleep(0.01)
+        assert complaints == []
+
+
 async def test_a_command_that_cannot_be_applied_ends_the_group(tmp_path, monkeypatch):
     async with Running(tmp_path) as running:
         opened = await running.configure()

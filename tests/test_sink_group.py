@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import shutil
+import threading
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -11,6 +12,7 @@ from support.disk import flip
 from support.sinks import SinkZone
 
 from protocol.errors import LogError
+from sinkd.shell.replica import Replica
 from sinkd.shell.segments import PartitionLog
 
 PAYLOADS = [b"%04d" % number * 500 for number in range(400)]  # of 2 kB: 800 kB in all, several files
@@ -112,6 +114,34 @@ async def test_a_sink_that_has_no_space_to_be_filled_waits_for_it(tmp_path, monk
         monkeypatch.setattr(PartitionLog, "append", full)
         await zone.start(victim)
         await zone.until(lambda: zone.status(victim)["busy"] == "no space to be filled", "it waits")
+        await all_have(zone, PAYLOADS)
+
+
+async def test_a_sink_stops_in_the_middle_of_being_filled_and_goes_on_from_there(tmp_path, monkeypatch):
+    """Its journal begins anew behind the checkpoint, its state is not there yet: neither is saved without the other."""
+    async with running(SinkZone(tmp_path)) as zone:
+        victim = next(name for name in zone.names if name != zone.leader)
+        for at in range(0, 400, 20):
+            await publish(zone, PAYLOADS[at : at + 20])
+        await zone.level()
+        await zone.until(lambda: zone.sinks[zone.leader].journal.first_index > 2, "the journal is cut")
+        await zone.stop(victim)
+        zone.wipe(victim)
+        is_installing, may_end, install = threading.Event(), threading.Event(), Replica._write_installed
+
+        def slow(self, saved):
+            install(self, saved)
+            is_installing.set()
+            assert may_end.wait(10)
+
+        monkeypatch.setattr(Replica, "_write_installed", slow)
+        await zone.start(victim)
+        await zone.until(is_installing.is_set, "a checkpoint is installed")
+        stopping = asyncio.create_task(zone.stop(victim))
+        await zone.until(zone.sinks[victim].main._being_filled.done, "the stop has given up filling")
+        may_end.set()
+        await asyncio.wait_for(stopping, 10)
+        await zone.start(victim)
         await all_have(zone, PAYLOADS)
 
 

@@ -418,6 +418,8 @@ class Group:
         self._syncing = None
         self._sync_s = asyncio.get_running_loop().time() - self._synced_at
         self._sync_failure = sync.exception()
+        if self._has_ended:  # a disk that failed elsewhere has ended it meanwhile
+            return
         if self._sync_failure is None:
             self._leave(promises)
             self._sync()

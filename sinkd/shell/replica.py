@@ -165,6 +165,9 @@ class Replica:
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
+        if self._being_filled is not None:
+            with contextlib.suppress(UnknownOutcome):  # a checkpoint that is being installed is there, or never will be
+                await self.group.between_ticks(lambda: None)
         await self.configuring.close()
 
     async def stop(self) -> None:

@@ -159,7 +159,7 @@ class Faults:
         if files and self._may_lose(node):
             node.kill()
             damage = node.disk.damage(files)
-            node.has_hidden_loss = damage.is_hidden
+            node.has_hidden_loss = node.has_hidden_loss or damage.is_hidden
             self.zone.log(f"{node.name}: {damage.what}")
             self.zone.restart_later(node)
 

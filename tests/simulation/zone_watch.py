@@ -236,8 +236,10 @@ class Watch:
         node = self.zone.nodes[member.name]
         told, vote = node.told, (member.term, member._journal.getVotedForNodeId())
         is_bound = told.candidate and not member.muted and not node.has_hidden_loss
+        # A muted member that is whole again holds to the leader of the term, for whom it had not voted.
+        led = self.audit.leaders.get(told.vote_term, "").partition("/")[0]
         self.audit.is_promised(
-            not is_bound or member.term > told.vote_term or vote == told[:2],
+            not is_bound or member.term > told.vote_term or vote in (told[:2], (told.vote_term, led)),
             f"{node.who} voted in term {told.vote_term} for {told.candidate}, and remembers {vote}",
         )
 
