@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 BIN = Path(sys.executable).parent
-START_WAIT_S_MAX = 60.0
+START_WAIT_S_MAX = 240.0  # a nats-server reads 10 GiB of a stream before it listens
 STOP_WAIT_S_MAX = 15.0
 POLL_S = 0.005
 
