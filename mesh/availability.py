@@ -22,19 +22,16 @@ def _of_mesh(configuration: Config) -> Iterator[str]:
         if mesh.buffer_bytes and gateway.workers > 1:
             where = f"zones.{gateway.zone}.gateways.{gateway.name}.workers"
             yield f"{where}: with mesh.buffer each process would have other events; write 1, or mesh.buffer = '0'"
-    if len(configuration.zones) > 1:
-        names = ", ".join(configuration.zones)
-        yield f"zones: links between zones are not available in this version; leave one of {names}"
 
 
 def _of_nodes(configuration: Config) -> Iterator[str]:
     for zone in configuration.zones.values():
-        if len(zone.gateways) == 1:
+        if len(zone.gateways) == 1 and not configuration.live_zones(zone.name):
             continue
         for gateway in zone.gateways.values():
             if gateway.workers > 1:
                 where = f"zones.{zone.name}.gateways.{gateway.name}.workers"
-                yield f"{where}: a gateway with others in its zone runs as one process in this version; write 1"
+                yield f"{where}: a gateway with others to link with runs as one process in this version; write 1"
 
 
 def _of_streams(configuration: Config) -> Iterator[str]:

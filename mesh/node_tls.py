@@ -180,20 +180,32 @@ def for_sink(configuration: config.Config, node: str) -> NodeTls | None:
 
 
 def for_gateway(configuration: config.Config, node: str) -> LinkTls | None:
-    """What a gateway's links to others of its zone need; None where links are plain. ConfigError: see `contexts`."""
-    if configuration.tls_nodes is None or len(configuration.zone_of(node).gateways) == 1:
+    """What a gateway's links to other gateways need; None where links are plain. ConfigError: see `contexts`."""
+    zone = configuration.zone_of(node)
+    if configuration.tls_nodes is None or (len(zone.gateways) == 1 and not configuration.live_zones(zone.name)):
         return None
     own = name_of(configuration, node)
-    return LinkTls(*contexts(configuration.tls_nodes, own), _identifies(own), tls_port.listen)
+    return LinkTls(*contexts(configuration.tls_nodes, own), _identifies_gateway(own), tls_port.listen)
 
 
-def _identifies_node(own: NodeName) -> Callable[[ssl.SSLObject], str]:
-    def identify(secured: ssl.SSLObject) -> str:
-        """The name of a node of our mesh. FrameError: the peer is none."""
+def _identifies_gateway(own: NodeName) -> Callable[[ssl.SSLObject], tuple[str, str]]:
+    def identify(secured: ssl.SSLObject) -> tuple[str, str]:
+        """Zone and name of a gateway of our mesh. FrameError: the peer is none."""
+        peer = peer_name(secured)
+        if (peer.mesh, peer.role) != (own.mesh, own.role):
+            raise FrameError(f"the peer is {peer}, no {own.role} of mesh {own.mesh}")
+        return peer.zone, peer.node
+
+    return identify
+
+
+def _identifies_node(own: NodeName) -> Callable[[ssl.SSLObject], tuple[str, str, str]]:
+    def identify(secured: ssl.SSLObject) -> tuple[str, str, str]:
+        """Zone, role and name of a node of our mesh. FrameError: the peer is none."""
         peer = peer_name(secured)
         if peer.mesh != own.mesh:
             raise FrameError(f"the peer is {peer}, no node of mesh {own.mesh}")
-        return peer.node
+        return peer.zone, peer.role, peer.node
 
     return identify
 

@@ -249,6 +249,11 @@ class Config:
         found = (link for link in self.links if set(link.zones) == {one, other})
         return next(found, Link(zones=(one, other)))
 
+    def live_zones(self, zone: str) -> tuple[str, ...]:
+        """Those with which `zone` exchanges live events: they have gateways, and no link forbids it."""
+        others = (other for name, other in self.zones.items() if name != zone and other.gateways)
+        return tuple(other.name for other in others if self.link(zone, other.name).live)
+
     def effective_streams(self) -> tuple[Stream, ...]:
         """The named streams in the order of the file, then the catch-alls if they are in use."""
         catch_alls = (self.catch_all, *self.account_catch_alls) if self.mesh.catch_all else ()

@@ -115,6 +115,17 @@ DISK_RESERVE_BYTES: Final = 1024 * MIB
 DEDUP_WINDOW_MS: Final = 120_000
 DEDUP_IDS_MAX: Final = 250_000  # per partition
 
+# -- between zones ----------------------------------------------------------------------------------------------------
+MIRROR_FRAME_BYTES: Final = 1 * MIB  # of batches, before compression, unless one batch alone has more
+MIRROR_WINDOW_BYTES: Final = 8 * MIB  # of one partition, under way and not yet durable in the mirror
+MIRROR_LINK_BYTES_MAX: Final = 32 * MIB  # the same of all partitions of a link
+MIRROR_TAIL_BYTES: Final = 1 * MIB  # who lacks no more than this is at the tail, and served first
+MIRROR_TELL_MS: Final = 1_000  # between two words about how far a mirror is behind
+MIRROR_LOOK_MS: Final = 250  # between two looks at what should be mirrored
+MIRROR_SILENCE_MS_MAX: Final = 5_000  # an origin that says nothing for so long is given up
+MIRROR_RETRY_MS_MAX: Final = 2_000  # pause after all sinks of an origin were tried in vain
+MIRROR_SPACE_PART: Final = 4  # mirrors stop a quarter of the reserve before own writes do
+
 # -- reading history --------------------------------------------------------------------------------------------------
 FETCH_RECORDS_DEFAULT: Final = 1_000
 FETCH_BYTES_DEFAULT: Final = 1 * MIB
@@ -180,6 +191,10 @@ GATEWAY_RETRY_MS_MAX: Final = 1_000  # the same for a link to another gateway
 GATEWAY_WAIT_MS_MAX: Final = 1_000  # a gateway that begins waits so long for the others, then it serves without
 GATEWAY_HELLO_MS_MAX: Final = 2_000  # for a gateway that was dialled or has dialled to say who it is
 GATEWAY_HELLO_BYTES_MAX: Final = 4 * KIB
+GATEWAY_TAKEOVER_MS: Final = 1_000  # a gateway waits so long for each that comes before it to link its zone to another
+GATEWAY_INFLATE_BYTES: Final = 1 * KIB  # of what is compressed, at a time: at most 32 MiB come out of it
+GATEWAY_PACE_MS: Final = 10  # between pieces of what a rate holds back
+ROUTE_FRAME_BYTES_MAX: Final = 1 * MIB  # of one channel, in one piece
 GATEWAY_PING_INTERVAL_MS: Final = 250
 GATEWAY_STALE_MS: Final = 750  # a gateway that is silent for so long is sent everything; below INTEREST_CONFIRM_MS
 GATEWAY_SILENCE_MS_MAX: Final = 5_000  # then a link between gateways is given up and dialled anew

@@ -1,6 +1,6 @@
 """What gateways say to each other: NATS's route protocol, as far as events and interest go.
 
-    HELLO {"version":1,"mesh":...,"zone":...,"node":...,"server_id":...}       (gateways alone: first, and both ways)
+    HELLO {"version":2,"mesh":...,"zone":...,"node":...,"server_id":...,"compression":"zstd"}
     CONNECT {"version":3,"name":...}             RS+ <account> <pattern> [<queue> <weight>]     PING
     RMSG <account> <subject> [reply] <size>      RS- <account> <pattern> [queue]                PONG
     RSALL <epoch>          RSSUM <epoch> <sequence> <digest>          RSASK <epoch>
@@ -17,24 +17,36 @@ ends a table the receiver's sequence begins. Who holds something else asks by RS
 table is split up by RS+ and RS- for changes; to hear something twice does no harm. A PONG says that everything before
 the PING has been acted on. A message goes to plain subscribers, and to one member of each queue group that it names.
 The groups stand before the reply, not behind it as with nats-server: so what a client wrote behind its subject stays in
-one piece. Between gateways HELLO comes first: nothing else is said or listened to before it was checked; -ERR instead
-of it tells why not.
+one piece.
+
+Between gateways HELLO comes first, both ways: nothing else is said or listened to before it was checked; -ERR instead
+of it tells why not. All behind it stands in *frames*, so that one connection carries several *channels*, each with
+lines as above: that of the two gateways, and one for each other zone to which one of the two leads (`Side`). A frame is
+
+    u32 size of the piece, little endian | u8 side | u8 size of the zone's name | the name | a piece of the channel
+
+A channel to a zone is there from the first frame on that the gateway sends that leads there, until an empty one.
+Between zones there is the one channel; with compression on both sides everything behind HELLO is one zstd stream.
 
 Source: nats-server `server/parser.go`, `server/route.go`; CONNECT carries our own version of this page.
 """
 
 import hashlib
 import re
-from typing import Final
+import struct
+from enum import IntEnum
+from typing import Final, NamedTuple
 
 import msgspec
 
 from protocol import nats, subjects
 from protocol.errors import FrameError
+from protocol.limits import NAME_CHARACTERS_MAX, ROUTE_FRAME_BYTES_MAX
 from protocol.nats import ClientParser, Event, Extension
 
 VERSION: Final = 3
-HELLO_VERSION: Final = 1
+HELLO_VERSION: Final = 2
+ZSTD: Final = "zstd"
 DIGEST_MASK: Final = 2**64 - 1
 _DIGITS_MAX: Final = 9  # of a number
 _SEQUENCE_DIGITS_MAX: Final = 18
@@ -177,13 +189,14 @@ class _Connect(msgspec.Struct):
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """Which gateway speaks. `server_id` is another one for each process."""
+    """Which gateway speaks. `server_id` is another one for each process; `compression` is `ZSTD` or nothing."""
 
     mesh: str
     zone: str
     node: str
     server_id: str
     version: int = HELLO_VERSION
+    compression: str = ""
 
 
 def hello_line(hello: Hello) -> bytes:
@@ -205,6 +218,49 @@ def read_hello(line: bytes) -> Hello:
 
 class RefusedByPeer(FrameError):
     """The other end has said why it does not want this link."""
+
+
+class Side(IntEnum):
+    """What a channel is about: the two gateways themselves, or a zone to which the sender or the receiver leads."""
+
+    GATEWAYS = 0
+    SENDER = 1
+    RECEIVER = 2
+
+
+class FrameHead(NamedTuple):
+    """`size_bytes`: of the whole head; `piece_bytes`: of what comes behind it."""
+
+    size_bytes: int
+    piece_bytes: int
+    side: Side
+    zone: str
+
+
+_HEAD: Final = struct.Struct("<IBB")
+FRAME_HEAD_BYTES_MAX: Final = _HEAD.size + NAME_CHARACTERS_MAX
+
+
+def frames(side: Side, zone: str, data: bytes) -> list[bytes]:
+    """Heads and pieces, in order. Without `data` one empty frame."""
+    name, parts = zone.encode(), []
+    for at in range(0, len(data) or 1, ROUTE_FRAME_BYTES_MAX):
+        piece = data[at : at + ROUTE_FRAME_BYTES_MAX]
+        parts += [_HEAD.pack(len(piece), side, len(name)) + name, piece]
+    return parts
+
+
+def read_frame_head(data: bytes) -> FrameHead | None:
+    """None: there is not all of it yet. FrameError: it is no head of a frame."""
+    if len(data) < _HEAD.size:
+        return None
+    piece_bytes, side, name_bytes = _HEAD.unpack_from(data)
+    if piece_bytes > ROUTE_FRAME_BYTES_MAX or side > Side.RECEIVER or name_bytes > NAME_CHARACTERS_MAX:
+        raise FrameError(f"no frame begins with {data[: _HEAD.size].hex(' ')}")
+    size_bytes = _HEAD.size + name_bytes
+    if len(data) < size_bytes:
+        return None
+    return FrameHead(size_bytes, piece_bytes, Side(side), data[_HEAD.size : size_bytes].decode("utf-8", "replace"))
 
 
 def interest_line(account: str, pattern: str, queue: str, weight: int) -> bytes:

@@ -51,7 +51,7 @@ def text(**parts: str) -> str:
 
 @pytest.mark.parametrize("gateway", ["", 'spool = "spool"'])
 @pytest.mark.parametrize(
-    "more", ["", SECOND_GATEWAY, MORE_SINKS, MORE_SINKS + '[tls.nodes]\nca = "a"\ncert = "c"\nkey = "k"']
+    "more", ["", SECOND_GATEWAY, SECOND_ZONE, MORE_SINKS, MORE_SINKS + '[tls.nodes]\nca = "a"\ncert = "c"\nkey = "k"']
 )
 @pytest.mark.parametrize("mesh", ["", 'routing = "broadcast"'])
 def test_a_gateway_with_the_sinks_of_its_zone_is_available(more, gateway, mesh):
@@ -69,7 +69,7 @@ def test_a_gateway_with_the_sinks_of_its_zone_is_available(more, gateway, mesh):
             {"mesh": 'buffer = "1MiB"\nmode = "delivery-fabric"', "gateway": "workers = 2"},
             "zones.eu.gateways.gw1.workers: with mesh.buffer each process would have other events; write 1",
         ),
-        ({"more": SECOND_ZONE}, "zones: links between zones are not available in this version; leave one of eu, us"),
+        ({"more": SECOND_ZONE, "gateway": "workers = 2"}, "zones.eu.gateways.gw1.workers: a gateway with others"),
         ({"more": SECOND_GATEWAY, "gateway": "workers = 2"}, "zones.eu.gateways.gw1.workers: a gateway with others"),
         (
             {"more": SECOND_ZONE + GEO},
@@ -85,7 +85,7 @@ def test_what_is_not_available_is_named(parts, refusal):
 @pytest.mark.parametrize(("command", "node"), [("gateway", "gw1"), ("sinkd", "sink1")])
 def test_a_node_says_all_of_it_and_does_not_start(tmp_path, command, node):
     file = tmp_path / "mesh.toml"
-    file.write_text(text(more=SECOND_ZONE + GEO))
+    file.write_text(text(more=SECOND_ZONE + GEO, gateway="workers = 2"))
     folder = Path(sys.executable).parent
 
     def run(*arguments):
@@ -101,7 +101,7 @@ def test_a_node_says_all_of_it_and_does_not_start(tmp_path, command, node):
     assert run("mesh", "check", "mesh.toml").returncode == 0
     ended = run(command, "--config", "mesh.toml", "--node", node)
     assert ended.returncode == 1
-    assert "mesh.toml: zones: links between zones" in ended.stderr
+    assert "mesh.toml: zones.eu.gateways.gw1.workers: a gateway with others" in ended.stderr
     assert "mesh.toml: streams.orders.ack: 'geo'" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "data").exists()

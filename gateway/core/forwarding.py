@@ -13,14 +13,14 @@ The twin does the ordinary case (a plain PUB or HPUB, complete in what was read)
 plain SUB or UNSUB without asking where nothing is limited, and hands everything else to the same parser and the same
 policy. What it does must be what is written here.
 
-Peers are other workers or gateways: what they want stands in the same sublist, under sessions with a `peer` name. A
-message goes to each peer once, however many want it there, and names the queue groups whose member is to be found there.
+Peers are other workers or gateways: what they want stands in the same sublist, under sessions with a `peer` name. To
+each goes a message once, however many want it there, and it names the queue groups whose member is to be found there.
 All members of a group behind workers of the same gateway (`near`) have the same chance, as with one server; other
 gateways of the zone are asked only where nobody here can have it, and other zones (`Session.zone`) where nobody of the
-zone can. What comes from a peer goes on where it has not been yet (`Session.scope`).
-A peer that is sent everything, wanted there or not, has a subscription of weight 0: it gets a message like others, but
-is not counted among those who got it, since nobody may be there. What our own clients want peers hear before the next
-message: it may be a request, and its answer wanted.
+zone can. What comes from a peer goes on where it has not been yet (`Session.scope`). A peer that is sent everything,
+wanted there or not, has a subscription of weight 0: it gets a message like others, but is not counted among those who
+got it, since nobody may be there. What our own clients want peers hear before the next message: it may be a request,
+and its answer wanted.
 
 An event that a stream keeps, and that asks nothing more of the log, goes to everybody who gets it and into a lane
 (`gateway.core.lanes`), which the plan names; what the lane does not take is special. When such events are in the log,

@@ -124,12 +124,13 @@ class FetchProgress:
 
     def _take_gap(self, batch: bytes | memoryview, readers: Sequence[Reader]) -> list[Frames]:
         offset, gap = read_gap(batch)
-        if offset < self.next_offset or self._ends_at(offset):
+        last = read_header(batch).next_offset - 1
+        if last < self.next_offset or self._ends_at(offset):
             self.is_done = self._ends_at(max(offset, self.next_offset))
             return [Frames(b"", 0, 0, 0, self.next_offset, False)] * len(readers)
-        self.next_offset = offset + 1
+        self.next_offset = last + 1
         self.is_done = self._ends_at(self.next_offset)
-        block = history.gap_headers(offset, offset, gap.reason, gap.events)
+        block = history.gap_headers(offset, last, gap.reason, gap.events)
         shown = []
         for opening, headed, most in readers:
             told = message(opening, block if headed else b"", b"") if most else b""

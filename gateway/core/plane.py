@@ -78,7 +78,7 @@ class Plane:
         self.port = options.port
         self._stall_bytes = options.max_pending_bytes // 2
         self.forwarder = engine.forwarder(self, 1 + choose(_SEEDS), self._stall_bytes)
-        self._has_peers = options.id_step > 1 or options.has_gateways or options.has_borders
+        self._has_peers = options.id_step > 1 or options.has_gateways or bool(options.zones)
         asks = options.max_subscriptions > 0 or options.max_subscription_tokens < SUBJECT_TOKENS_MAX
         self.forwarder.asks_to_subscribe = asks or self._has_peers
         self.peers = Peers(
@@ -90,7 +90,7 @@ class Plane:
             expected=self._has_peers,
             broadcasts=options.broadcasts,
             zone=options.zone,
-            has_borders=options.has_borders,
+            has_borders=bool(options.zones),
         )
         self.stats = self.forwarder.stats
         self._actions: dict[type, Callable[[Session, Any], None]] = {

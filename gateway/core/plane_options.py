@@ -25,7 +25,7 @@ class PlaneOptions:
     `no_auth_user` is the name or nkey of one of the users; with `maps_certificates` certificates name users. `tls_*` go
     into INFO; with `tls_required` or `tls_available` the shell makes a handshake and then calls `secured`.
     `has_gateways`: other gateways of the zone are peers; with `broadcasts` each of them is sent all messages. `zone` is
-    our own; `has_borders`: there are others.
+    our own, `zones` are those with which it exchanges live events.
     """
 
     server_id: str
@@ -53,7 +53,7 @@ class PlaneOptions:
     tls_available: bool = False
     has_gateways: bool = False
     zone: str = ""
-    has_borders: bool = False
+    zones: tuple[str, ...] = ()
     broadcasts: bool = False
 
 

@@ -88,7 +88,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         server, session = self._server, self.session
-        has_more = self._plane.receive(session, server.read_buffer[:nbytes], server.now_ms())
+        has_more = self._receive(server.read_buffer[:nbytes])
         server.flush()
         if has_more or nbytes >= READ_BYTES or session.stall_ms:
             self._begin_stall()
@@ -126,7 +126,7 @@ class Connection(asyncio.BufferedProtocol):
             self._reads = False
             self.transport.pause_reading()
             return
-        has_more = self._plane.receive(session, b"", self._server.now_ms())
+        has_more = self._receive(b"")
         if has_more or session.stall_ms:
             self._begin_stall()
         elif not session.paused and session.verifying is None:
@@ -151,6 +151,10 @@ class Connection(asyncio.BufferedProtocol):
         self._history_bytes = self._taken_bytes
 
     # -- parts --------------------------------------------------------------------------------------------------------
+
+    def _receive(self, data: bytes | memoryview) -> bool:
+        """As `Plane.receive`."""
+        return self._plane.receive(self.session, data, self._server.now_ms())
 
     def _send(self, out: bytes) -> None:
         transport = self.transport

@@ -31,7 +31,7 @@ from gateway.shell import lame_duck
 from gateway.shell.audit import AuditTrail
 from gateway.shell.contracts import PREFIX as CONTRACTS
 from gateway.shell.contracts import ContractService
-from gateway.shell.gateway_links import GatewayLinks, LinkTls
+from gateway.shell.gateway_links import FarZone, GatewayLinks, LinkTls
 from gateway.shell.history import HistoryService
 from gateway.shell.link import SinkDial
 from gateway.shell.links import SinkLinks
@@ -42,7 +42,7 @@ from gateway.shell.spool import SpoolFolder
 from gateway.shell.tls import ClientTls
 from protocol import audit, config, link, publish
 from protocol.limits import AUDIT_DRAIN_MS_MAX, CONTRACTS_WAIT_MS_MAX, NONCE_BYTES, OUTBOX_DRAIN_MS_MAX
-from protocol.routes import Hello
+from protocol.routes import ZSTD, Hello
 from protocol.streams import StreamDefinition, StreamState
 from protocol.subjects import SYSTEM_TOKENS
 
@@ -106,12 +106,21 @@ class Gateway:
         self._calendar = Moment(self.started_ms, wall_ms())
 
     def _mesh(self, link_tls: LinkTls | None) -> GatewayLinks | None:
-        """The links to the other gateways of the zone; None where there are none."""
-        others = [other for other in self.configuration.zones[self.zone].gateways.values() if other is not self.node]
-        if not others:
+        """The links to other gateways, of this zone and of others; None where there are none."""
+        configuration = self.configuration
+        others = [other for other in configuration.zones[self.zone].gateways.values() if other is not self.node]
+        far = {
+            name: FarZone(
+                configuration.zones[name].gateways, configuration.link(self.zone, name).live_rate_bytes_per_second
+            )
+            for name in self.plane.options.zones
+        }
+        if not others and not far:
             return None
-        hello = Hello(self.configuration.mesh.name, self.zone, self.node.name, self.plane.options.server_id)
-        return GatewayLinks(self.server, hello, self.node, others, link_tls, random.random, self._link_refused)
+        hello = Hello(
+            configuration.mesh.name, self.zone, self.node.name, self.plane.options.server_id, compression=ZSTD
+        )
+        return GatewayLinks(self.server, hello, self.node, others, far, link_tls, random.random, self._link_refused)
 
     def _sink_links(self, sinks: Sequence[SinkDial], worker: Worker) -> SinkLinks:
         configuration, node = self.configuration, self.node.name
@@ -417,6 +426,8 @@ def _options(configuration: config.Config, node: config.Gateway, version: str, w
         maps_certificates=configuration.tls_clients is not None and configuration.tls_clients.map,
         has_gateways=len(configuration.zones[node.zone].gateways) > 1,
         broadcasts=configuration.mesh.routing == "broadcast",
+        zone=node.zone,
+        zones=configuration.live_zones(node.zone),
         first_id=worker.number + 1,
         id_step=worker.count,
     )

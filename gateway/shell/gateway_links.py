@@ -1,11 +1,13 @@
-"""The links between the gateways of a zone: each is linked with each; what goes over a link goes no further.
+"""The links between gateways. In a zone each is linked with each; between zones there is one link.
 
     eu-gw1 ──dials──► eu-gw2        Of two, the one whose name comes first dials, and dials again when the link is lost,
        └────dials──► eu-gw3 ◄──┘    after a pause that grows and has jitter. Mutual TLS where nodes have certificates.
 
 A link begins with HELLO both ways (`protocol.routes`). Until that was checked, nothing else is listened to; a peer of
 another mesh, zone or version, by another's name or with another's certificate hears why and is gone, and no other link
-notices. From then on the link is the plane's (`Plane.connect_peer`), like that to a worker of the same gateway.
+notices. From then on what comes is the plane's (`gateway.core.channels`), like what a worker of the same gateway says.
+
+Which gateway links its zone to another is for `gateway.core.zones` to say; how, for `gateway.shell.borders`.
 
 A peer that is silent is sent everything until it answers, since it may want more by now; a link that is silent for long
 is given up, so that a peer that was stopped or cut off is dialled anew when it is back.
@@ -14,12 +16,17 @@ is given up, so that a peer that was stopped or cut off is dialled anew when it 
 import asyncio
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Final, NamedTuple, Protocol, cast
 
 import structlog
 
-from gateway.core.session import Closed
+from gateway.core.channels import Channels
+from gateway.core.session import Closed, Session
+from gateway.core.zones import Zones
+from gateway.shell.borders import BorderStream
 from gateway.shell.connection import Connection, unpace
 from gateway.shell.server import ClientServer
 from gateway.shell.tls import explained
@@ -36,9 +43,10 @@ from protocol.limits import (
     GATEWAY_WAIT_MS_MAX,
     PEER_RETRY_MS_MIN,
 )
-from protocol.routes import HELLO_VERSION, Hello, RefusedByPeer, hello_line, read_hello
+from protocol.routes import HELLO_VERSION, ZSTD, Hello, RefusedByPeer, hello_line, read_hello
 
 _POLL_S: Final = 0.01
+_LOOK_S: Final = 0.05  # between two looks at whether a zone is to be dialled
 log = structlog.get_logger()
 
 
@@ -49,14 +57,14 @@ class Port(Protocol):
 
 
 class LinkTls(NamedTuple):
-    """Both sides' contexts, and which gateway of the zone a certificate is for (FrameError: none).
+    """Both sides' contexts, and which gateway, of which zone, a certificate is for (FrameError: none).
 
     `listen(make, address, context, failed)` opens a port; `failed(host, why)` is told of handshakes that fail.
     """
 
     server: ssl.SSLContext
     client: ssl.SSLContext
-    identify: Callable[[ssl.SSLObject], str]
+    identify: Callable[[ssl.SSLObject], tuple[str, str]]
     listen: Callable[
         [Callable[[], asyncio.BaseProtocol], Address, ssl.SSLContext, Callable[[str, str], None]], Awaitable[Port]
     ]
@@ -70,8 +78,16 @@ class LinkRefused(FrameError):
         self.kind = kind
 
 
+@dataclass(frozen=True)
+class FarZone:
+    """Another zone: its gateways, and how much may go there in a second (0: as much as there is)."""
+
+    gateways: Mapping[str, Gateway]
+    rate_bytes: int = 0
+
+
 class GatewayLinks:
-    """Those of one gateway to the `others` of its zone. `jitter()` is a random number from 0 to 1.
+    """Those of one gateway to the `others` of its zone, and to other zones. `jitter()` is a random number from 0 to 1.
 
     `refused` counts links that were not wanted, by reason; `errors` says why there is none to a gateway.
     """
@@ -82,14 +98,18 @@ class GatewayLinks:
         own: Hello,
         node: Gateway,
         others: Iterable[Gateway],
+        far: Mapping[str, FarZone],
         tls: LinkTls | None,
         jitter: Callable[[], float],
         audit: Callable[[str, str, str], None],
     ) -> None:
-        """`audit(host, what, why)` is told of links that were refused."""
+        """`far` are the zones to pass live events to; `audit(host, what, why)` is told of links that were refused."""
         self.server, self.own, self.tls = server, own, tls
         self.others = {gateway.name: gateway for gateway in others}
+        self.far = far
+        self.zones = Zones(own.zone, own.node, {name: list(zone.gateways) for name, zone in far.items()})
         self.links: dict[str, GatewayConnection] = {}
+        self.borders: dict[str, GatewayConnection] = {}  # by zone
         self.pending: set[GatewayConnection] = set()
         self.refused: Counter[str] = Counter()
         self.errors: dict[str, str] = {}
@@ -109,7 +129,7 @@ class GatewayLinks:
         """Messages that got no further, by gateway and why: `behind` (it was) or `unwanted` (here, of its messages)."""
         counts = Counter({(name, why): 0 for name in self.others for why in ("behind", "unwanted")})
         counts.update(self._dropped_before)
-        for link in self.links.values():
+        for link in [*self.links.values(), *self.borders.values()]:
             counts.update(link.dropped())
         return counts
 
@@ -124,6 +144,7 @@ class GatewayLinks:
         dialled = [other for name, other in self.others.items() if name > self.own.node]
         self._tasks = [loop.create_task(self._keep(other)) for other in dialled]
         self._tasks.append(loop.create_task(self._watch()))
+        self._tasks.append(loop.create_task(self._reach_zones(loop.time() + GATEWAY_WAIT_MS_MAX / 1_000)))
         self._tell_clients()
         deadline_s = loop.time() + GATEWAY_WAIT_MS_MAX / 1_000
         while self.server.plane.peers.agreed < len(self.others):
@@ -165,20 +186,45 @@ class GatewayLinks:
         """Keeps the link to a gateway that is ours to dial."""
         pause_ms = PEER_RETRY_MS_MIN
         while True:
-            connection = GatewayConnection(self, other.name)
-            try:
-                async with asyncio.timeout(GATEWAY_HELLO_MS_MAX / 1_000):
-                    await self._dial(cast(Address, other.mesh), connection)
-            except TimeoutError:
-                self.failed(other.name, "it does not answer")
-            except OSError as error:
-                self.failed(other.name, explained(error) if isinstance(error, ssl.SSLError) else str(error))
-            else:
-                await connection.lost.wait()
-                if connection.name:
-                    pause_ms = PEER_RETRY_MS_MIN
+            if await self._was_open(other):
+                pause_ms = PEER_RETRY_MS_MIN
             await asyncio.sleep(pause_ms * (0.5 + self._jitter() / 2) / 1_000)
             pause_ms = min(pause_ms * 2, GATEWAY_RETRY_MS_MAX)
+
+    async def _was_open(self, other: Gateway) -> bool:
+        """Dials, and returns when there is no link any more; whether there was one."""
+        connection = GatewayConnection(self, other.name)
+        try:
+            async with asyncio.timeout(GATEWAY_HELLO_MS_MAX / 1_000):
+                await self._dial(cast(Address, other.mesh), connection)
+        except TimeoutError:
+            self.failed(other.name, "it does not answer")
+        except OSError as error:
+            self.failed(other.name, explained(error) if isinstance(error, ssl.SSLError) else str(error))
+        else:
+            await connection.lost.wait()
+        return bool(connection.name)
+
+    async def _reach_zones(self, begin_s: float) -> None:
+        """Links this zone to others, where that is ours to do; from `begin_s` on, or as soon as all are here."""
+        loop = asyncio.get_running_loop()
+        under_way = set[asyncio.Task[None]]()
+        while self.missing and loop.time() < begin_s:  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
+        try:
+            while self.far:
+                for zone, name in self.zones.due(self.server.now_ms()):
+                    task = loop.create_task(self._reach(zone, name))
+                    under_way.add(task)
+                    task.add_done_callback(under_way.discard)
+                await asyncio.sleep(_LOOK_S)
+        finally:
+            for task in under_way:
+                task.cancel()
+
+    async def _reach(self, zone: str, name: str) -> None:
+        was_open = await self._was_open(self.far[zone].gateways[name])
+        self.zones.dialled(zone, self.server.now_ms(), self._jitter(), was_open=was_open)
 
     async def _dial(self, address: Address, connection: "GatewayConnection") -> None:
         context = self.tls.client if self.tls is not None else None
@@ -190,8 +236,10 @@ class GatewayLinks:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(GATEWAY_PING_INTERVAL_MS / 1_000)
-            for link in list(self.links.values()):
+            for link in [*self.links.values(), *self.borders.values()]:
                 link.watch()
+            for channels in self.zones.superfluous():
+                self.server.plane.close(channels.main, Closed.CLIENT, flushes=False, detail="another gateway has one")
             self.server.flush()
 
     def _tell_clients(self) -> None:
@@ -210,40 +258,65 @@ class GatewayLinks:
             raise LinkRefused("version", f"{node} speaks version {hello.version} of HELLO, this is {HELLO_VERSION}")
         if hello.mesh != own.mesh:
             raise LinkRefused("mesh", f"{node} is of mesh {hello.mesh}, {own.node} of mesh {own.mesh}")
-        if hello.zone != own.zone:
+        if hello.zone != own.zone and hello.zone not in self.far:
             raise LinkRefused("zone", f"{node} is of zone {hello.zone}, {own.node} of zone {own.zone}")
         if node == own.node:
             raise LinkRefused("name", f"another gateway is called {node}, too")
-        if node not in self.others:
-            raise LinkRefused("name", f"the file of {own.node} has no gateway {node} in zone {own.zone}")
+        known = self.others if hello.zone == own.zone else self.far[hello.zone].gateways
+        if node not in known:
+            raise LinkRefused("name", f"the file of {own.node} has no gateway {node} in zone {hello.zone}")
         if connection.expected not in ("", node):
             raise LinkRefused("name", f"{node} answers where {connection.expected} should be")
-        self._check_certificate(connection, node)
+        if not connection.expected and own.zone < hello.zone:
+            raise LinkRefused("zone", f"zone {own.zone} dials zone {hello.zone}, not the other way round")
+        self._check_certificate(connection, hello)
         there = self.links.get(node)
         if there is not None and there.server_id != hello.server_id:
             raise LinkRefused("name", f"another gateway is called {node}, too, and linked to {own.node}")
 
-    def _check_certificate(self, connection: "GatewayConnection", node: str) -> None:
+    def _check_certificate(self, connection: "GatewayConnection", hello: Hello) -> None:
         if self.tls is None:
             return
         try:
-            certified = self.tls.identify(connection.transport.get_extra_info("ssl_object"))
+            certified, node = self.tls.identify(connection.transport.get_extra_info("ssl_object"))
         except FrameError as error:
             raise LinkRefused("certificate", str(error)) from error
-        if certified != node:
-            raise LinkRefused("certificate", f"{node} has shown the certificate of {certified}")
+        if (certified, node) != (hello.zone, hello.node):
+            whose = node if certified == hello.zone else f"{node} of zone {certified}"
+            raise LinkRefused("certificate", f"{hello.node} has shown the certificate of {whose}")
+
+    def opening(self, connection: "GatewayConnection", zone: str) -> None:
+        """It will be a link to `zone`: one that there is, is given up."""
+        before = self.borders.get(zone)
+        if before is not None:
+            self.closed(before)
+            before.channels.end()
+            before.transport.abort()
 
     def opened(self, connection: "GatewayConnection") -> None:
+        self.errors.pop(connection.name, None)
+        zone, now_ms = connection.channels.border, self.server.now_ms()
+        log.info("gateway_link_up", gateway=connection.name, zone=zone or self.own.zone, tls=self.tls is not None)
+        if zone:
+            self.borders[zone] = connection
+            self.zones.opened(connection.channels, now_ms)
+            return
         before = self.links.get(connection.name)
         if before is not None:  # the same process, which has seen the end of it already
             self.server.plane.close(before.session, Closed.CLIENT, flushes=False, detail="linked anew")
         self.links[connection.name] = connection
-        self.errors.pop(connection.name, None)
-        log.info("gateway_link_up", gateway=connection.name, tls=self.tls is not None)
+        self.zones.linked(connection.channels, now_ms)
         self._tell_clients()
 
     def closed(self, connection: "GatewayConnection") -> None:
         self._dropped_before.update(connection.dropped())
+        zone = connection.channels.border
+        if zone:
+            self.zones.closed(connection.channels)
+            if self.borders.get(zone) is connection:
+                del self.borders[zone]
+            return
+        self.zones.unlinked(connection.channels)
         if self.links.get(connection.name) is connection:
             del self.links[connection.name]
             self._tell_clients()
@@ -281,14 +354,23 @@ class GatewayLinks:
 
 
 class GatewayConnection(Connection):
-    """One link. `expected` is whom we have dialled, "" for nobody; `name` is "" until the peer has said who it is."""
+    """One link. `expected` is whom we have dialled, "" for nobody; `name` is "" until the peer has said who it is.
 
-    __slots__ = ("_greeting", "_late", "_links", "_silent_watches", "expected", "lost", "name", "server_id")
+    `channels` are there from then on, and their main session is that of the connection; between zones `border`, too.
+    """
+
+    __slots__ = (
+        *("_greeting", "_late", "_links", "_silent_watches", "border", "channels", "expected", "lost", "name"),
+        "server_id",
+    )
+
+    channels: Channels
 
     def __init__(self, links: GatewayLinks, expected: str) -> None:
         super().__init__(links.server)
         self._links, self.expected = links, expected
         self.name = self.server_id = ""
+        self.border: BorderStream | None = None
         self.lost = asyncio.Event()
         self._greeting = b""
         self._silent_watches = 0
@@ -316,8 +398,11 @@ class GatewayConnection(Connection):
             self._late.cancel()
         self._links.pending.discard(self)
         if self.name:
-            super().connection_lost(error)
             self._links.closed(self)
+            self.channels.end()
+            super().connection_lost(error)
+            if self.border is not None:
+                self.border.close()
         elif self.expected and self.expected not in self._links.errors:
             self._links.failed(self.expected, str(error or "closed by the peer"))
         self.lost.set()
@@ -345,15 +430,36 @@ class GatewayConnection(Connection):
         self._links.pending.discard(self)
         self.name, self.server_id, self._greeting = hello.node, hello.server_id, b""
         address = (self.transport.get_extra_info("peername") or ("", 0))[:2]
-        now_ms = self._server.now_ms()
-        self.session = self._plane.connect_peer(hello.node, now_ms, near=False, ip=address[0], port=address[1])
-        self.session.measure_unsent = self.transport.get_write_buffer_size
-        self._server.opened(self)
+        zone = hello.zone if hello.zone != self._links.own.zone else ""
+        if zone:
+            self._links.opening(self, zone)
+            rate_bytes = self._links.far[zone].rate_bytes
+            self.border = BorderStream(self.transport, rate_bytes, self._server.now_ms, hello.compression == ZSTD)
+        self.channels = Channels(
+            self._plane,
+            hello.node,
+            self._server.now_ms(),
+            border=zone,
+            ip=address[0],
+            port=address[1],
+            added=self._added,
+            removed=self._server.released,
+        )
+        self.session = self.channels.main
         self._links.opened(self)
-        has_more = self._plane.receive(self.session, rest, now_ms)
+        has_more = self._receive(rest)
         self._server.flush()
         if has_more or self.session.stall_ms:
             self._begin_stall()
+
+    def _added(self, session: Session) -> None:
+        session.measure_unsent = self._unsent_bytes
+        self._server.opened(self, session)
+
+    def _unsent_bytes(self) -> int:
+        """What waits behind the sessions."""
+        waiting_bytes = 0 if self.border is None else self.border.waiting_bytes
+        return self.transport.get_write_buffer_size() + waiting_bytes
 
     def _refuse(self, error: FrameError) -> None:
         self._links.refuse(self, error)
@@ -366,9 +472,41 @@ class GatewayConnection(Connection):
 
     # -- from then on -------------------------------------------------------------------------------------------------
 
-    def dropped(self) -> dict[tuple[str, str], int]:
+    def _receive(self, data: bytes | memoryview) -> bool:
+        receive = partial(self.channels.receive, now_ms=self._server.now_ms())
+        if self.border is None:
+            return receive(data)
+        try:
+            return self.border.receive(data, receive)
+        except FrameError as error:
+            self.channels.fail(str(error))
+            return False
+
+    def update(self) -> None:
+        lines, messages = self.channels.take_lines(), self.channels.take_messages()
+        if (lines or messages) and self._linger is None and not self.transport.is_closing():
+            if self.border is not None:
+                self.border.write(lines, messages)
+            else:
+                self.transport.writelines(lines + messages)
+            self._look_at_unsent(sum(map(len, lines)) + sum(map(len, messages)))
+        super().update()
+
+    def _look_at_unsent(self, written_bytes: int) -> None:
+        in_transport = self.transport.get_write_buffer_size()
+        if in_transport or self._is_blocked:
+            self._note_unsent(written_bytes, in_transport)
+        unsent_bytes = self._unsent_bytes()
+        for session in self.channels.sessions.values():
+            session.unsent_bytes = unsent_bytes
+
+    def dropped(self) -> Counter[tuple[str, str]]:
         """As `GatewayLinks.dropped`."""
-        return {(self.name, "behind"): self.session.dropped_msgs, (self.name, "unwanted"): self.session.unwanted_msgs}
+        counts = Counter[tuple[str, str]]()
+        for session in self.channels.sessions.values():
+            counts[self.name, "behind"] += session.dropped_msgs
+            counts[self.name, "unwanted"] += session.unwanted_msgs
+        return counts
 
     def watch(self) -> None:
         """Counted in calls, not by the clock: when this process was held up, what waits to be read is no silence."""
@@ -376,10 +514,12 @@ class GatewayConnection(Connection):
             detail = f"silent for {GATEWAY_SILENCE_MS_MAX} ms"
             self._plane.close(self.session, Closed.STALE, flushes=False, detail=detail)
             return
-        if self._silent_watches * GATEWAY_PING_INTERVAL_MS >= GATEWAY_STALE_MS:
-            self._plane.doubt_peer(self.session)
+        is_silent = self._silent_watches * GATEWAY_PING_INTERVAL_MS >= GATEWAY_STALE_MS
         self._silent_watches += 1
-        self._plane.ping_peer(self.session, self._server.now_ms())
+        for session in self.channels.sessions.values():
+            if is_silent:
+                self._plane.doubt_peer(session)
+            self._plane.ping_peer(session, self._server.now_ms())
 
     def _log_closed(self, error: Exception | None) -> None:
         reason = self.session.closing or Closed.CLIENT

@@ -178,11 +178,16 @@ class ClientServer:
 
     # -- called by connections ----------------------------------------------------------------------------------------
 
-    def opened(self, connection: Connection) -> None:
-        self._connections[connection.session.id] = connection
+    def opened(self, connection: Connection, session: Session | None = None) -> None:
+        """`session`: another one that it has beside its own."""
+        self._connections[(session or connection.session).id] = connection
+
+    def released(self, session: Session) -> None:
+        """It has that one no more."""
+        self._connections.pop(session.id, None)
 
     def closed(self, connection: Connection) -> None:
-        del self._connections[connection.session.id]
+        self.released(connection.session)
         self._blocked.discard(connection)
         self.plane.disconnect(connection.session)
         self.flush()
