@@ -13,6 +13,9 @@ import click
 from rich.console import Console
 
 from bench import report
+from bench.mesh import report as mesh_report
+from bench.mesh.rows import rows as mesh_rows
+from bench.mesh.zone import Zone
 from bench.report import Result
 from bench.rows import Row, rows
 from bench.servers import (
@@ -34,10 +37,11 @@ from bench.standing import allow_many_files
 from protocol.config_units import parse_size
 
 CONTENDERS: tuple[type[Server], ...] = (Gateway, NatsServer, Relay)
+IN_A_MESH: tuple[type[Server], ...] = (Zone, NatsServer)
 
 
 @click.command()
-@click.option("--group", type=click.Choice(["gateway", "sinks"]), default="gateway", help="Which rows.")
+@click.option("--group", type=click.Choice(["gateway", "sinks", "mesh"]), default="gateway", help="Which rows.")
 @click.option("--rows", "pattern", default="*", help="Patterns of rows' keys: '1to1*,tls'.")
 @click.option("--rounds", default=5, type=click.IntRange(1), help="Turns of each server.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Length of one turn: 1, with sinks 5.")
@@ -60,7 +64,7 @@ def main(
     group: str, pattern: str, rounds: int, seconds: float | None, write: Path | None, results: Path,
     sinks: int, replicas: int, history_bytes: str, restart_bytes: str, data: Path, lists: bool,
 ) -> None:  # fmt: skip
-    """The gateway beside nats-server, or the sink tier beside JetStream, in ratios."""
+    """The gateway beside nats-server, the sink tier beside JetStream, or gateways beside a cluster, in ratios."""
     if lists:
         _list(group, pattern)
         return
@@ -71,12 +75,15 @@ def main(
             seconds or Settings.seconds, _bytes_of(history_bytes), _bytes_of(restart_bytes), sinks, replicas
         )
         new, good = _measure_sinks(console, pattern, rounds, settings, data)
+    elif group == "mesh":
+        chosen = _chosen(mesh_rows(), pattern)
+        new, good = _measure_servers(console, chosen, IN_A_MESH, rounds, seconds or 1.0, mesh_report.KEY_PREFIX)
     else:
-        new, good = _measure_gateway(console, pattern, rounds, seconds or 1.0)
+        new, good = _measure_servers(console, _chosen(rows(), pattern), CONTENDERS, rounds, seconds or 1.0)
     if write is not None:
         kept = report.load(results) | new
         report.keep(kept, results)
-        write.write_text(report.page(rows(), kept, driver.section(kept)))
+        write.write_text(report.page(rows(), kept, mesh_report.section(mesh_rows(), kept) + driver.section(kept)))
     sys.exit(0 if good else 1)
 
 
@@ -98,19 +105,25 @@ def _chosen(all_rows: list[Rows], pattern: str) -> list[Rows]:
 
 
 def _list(group: str, pattern: str) -> None:
-    shown = _chosen(sink_rows(), pattern) if group == "sinks" else _chosen(rows(), pattern)
-    for row in shown:
-        click.echo(f"{row.key:24}{row.title}")
+    if group == "sinks":
+        shown = [(row.key, row.title) for row in _chosen(sink_rows(), pattern)]
+    else:
+        shown = [(row.key, row.title) for row in _chosen(mesh_rows() if group == "mesh" else rows(), pattern)]
+    for key, title in shown:
+        click.echo(f"{key:24}{title}")
 
 
-def _measure_gateway(console: Console, pattern: str, rounds: int, seconds: float) -> tuple[dict[str, Result], bool]:
-    """Results by key; False: a run did not count."""
-    chosen, new, good = _chosen(rows(), pattern), {}, True
+def _measure_servers(
+    console: Console, chosen: list[Row], kinds: tuple[type[Server], ...], rounds: int, seconds: float, prefix: str = ""
+) -> tuple[dict[str, Result], bool]:
+    """Results by key, which `prefix` goes before; False: a run did not count."""
+    new, good = {}, True
     begin = _begun(console, f"{rounds} rounds of {seconds:g} s", seconds)
     for row in chosen:
-        new[row.key] = result = begin(row.key)
-        good &= _measure(console, row, rounds, seconds, result)
-    console.print(report.table([line for row in chosen for line in report.lines(row, new[row.key])]))
+        result = begin(prefix + row.key)
+        new[result.key] = result
+        good &= _measure(console, row, kinds, min(rounds, row.rounds_max), seconds, result)
+    console.print(report.table([line for row in chosen for line in report.lines(row, new[prefix + row.key])]))
     return new, good
 
 
@@ -146,10 +159,12 @@ def _begun(console: Console, what: str, seconds: float) -> Callable[[str], Resul
     return begin
 
 
-def _measure(console: Console, row: Row, rounds: int, seconds: float, result: Result) -> bool:
+def _measure(
+    console: Console, row: Row, kinds: tuple[type[Server], ...], rounds: int, seconds: float, result: Result
+) -> bool:
     """All rounds of a row; False: a run did not count."""
     good = True
-    contenders = [kind for kind in CONTENDERS if kind is not Relay or row.has_relay]
+    contenders = [kind for kind in kinds if kind is not Relay or row.has_relay]
     for number in range(rounds):
         for kind in contenders if number % 2 == 0 else reversed(contenders):
             if kind.name in result.missing:

@@ -65,8 +65,12 @@ def lines(row: Row, result: Result) -> list[Line]:
 def _line(row: Row, metric: Metric, result: Result) -> Line:
     ours, theirs = result.of(OURS, metric.key), result.of(THEIRS, metric.key)
     limit = result.of(LIMIT, metric.key)
-    ratios = [one / other for one, other in zip(ours, theirs, strict=False)]
-    ratio = f"{median(ours) / median(theirs):.2f} ({min(ratios):.2f}..{max(ratios):.2f})" if ratios else ""
+    ratios = [one / other for one, other in zip(ours, theirs, strict=False) if other]
+    ratio = (
+        f"{median(ours) / median(theirs):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
+        if ratios and median(theirs)
+        else ""
+    )
     cpu = [result.of(server, "cpu") for server in (OURS, THEIRS)] if metric is row.metrics[0] else []
     return Line(
         work=f"{row.title}: {metric.title}" if metric.title else row.title,
@@ -156,6 +160,7 @@ this machine; ratios travel better.
     .venv/bin/python -m bench --rows '1to1*'          # some of them, on the terminal only
     .venv/bin/python -m bench --rows tls --rounds 9 --seconds 3 --write docs/performance.md
     .venv/bin/python -m bench --group sinks --write docs/performance.md
+    .venv/bin/python -m bench --group mesh --write docs/performance.md
 
 - Machine: {machine}
 - Gateway: {gateway}
@@ -198,21 +203,22 @@ HOW = """
 """
 
 
-def page(rows: list[Row], results: dict[str, Result], sinks: str = "") -> str:
-    """docs/performance.md, with the section about `sinks`; rows without a result are left out."""
+def page(rows: list[Row], results: dict[str, Result], more: str = "") -> str:
+    """docs/performance.md, with `more` sections; rows without a result are left out."""
     measured = [(row, results[row.key]) for row in rows if row.key in results]
     if not measured:
-        return f"# Performance\n{sinks}"
+        return f"# Performance\n{more}"
     heads = ("work", OURS, THEIRS, "ratio (min..max)", "goal", "reached", LIMIT, "server CPU per message")
-    text = HEAD.format(**_facts([result for _, result in measured]))
+    text = HEAD.format(**facts([result for _, result in measured]))
     text += "| " + " | ".join(heads) + " |\n|" + "---|" * len(heads) + "\n"
     for row, result in measured:
         for line in lines(row, result):
             text += "| " + " | ".join(asdict(line).values()) + " |\n"
-    return text + _bounds(measured) + HOW + sinks
+    return text + _bounds(measured) + HOW + more
 
 
-def _facts(results: list[Result]) -> dict[str, Any]:
+def facts(results: list[Result]) -> dict[str, Any]:
+    """What the page says of them together."""
     dates = sorted({result.date for result in results})
     rounds = sorted({len(next(iter(of.values()))) for result in results for of in result.values.values()})
     return {

@@ -6,12 +6,14 @@ answering are two processes, as two clients would be.
 
 import json
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from bench.programs import program
 from bench.servers import BenchError, Server
+from bench.wire import SPREAD_S
 
 END_WAIT_S_MAX = 60.0
 
@@ -26,7 +28,10 @@ class Asked(NamedTuple):
 
 
 def ask(server: Server, inbox: str, seconds: float, in_flight: int) -> Asked:
-    """Asks for `seconds` with `in_flight` requests under way. `inbox` = `one`, `mux` or `own`, see requests.c."""
+    """Asks the first node for `seconds` with `in_flight` requests under way; the last one has who answers.
+
+    `inbox` = `one`, `mux` or `own`, see requests.c.
+    """
     asking = str(program("requests"))
     with _answering(server, asking):
         before_s = server.cpu_s()
@@ -45,11 +50,13 @@ def ask(server: Server, inbox: str, seconds: float, in_flight: int) -> Asked:
 
 @contextmanager
 def _answering(server: Server, path: str) -> Iterator[None]:
-    answering = subprocess.Popen([path, "answer", str(server.port)], stdout=subprocess.PIPE, text=True)
+    port = server.port_of(server.setup.nodes - 1)
+    answering = subprocess.Popen([path, "answer", str(port)], stdout=subprocess.PIPE, text=True)
     try:
         assert answering.stdout is not None
         if answering.stdout.readline() != "ready\n":
             raise BenchError(f"{server.name}: the answering side cannot connect")
+        time.sleep(SPREAD_S if server.setup.nodes > 1 else 0)
         yield
         if answering.poll() is not None:
             raise BenchError(f"{server.name}: the answering side has ended")

@@ -48,6 +48,7 @@ class Row:
     run: Callable[[Server, float], Values]
     setup: Setup = PLAIN
     has_relay: bool = False
+    rounds_max: int = 100
 
 
 # -- one-way traffic --------------------------------------------------------------------------------------------------

@@ -28,12 +28,13 @@ class Setup:
     """What a row needs of a server's configuration.
 
     `nodes` above 1: workers of one gateway, or nats-servers in a cluster. Publishers are on the first of them,
-    subscribers on the last.
+    subscribers on the last. `routing` is between gateways of a zone, see `bench.mesh`.
     """
 
     permissions: bool = False
     tls: bool = False
     nodes: int = 1
+    routing: str = "interest"
 
 
 USER, PASSWORD = "bench", "secret"
@@ -52,6 +53,7 @@ class Server(Process):
     def __init__(self, folder: Path, setup: Setup) -> None:
         self.setup = setup
         self.port, self.monitor_port = free_ports(2)
+        self.route_ports: list[int] = []  # where the nodes listen for each other
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         super().__init__(self._command(), folder)
@@ -74,12 +76,24 @@ class Server(Process):
 
     def messages_in(self) -> int:
         """What it counts itself."""
-        return int(self._varz()["in_msgs"])
+        return int(page(self.monitor_port, "varz")["in_msgs"])
 
-    def _varz(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor_port}/varz", timeout=30) as answer:
-            values: dict[str, Any] = json.load(answer)
-        return values
+
+def page(monitor_port: int, name: str) -> dict[str, Any]:
+    """What a server tells about itself."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{monitor_port}/{name}", timeout=30) as answer:
+        values: dict[str, Any] = json.load(answer)
+    return values
+
+
+def wait_until_linked(name: str, monitor_ports: list[int]) -> None:
+    """UnavailableError: the nodes do not find each other, each of them all others."""
+    deadline = time.monotonic() + ROUTES_WAIT_S_MAX
+    for port in monitor_ports:
+        while len({route["remote_name"] for route in page(port, "routez")["routes"]}) < len(monitor_ports) - 1:
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"{name}: the nodes do not all find each other")
+            time.sleep(POLL_S)
 
 
 class Gateway(Server):
@@ -122,9 +136,10 @@ class NatsServer(Server):
         self._seed_port = seed._cluster_port if seed is not None else self._cluster_port
         super().__init__(folder, setup)
         if seed is None:
-            for number in range(1, setup.nodes):
-                self._others.append(NatsServer(folder / str(number), setup, self))
-                self._others[-1]._wait_for_routes()
+            self._others = [NatsServer(folder / str(number), setup, self) for number in range(1, setup.nodes)]
+            nodes = [self, *self._others]
+            self.route_ports = [node._cluster_port for node in nodes]
+            wait_until_linked(self.name, [node.monitor_port for node in nodes])
 
     def port_of(self, node: int) -> int:
         return self._others[node - 1].port if node else self.port
@@ -135,17 +150,13 @@ class NatsServer(Server):
     def cpu_s(self) -> float:
         return super().cpu_s() + sum(other.cpu_s() for other in self._others)
 
+    def memory_bytes(self) -> int:
+        return super().memory_bytes() + sum(other.memory_bytes() for other in self._others)
+
     def stop(self) -> None:
         for other in self._others:
             other.stop()
         super().stop()
-
-    def _wait_for_routes(self) -> None:
-        deadline = time.monotonic() + ROUTES_WAIT_S_MAX
-        while not self._varz()["routes"]:
-            if time.monotonic() > deadline:
-                raise UnavailableError("nats-server finds no cluster")
-            time.sleep(POLL_S)
 
     def _command(self) -> list[str]:
         (self._folder / "nats.conf").write_text(self._configuration())

@@ -44,6 +44,7 @@ class Stream:
     receivers: int = 1
     subscription: str = SUBJECT
     queue: str = ""
+    spreads: bool = False  # receivers are on all nodes in turn, not on the last one
     rate: float = 0.0  # messages per second of all publishers; 0 = as fast as possible
 
     @property
@@ -120,8 +121,8 @@ class Running:
         group = f" {stream.queue}" if stream.queue else ""
         subscribe = f"SUB {stream.subscription}{group} {SUBSCRIPTION_ID}\r\n".encode()
         connections = [
-            self._stack.enter_context(closing(connect(self._server, subscribe, subscribes=True)))
-            for _ in range(stream.receivers)
+            self._stack.enter_context(closing(connect(self._server, subscribe, subscribes=True, node=node)))
+            for node in self._nodes()
         ]
         sources = [self._stack.enter_context(closing(connect(self._server))) for _ in range(stream.publishers)]
         chunks = _chunks_of(stream)
@@ -141,6 +142,12 @@ class Running:
         self._stack.close()
         for child in self._children:
             child.end()
+
+    def _nodes(self) -> list[int | None]:
+        """Of each receiver, see `connect`."""
+        if not self._stream.spreads:
+            return [None] * self._stream.receivers
+        return [index % self._server.setup.nodes for index in range(self._stream.receivers)]
 
     def stop(self) -> None:
         """Let the publishers come to an end before their time is over."""

@@ -15,14 +15,20 @@ SPREAD_S = 0.3  # in which the nodes of a cluster learn from each other what a c
 READ_BYTES = 64 * 1024
 
 
-def connect(server: Server, commands: bytes = b"", *, subscribes: bool = False) -> socket.socket:
-    """A connection whose `commands` have been carried out. To the relay, `subscribes` alone says what it is."""
+def connect(
+    server: Server, commands: bytes = b"", *, subscribes: bool = False, node: int | None = None
+) -> socket.socket:
+    """A connection whose `commands` have been carried out. To the relay, `subscribes` alone says what it is.
+
+    `node`: to which of several; None: the last one for who subscribes, else the first.
+    """
     if server.wire == "relay":
         return _relayed(server.port, subscribes)
     user = {"user": USER, "pass": PASSWORD} if server.setup.permissions else {}
     if server.setup.nodes == 1:
         return connect_to(server.port, commands, tls=server.setup.tls, user=user)
-    connection = _introduced(_met(server, server.setup.nodes - 1 if subscribes else 0), commands, user)
+    node = (server.setup.nodes - 1 if subscribes else 0) if node is None else node
+    connection = _introduced(_met(server, node), commands, user)
     time.sleep(SPREAD_S if subscribes else 0)
     return connection
 

@@ -1,13 +1,17 @@
 """bench/ measures what it says: sane rows from both servers, exact counting, loud failures. Speed is never asserted."""
 
 import json
+import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bench import report
+from bench.mesh.links import bytes_between
 from bench.report import Result
 from bench.rows import Metric, Row, rows
 from bench.traffic import Traffic
@@ -38,6 +42,33 @@ def test_a_row_of_all_servers_and_the_page_of_it(tmp_path: Path, key: str, work:
         assert 1_000 < rate < 100_000_000
         assert 0 <= cpu < 1_000_000
     assert f"| {work} | " in page.read_text()
+
+
+def test_a_row_of_several_gateways_and_the_section_of_it(tmp_path: Path) -> None:
+    results, page = tmp_path / "results.json", tmp_path / "page.md"
+    once = "--group", "mesh", "--rows", "grow-2", "--rounds", "1"
+    ended = run("-m", "bench", *once, "--results", str(results), "--write", str(page))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (row,) = json.loads(results.read_text())
+    assert row["missing"] == {}
+    for server in ("gateway", "nats-server"):
+        (sent_kb,) = row["values"][server]["sent"]
+        assert 20 < sent_kb < 60  # a thousand times `RS+ $G bench.i.00.000000` and its end, and little else
+    assert "| 2 gateways, 1,000 interests each: sent per gateway until all agree | " in page.read_text()
+
+
+def test_bytes_between_nodes_are_counted_on_their_links_alone() -> None:
+    with ExitStack() as opened:
+        links, clients = (opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2))
+        server = SimpleNamespace(route_ports=[links.getsockname()[1]])
+        for listener, size in ((links, 1_234), (clients, 99)):
+            ends = [socket.create_connection(listener.getsockname()), listener.accept()[0]]
+            for end in ends:
+                opened.enter_context(end)
+            for here, there in (ends, reversed(ends)):
+                here.sendall(b"x" * size)
+                assert len(there.recv(size, socket.MSG_WAITALL)) == size
+        assert bytes_between(server) == 2 * 1_234
 
 
 LOSSY = """
