@@ -2,7 +2,8 @@
 
 A gap is a control batch of one record. Kafka consumers pass over it; our readers are told, as a `206 Gap` status among
 the messages of a fetch. The record's key is Kafka's control record key: i16 version 0, i16 type (ours is 100, which no
-Kafka type has; big endian); its value is JSON.
+Kafka type has; big endian); its value is JSON. What a gateway gave up takes one offset. Where offsets themselves are
+missing, because a mirror's origin no longer has them, the batch spans exactly those.
 """
 
 import struct
@@ -10,29 +11,46 @@ import struct
 import msgspec
 
 from protocol.errors import UNREADABLE, FrameError
-from protocol.records import encode_control, read_control
+from protocol.records import encode_control, place_batch, read_control
 
+GAP_OFFSETS_MAX = 2**31 - 1  # of one record: Kafka counts them in 32 bits
 _KEY = struct.pack(">hh", 0, 100)
 
 
-class Gap(msgspec.Struct, frozen=True):
-    """`events` were taken in from `from_ms` to `to_ms` and are not in the log; `reason` is one of REASONS."""
+class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`events` were taken in from `from_ms` to `to_ms` and are not in the log; `reason` is one of REASONS.
+
+    Of offsets that are missing nobody knows the times (0), and `events` is how many there were at most. `source` is who
+    says so: the zone whose log it is, "" for a gateway of this one.
+    """
 
     reason: str
     events: int
     from_ms: int
     to_ms: int
+    source: str = ""
 
 
 REASONS = {
     "outbox_overflow": "a gateway's outbox was full for longer than outbox.stall",
+    "trimmed": "the origin of a mirror had let go of these offsets before the mirror had them",
     "spool_damaged": "a gateway's spool was damaged; counted are all events whose outcome it cannot tell any more",
 }
 
 
-def encode_gap(gap: Gap) -> bytes:
-    """The control batch of `gap`, at base offset 0."""
-    return encode_control(_KEY, msgspec.json.encode(gap), gap.to_ms)
+def encode_gap(gap: Gap, offsets: int = 1) -> bytes:
+    """The control batch of `gap`, at base offset 0, which takes so many offsets."""
+    return encode_control(_KEY, msgspec.json.encode(gap), gap.to_ms, offsets)
+
+
+def missing(first: int, end_offset: int, reason: str, source: str) -> list[bytes]:
+    """The control batches, in their places, which say that offsets `first` to before `end_offset` are missing."""
+    batches = []
+    while first < end_offset:
+        span = min(end_offset - first, GAP_OFFSETS_MAX)
+        batches.append(place_batch(encode_gap(Gap(reason, span, 0, 0, source), span), first, 0))
+        first += span
+    return batches
 
 
 def read_gap(batch: bytes | memoryview) -> tuple[int, Gap]:

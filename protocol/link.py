@@ -7,6 +7,8 @@ request number for reads), never by order alone.
     gateway → sink    Hello · Open · Append + parcel · Fetch · Offsets · Describe · ChangeContract · Cancel · Ping
     sink → gateway    Welcome · Streams, Contracts (whenever they change) · Opened · Appended · Refused ·
                       Fetched + batches · OffsetsAre · Described · ContractIs · Failed · Pong
+    sink → sink of another zone   Hello · Subscribe · Durable · Cancel · Ping
+    ... and back                  Welcome · Streams · Mirrored + batches · Behind · Failed · Pong
     operator → sink   Hello · Status · ChangeMembers · Transfer
     sink → operator   StatusIs · Done · Failed
 """
@@ -21,13 +23,16 @@ from protocol.streams import StreamState
 __all__ = ["KINDS", "Frame", "FrameReader", "FrameView", "Message", "pack", "pack_parts"]
 
 LINK_VERSION = 1
+MIRROR_ROLE = "sink"  # of `Hello`, of a sink of another zone
 OPERATOR = "(operator)"  # who says Hello under this name is no node; none may be called so
 
 
 class Hello(Message, frozen=True):
     """Who calls, and which of the zone's Raft groups (by its number) the link is about.
 
-    `contracts`: it wants to be told the zone's contracts, which group 0 has.
+    `contracts`: it wants to be told the zone's contracts, which group 0 has; `mirrors`: and the mirrors that the group
+    has of other zones' logs. `role` is "sink" for one of another zone, which mirrors this one's logs; `zone` is its own
+    then, and the link is about all groups.
     """
 
     mesh: str
@@ -35,6 +40,8 @@ class Hello(Message, frozen=True):
     node: str
     group: int = 0
     contracts: bool = False
+    role: str = ""
+    mirrors: bool = False
 
 
 class Welcome(Message, frozen=True):
@@ -65,6 +72,66 @@ class Contracts(Message, frozen=True):
     """The zone's contracts, all of them."""
 
     contracts: tuple[Contract, ...]
+
+
+class Mirrors(Message, frozen=True):
+    """The zone's mirrors of other zones' logs, all of them, as the group of this link knows them."""
+
+    streams: tuple[StreamState, ...]
+
+
+class Subscribe(Message, frozen=True):
+    """Asks for the committed batches of a partition from `offset` on, and for those that come, until `Cancel`.
+
+    At most `window_bytes` of batches are under way beyond what `Durable` has told. `last_offset` is where the last
+    batch that the mirror holds begins, -1 if it holds none or if that is a gap; `digest` is its SHA-256 from the
+    attributes on.
+    """
+
+    subscription: int
+    stream: str
+    incarnation: bytes
+    partition: int
+    offset: int
+    window_bytes: int
+    last_offset: int = -1
+    digest: bytes = b""
+
+
+class Mirrored(Message, frozen=True):
+    """The tail is whole batches back to back, `raw_bytes` of them, in one zstd frame if it is `compressed`.
+
+    `offset` is that of the first; below `start_offset` the origin has no history. Without batches all of it is gone.
+    """
+
+    subscription: int
+    incarnation: bytes
+    offset: int
+    raw_bytes: int
+    compressed: bool
+    start_offset: int
+    high_watermark: int
+
+
+class Durable(Message, frozen=True):
+    """All below `through` is committed and fsynced by the group of the one who mirrors."""
+
+    subscription: int
+    through: int
+
+
+class Behind(Message, frozen=True):
+    """Once a second: how much the log holds beyond what is durable in the mirror, and how old the first event of it is.
+
+    `size_bytes` is an estimate within one segment; `oldest_ms` is -1 where nothing is missing. `limited`: a rate holds
+    it back.
+    """
+
+    subscription: int
+    high_watermark: int
+    size_bytes: int
+    oldest_ms: int
+    limited: bool = False
 
 
 class Open(Message, frozen=True):
@@ -159,6 +226,15 @@ REASONS = {
 }
 
 
+SUBSCRIPTION_REFUSALS = {
+    "UNKNOWN_STREAM": "the zone has no such stream or partition",
+    "NOT_REPLICATED": "`replicate` of the stream does not name the zone that asks",
+    "RECREATED": "the stream has another incarnation",
+    "NOT_CAUGHT_UP": "this sink does not hold so much yet: another one may",
+    "DIVERGED": "the log holds other bytes than the mirror, or fewer",
+}
+
+
 class Fetch(Message, frozen=True):
     """Whole batches from the one that holds `offset` on; at the high watermark the sink waits at most `wait_ms`."""
 
@@ -220,7 +296,10 @@ class Described(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """A request that cannot be served; `name` as in `protocol.errors.LOG_ERRORS`. Request 0: the connection itself."""
+    """A request that cannot be served; `name` as in `protocol.errors.LOG_ERRORS`. Request 0: the connection itself.
+
+    For a subscription `name` is one of `SUBSCRIPTION_REFUSALS`.
+    """
 
     request: int
     name: str
@@ -317,6 +396,11 @@ KINDS: dict[int, type[Message]] = {
     24: Contracts,
     25: ChangeContract,
     26: ContractIs,
+    27: Mirrors,
+    28: Subscribe,
+    29: Mirrored,
+    30: Durable,
+    31: Behind,
 }
 _CODEC = Codec("sink link", LINK_VERSION, KINDS)
 pack = _CODEC.pack

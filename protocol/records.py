@@ -10,7 +10,7 @@ base offset (known when the batch is committed) and the partition leader epoch (
     16      i8    magic                                 2
     17      u32   CRC-32C of everything from byte 21 on
     21      i16   attributes                            0: uncompressed, create time; 0x20: a control batch
-    23      i32   lastOffsetDelta                       records - 1
+    23      i32   lastOffsetDelta                       records - 1; of a control batch what it spans, less 1
     27      i64   baseTimestamp, ms                     the *smallest* of the batch
     35      i64   maxTimestamp, ms
     43      i64   producerId                            -1: the envelope around the batch identifies it
@@ -130,18 +130,20 @@ def encode_batch(events: Sequence[Event]) -> bytes:
     return _seal(records, 0, base_timestamp_ms, max_timestamp_ms)
 
 
-def encode_control(key: bytes, value: bytes, timestamp_ms: int) -> bytes:
-    """A control batch of one record: it takes an offset and holds no event, and Kafka consumers pass over it."""
-    return _seal([_encode_record(0, 0, key, value, [])], CONTROL, timestamp_ms, timestamp_ms)
+def encode_control(key: bytes, value: bytes, timestamp_ms: int, offsets: int = 1) -> bytes:
+    """A control batch of one record: it takes so many offsets and holds no event, and Kafka consumers pass over it."""
+    return _seal([_encode_record(0, 0, key, value, [])], CONTROL, timestamp_ms, timestamp_ms, offsets)
 
 
-def _seal(records: Sequence[bytearray], attributes: int, base_timestamp_ms: int, max_timestamp_ms: int) -> bytes:
+def _seal(
+    records: Sequence[bytearray], attributes: int, base_timestamp_ms: int, max_timestamp_ms: int, offsets: int = 0
+) -> bytes:
     body = bytearray(HEADER_BYTES)
     for record in records:
         _put_varint(body, len(record))
         body += record
     _HEADER.pack_into(
-        body, 0, 0, len(body) - _LENGTH_FROM, 0, MAGIC, 0, attributes, len(records) - 1,
+        body, 0, 0, len(body) - _LENGTH_FROM, 0, MAGIC, 0, attributes, (offsets or len(records)) - 1,
         base_timestamp_ms, max_timestamp_ms, -1, -1, -1, len(records),
     )  # fmt: skip
     struct.pack_into(">I", body, 17, fastcrc.crc32.iscsi(memoryview(body)[_CRC_FROM:]))
@@ -227,7 +229,8 @@ def read_header(data: bytes | memoryview, position: int = 0) -> BatchHeader:
     if magic != MAGIC:
         raise FrameError(f"record batch: magic is {magic}, ours is {MAGIC}")
     size_bytes = length + _LENGTH_FROM
-    if size_bytes < HEADER_BYTES or count < 1 or last_delta != count - 1:
+    is_span = attributes == CONTROL and count == 1 and last_delta >= 0
+    if size_bytes < HEADER_BYTES or count < 1 or (last_delta != count - 1 and not is_span):
         raise FrameError(f"record batch: length {length}, {count} records, last offset delta {last_delta}")
     return BatchHeader(base_offset, size_bytes, epoch, crc, attributes, last_delta, base_ms, max_ms, count)
 

@@ -9,6 +9,9 @@ with another one, so that streams of one partition are spread too.
 
 One stream is in no file: `$AUDIT` (`protocol.audit`), which only nodes write. It is proposed, made and kept like all
 others. Its account is one that nobody can be in, so that no client's event ever belongs to it.
+
+A mirror of another zone's log is a `StreamState` too. Its name says whose: `orders@eu`, and `orders@eu~1` for the first
+of the incarnations that the origin no longer has (`sinkd.core.mirrors`).
 """
 
 import zlib
@@ -18,6 +21,7 @@ import msgspec
 from protocol import subjects
 from protocol.accounts import DEFAULT_ACCOUNT
 from protocol.config import Stream
+from protocol.limits import HOLD_AGE_MS, HOLD_BYTES
 
 
 class _Stream(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -46,6 +50,9 @@ class StreamDefinition(_Stream, array_like=True, frozen=True, kw_only=True):
     """
 
     account: str = DEFAULT_ACCOUNT
+    replicate: tuple[str, ...] = ("*",)
+    hold_age_ms: int = HOLD_AGE_MS
+    hold_bytes: int = HOLD_BYTES
 
     @classmethod
     def of(cls, stream: Stream, incarnation: bytes) -> "StreamDefinition":
@@ -69,6 +76,9 @@ class StreamState(_Stream, array_like=True, frozen=True, kw_only=True):
     retired: bool = False
     account: str = DEFAULT_ACCOUNT
     groups: int = 1
+    replicate: tuple[str, ...] = ("*",)
+    hold_age_ms: int = HOLD_AGE_MS
+    hold_bytes: int = HOLD_BYTES
 
     def group_of(self, partition: int) -> int:
         """The number of the Raft group that has this partition."""
@@ -77,6 +87,20 @@ class StreamState(_Stream, array_like=True, frozen=True, kw_only=True):
     def partitions_of(self, group: int) -> list[int]:
         """The partitions that this group has."""
         return [number for number in range(self.partitions) if self.group_of(number) == group]
+
+    @property
+    def is_mirror(self) -> bool:
+        return "@" in self.name
+
+    @property
+    def mirrored(self) -> tuple[str, str]:
+        """(name, zone) of the log that this is a mirror of."""
+        name, _, zone = self.name.partition("@")
+        return name, zone.partition("~")[0]
+
+    def is_for(self, zone: str) -> bool:
+        """Whether another zone, `zone`, gets a copy of the log."""
+        return self.replicate == ("*",) or zone in self.replicate
 
     @property
     def is_catch_all(self) -> bool:
@@ -89,6 +113,11 @@ class StreamState(_Stream, array_like=True, frozen=True, kw_only=True):
             and self.account == account
             and any(subjects.matches(pattern, subject) for pattern in self.subjects)
         )
+
+
+def mirror_name(stream: str, zone: str) -> str:
+    """How the mirror of `zone`'s `stream` is called."""
+    return f"{stream}@{zone}"
 
 
 def sequence_of(offset: int, partition: int, partitions: int) -> int:

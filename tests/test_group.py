@@ -33,6 +33,9 @@ class NotingStore:
     def note(self, placement, index, term):
         self.noted.append((placement.base_offset, index, term))
 
+    def renew(self):
+        pass
+
     def wake_readers(self):
         self.wakes += 1
 

@@ -34,7 +34,7 @@ def build(structure: type, fields: dict[str, object]) -> msgspec.Struct:
 @pytest.mark.parametrize(("row", "data"), vectors("record_batch.json"))
 def test_record_batch(row, data):
     if "gap" in row:
-        batch = encode_gap(Gap(**row["gap"]))
+        batch = encode_gap(Gap(**row["gap"]), row.get("offsets", 1))
         assert read_gap(data) == (row["base_offset"], Gap(**row["gap"]))
     else:
         events = [
@@ -103,6 +103,11 @@ def test_command(row, data):
         for parcel in envelope.unpack(command.body):
             at = commands.BODY_POSITION + parcel.batch_position
             assert data[at : at + len(parcel.batch)] == parcel.batch
+    elif "batches" in row:
+        head, batches = build(commands.MirroredHead, row["head"]), bytes.fromhex(row["batches"])
+        assert commands.encode_mirrored(row["time_ms"], head, batches) == data
+        read, begin = commands.read_mirrored(command)
+        assert (read, bytes(command.body[begin:])) == (head, batches)
     else:
         structure = getattr(commands, row["name"])
         body = build(structure, row["fields"])

@@ -3,7 +3,11 @@
     u8 version   u8 kind   u64 leader's time, ms (little endian)   body
 
 `APPEND` carries parcels (`protocol.envelope`) back to back, so that the batches in it keep the bytes that the gateway
-made and can later be read straight from the journal. The other bodies are one msgpack value.
+made and can later be read straight from the journal. So does `MIRRORED`, whose body is
+
+    u32 size of the head (little endian)   head (msgpack)   batches, back to back, at their offsets
+
+The other bodies are one msgpack value.
 """
 
 import struct
@@ -17,8 +21,9 @@ from protocol.errors import UNREADABLE, FrameError
 from protocol.streams import StreamDefinition, StreamState
 
 COMMAND_VERSION = 1
-CONFIGURE, OPEN, APPEND, TRIM, MEMBERS, ADOPT, CONTRACT = 1, 2, 3, 4, 5, 6, 7
+CONFIGURE, OPEN, APPEND, TRIM, MEMBERS, ADOPT, CONTRACT, MIRROR, MIRRORED, DIVERGED = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 _PREFIX = struct.Struct("<BBQ")
+_HEAD_SIZE = struct.Struct("<I")
 BODY_POSITION = _PREFIX.size
 
 
@@ -69,7 +74,34 @@ class ChangeContract(msgspec.Struct, array_like=True, frozen=True):
     removes: bool = False
 
 
-Body = TypeVar("Body", Configure, OpenProducer, Trim, MembersAre, Adopt, ChangeContract)
+class MakeMirror(msgspec.Struct, array_like=True, frozen=True):
+    """Another zone's log is mirrored from now on: `state` is its stream as it is there, but for its name and groups.
+
+    `generation` 0 is proposed to group 0, which decides; the other groups are told what it has decided.
+    """
+
+    state: StreamState
+    generation: int = 0
+
+
+class MirroredHead(msgspec.Struct, array_like=True, frozen=True):
+    """Which mirror's partition the batches are for."""
+
+    name: str
+    incarnation: bytes
+    partition: int
+
+
+class Diverged(msgspec.Struct, array_like=True, frozen=True):
+    """The origin of a mirror's partition holds other bytes than the mirror."""
+
+    name: str
+    incarnation: bytes
+    partition: int
+    why: str
+
+
+Body = TypeVar("Body", Configure, OpenProducer, Trim, MembersAre, Adopt, ChangeContract, MakeMirror, Diverged)
 
 
 class Command(NamedTuple):
@@ -85,6 +117,22 @@ def encode(kind: int, time_ms: int, body: msgspec.Struct) -> bytes:
 def encode_append(time_ms: int, parcels: Iterable[bytes], before: bytes = b"") -> bytes:
     """The command that appends `parcels`, in order, with the bytes `before` in front of it."""
     return b"".join((before, _PREFIX.pack(COMMAND_VERSION, APPEND, time_ms), *parcels))
+
+
+def encode_mirrored(time_ms: int, head: MirroredHead, batches: bytes | memoryview) -> bytes:
+    """The command that appends `batches`, whole and checked, to a mirror."""
+    packed = msgspec.msgpack.encode(head)
+    return b"".join((_PREFIX.pack(COMMAND_VERSION, MIRRORED, time_ms), _HEAD_SIZE.pack(len(packed)), packed, batches))
+
+
+def read_mirrored(command: Command) -> tuple[MirroredHead, int]:
+    """(head, position of the batches in the body). FrameError as for `decode`."""
+    try:
+        (size,) = _HEAD_SIZE.unpack_from(command.body)
+        begin = _HEAD_SIZE.size + int(size)
+        return msgspec.msgpack.decode(command.body[_HEAD_SIZE.size : begin], type=MirroredHead), begin
+    except (*UNREADABLE, struct.error) as error:
+        raise FrameError(f"raft command: mirrored batches: {error}") from error
 
 
 def decode(data: bytes | memoryview) -> Command:

@@ -10,7 +10,8 @@ A batch with ids that the window knows is refused whole and its span is *not* sp
 gateway builds it again without those records.
 
 Streams are configured in group 0. Every other group adopts what that has committed, and takes batches of the partitions
-that are its own. The zone's contracts (`protocol.contracts`) are in group 0 alone.
+that are its own. The zone's contracts (`protocol.contracts`) are in group 0 alone. Mirrors of other zones' logs stand
+beside the streams: `sinkd.core.mirrors`.
 """
 
 from collections.abc import Iterator
@@ -26,13 +27,25 @@ from protocol.limits import PRODUCER_RESULTS_KEPT
 from protocol.link import Answer, Appended, Opened, Reached, Refused
 from protocol.records import CONTROL, BatchHeader, read_header
 from protocol.streams import StreamDefinition, StreamState
-from sinkd.core import commands
-from sinkd.core.commands import BODY_POSITION, Adopt, ChangeContract, Configure, MembersAre, OpenProducer, Trim
-from sinkd.core.state import STATE_VERSION, PartitionState, Producer, Progress, State, Stream
+from sinkd.core import commands, mirrors
+from sinkd.core.commands import (
+    BODY_POSITION,
+    Adopt,
+    ChangeContract,
+    Command,
+    Configure,
+    Diverged,
+    MakeMirror,
+    MembersAre,
+    OpenProducer,
+    Trim,
+)
+from sinkd.core.mirrors import MirrorMade
+from sinkd.core.state import MIRRORS_VERSION, STATE_VERSION, PartitionState, Producer, Progress, State, Stream
 
 
 class Placement(NamedTuple):
-    """A committed batch: `position` and `size_bytes` say where it stands in its command."""
+    """A committed batch: `position` says where it stands in its command, `header` how large it is."""
 
     stream: StreamState
     partition: int
@@ -61,6 +74,14 @@ class Trimmed(NamedTuple):
     start_offset: int
 
 
+class Mirrored(NamedTuple):
+    """Batches for a mirror's partition were taken, all of them, or with a `refusal` none: it ends at `end_offset`."""
+
+    end_offset: int
+    placements: tuple[Placement, ...] = ()
+    refusal: str = ""
+
+
 class ContractChanged(NamedTuple):
     """`contract` is in force now, or was until now; or nothing has changed, for this `refusal`."""
 
@@ -68,7 +89,9 @@ class ContractChanged(NamedTuple):
     refusal: LogError | None = None
 
 
-Result: TypeAlias = list[Taken] | Opened | Configured | Trimmed | MembersAre | ContractChanged | None
+Result: TypeAlias = (
+    list[Taken] | Opened | Configured | Trimmed | MembersAre | ContractChanged | MirrorMade | Mirrored | None
+)
 
 
 class Machine:
@@ -108,14 +131,28 @@ class Machine:
             return changed
         if command.kind == commands.CONTRACT:
             return self._change_contract(commands.read_body(command, ChangeContract))
+        if command.kind == commands.MIRRORED:
+            return self._append_mirrored(command)
+        if command.kind == commands.MIRROR:
+            return mirrors.make(self.state, commands.read_body(command, MakeMirror))
+        if command.kind == commands.DIVERGED:
+            mirrors.diverge(self.state, commands.read_body(command, Diverged))
+            return None
         raise FrameError(f"raft command of unknown kind {command.kind}")
 
     def stream_states(self) -> tuple[StreamState, ...]:
         return tuple(stream.state for stream in self.state.streams.values())
 
+    def mirror_states(self) -> tuple[StreamState, ...]:
+        return tuple(mirror.state for mirror in self.state.mirrors.values())
+
+    def log(self, name: str) -> Stream | None:
+        """The stream or the mirror of that name."""
+        return self.state.streams.get(name) or self.state.mirrors.get(name)
+
     def partitions(self) -> Iterator[tuple[StreamState, int, PartitionState]]:
-        """Every partition that this group has, of retired streams too."""
-        for stream in self.state.streams.values():
+        """Every partition that this group has, of retired streams and of mirrors too."""
+        for stream in (*self.state.streams.values(), *self.state.mirrors.values()):
             for number in stream.state.partitions_of(self.number):
                 yield stream.state, number, stream.partitions[number]
 
@@ -167,6 +204,18 @@ class Machine:
             stream.state, envelope.partition, base_offset, header, BODY_POSITION + parcel.batch_position
         )
         return Taken(_appended(envelope, base_offset), placement)
+
+    def _append_mirrored(self, command: Command) -> Mirrored:
+        head, begin = commands.read_mirrored(command)
+        joined = mirrors.append(self.state, self.number, head, command.body[begin:])
+        if joined.stream is None or joined.refusal:
+            return Mirrored(joined.end_offset, refusal=joined.refusal)
+        begin += BODY_POSITION
+        placements = tuple(
+            Placement(joined.stream, joined.partition, header.base_offset, header, begin + position)
+            for position, header in joined.batches
+        )
+        return Mirrored(joined.end_offset, placements)
 
     # -- producers ----------------------------------------------------------------------------------------------------
 
@@ -277,7 +326,7 @@ class Machine:
             return ContractChanged(wanted, error)
 
     def _trim(self, request: Trim) -> Trimmed | None:
-        stream = self.state.streams.get(request.stream)
+        stream = self.log(request.stream)
         if stream is None or stream.state.incarnation != request.incarnation:
             return None
         partition = stream.partitions[request.partition]
@@ -294,8 +343,8 @@ def _restored(snapshot: bytes) -> State:
         state = msgspec.msgpack.decode(snapshot, type=State)
     except UNREADABLE as error:
         raise FrameError(f"state: {error}") from error
-    if state.version != STATE_VERSION:
-        raise FrameError(f"state of version {state.version}, ours is {STATE_VERSION}")
+    if not STATE_VERSION <= state.version <= MIRRORS_VERSION:
+        raise FrameError(f"state of version {state.version}, ours are {STATE_VERSION} and {MIRRORS_VERSION}")
     return state
 
 

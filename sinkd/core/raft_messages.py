@@ -162,6 +162,15 @@ class Note(Message, frozen=True):
     event: bytes
 
 
+class Held(Message, frozen=True):
+    """Another zone, `zone`, holds all of a partition below `through`, as the sender has heard."""
+
+    zone: str
+    incarnation: bytes
+    partition: int
+    through: int
+
+
 class Ping(Message, frozen=True):
     pass
 
@@ -186,5 +195,6 @@ CODEC: Final = Codec(
         14: Ping,
         15: Seen,
         16: Note,
+        17: Held,
     },
 )

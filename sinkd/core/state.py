@@ -11,6 +11,7 @@ from protocol.link import Answer
 from protocol.streams import StreamState
 
 STATE_VERSION = 1
+MIRRORS_VERSION = 2  # of a state that has mirrors: who knows of none must not lose them
 
 
 class PartitionState(msgspec.Struct, array_like=True):
@@ -62,11 +63,22 @@ class Stream(msgspec.Struct, array_like=True):
     partitions: list[PartitionState]
 
 
+class Mirror(Stream, array_like=True):
+    """Of another zone's log (`sinkd.core.mirrors`); `generation` counts the incarnations that its origin has had.
+
+    `diverged` says of a partition why it takes nothing more.
+    """
+
+    generation: int = 1
+    diverged: dict[int, str] = {}
+
+
 class State(msgspec.Struct, array_like=True):
     """`now_ms` is the latest time of any command: it never goes back, whatever the leaders' clocks do.
 
     `members` are the sinks of the group, with the addresses of their raft ports. `groups` is how many Raft groups share
-    the partitions of streams that are made under `revision`. `contracts` are those of the zone, in group 0.
+    the partitions of streams that are made under `revision`. `contracts` are those of the zone, in group 0. `mirrors`
+    are those of other zones' logs, by their names (`orders@eu`).
     """
 
     version: int = STATE_VERSION
@@ -77,6 +89,7 @@ class State(msgspec.Struct, array_like=True):
     members: dict[str, str] = {}
     groups: int = 1
     contracts: dict[Key, Contract] = {}
+    mirrors: dict[str, Mirror] = {}
 
     def producer_of(self, node: str, worker: int) -> Producer | None:
         return next((p for p in self.producers.values() if (p.node, p.worker) == (node, worker)), None)

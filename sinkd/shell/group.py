@@ -30,8 +30,9 @@ from protocol.link import Appended, Refused
 from sinkd.core import commands
 from sinkd.core.commands import MembersAre
 from sinkd.core.formats import Checkpoint
-from sinkd.core.machine import Configured, ContractChanged, Machine, Result, Taken
+from sinkd.core.machine import Configured, ContractChanged, Machine, Mirrored, Result, Taken
 from sinkd.core.membership import Members, Membership, problem_of_change
+from sinkd.core.mirrors import MirrorMade
 from sinkd.shell.files import NO_SPACE
 from sinkd.shell.journal import Journal
 from sinkd.shell.raft import REGULAR, TICK_S, Member
@@ -205,20 +206,37 @@ class Group:
         | commands.OpenProducer
         | commands.Trim
         | commands.MembersAre
-        | commands.ChangeContract,
+        | commands.ChangeContract
+        | commands.MakeMirror
+        | commands.Diverged,
     ) -> Result:
         """The result of a command once it is committed, fsynced and applied. UnknownOutcome: see there.
 
         LogError LEADER_NOT_AVAILABLE, STORAGE_ERROR: nothing was done.
         """
+        self._check_leading()
+        return await self._queue(kind, commands.encode(kind, self._now_ms(), body))
+
+    def append_mirrored(self, head: commands.MirroredHead, batches: bytes | memoryview) -> asyncio.Future[Result]:
+        """Hands over checked batches for a mirror, in the order of the calls; the future is as `submit`, a `Mirrored`.
+
+        UnknownOutcome, LogError: as for `submit`, at once.
+        """
+        self._check_leading()
+        return self._queue(commands.MIRRORED, commands.encode_mirrored(self._now_ms(), head, batches))
+
+    def _check_leading(self) -> None:
         if self._has_ended:
             raise UnknownOutcome("this sink has stopped")
         if not self.leads:
             raise LogError("LEADER_NOT_AVAILABLE", f"another sink leads: {self.leader or 'not known which'}")
+
+    def _queue(self, kind: int, data: bytes) -> asyncio.Future[Result]:
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._commands.append(_Command(kind, commands.encode(kind, self._now_ms(), body), future))
+        self._commands.append(_Command(kind, data, future))
+        self._pending_bytes += len(data)
         self._wake()
-        return await future
+        return future
 
     async def change_members(self, members: Members) -> None:
         """Adds or removes one member. LogError INVALID_REQUEST: not so, or not now; see `submit` too."""
@@ -525,9 +543,12 @@ class Group:
         if not self.member.is_caught_up or self.member.is_leaving:
             return
         has_room = not self.no_space or self._journal.room(COMMAND_OVERHEAD_BYTES)
-        while self._commands:
-            self._hand_over_command(self._commands.popleft(), has_room)
         left_bytes = self._tick_bytes
+        while self._commands and left_bytes >= len(self._commands[0].data):
+            command = self._commands.popleft()
+            left_bytes -= len(command.data)
+            self._pending_bytes -= len(command.data)
+            self._hand_over_command(command, has_room and (command.kind != commands.MIRRORED or not self.no_space))
         while self._appends and left_bytes >= len(self._appends[0].parcel):
             taken = self._take_appends()
             left_bytes -= sum(len(append.parcel) for append in taken)
@@ -609,7 +630,11 @@ class Group:
             for taken in result:
                 if taken.placement is not None:
                     self._store.note(taken.placement, index, term)
-        elif isinstance(result, (Configured, ContractChanged)):
+        elif isinstance(result, Mirrored):
+            for placement in result.placements:
+                self._store.note(placement, index, term)
+        elif isinstance(result, (Configured, ContractChanged, MirrorMade)):
+            self._store.renew()
             self._decided.append(self._configured)
         if isinstance(result, Configured | MembersAre):
             self._decided.append(partial(self._seen, Change(index, state.now_ms, result, revision, members)))

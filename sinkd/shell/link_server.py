@@ -4,6 +4,8 @@ One `LinkConnection` per gateway worker and Raft group: its Hello names the grou
 when they are committed and fsynced; reads are tasks of their own, so that one which waits at the high watermark holds
 nobody up. When the gateway does not take what it asked for, reads wait for it (`pause_writing`); what it may have
 outstanding is bounded.
+
+A sink of another zone, which mirrors this one's logs, comes to the same port: `sinkd.shell.feeds`.
 """
 
 import asyncio
@@ -20,18 +22,22 @@ from protocol.contracts import whose
 from protocol.errors import DamagedFile, FrameError, LogError
 from protocol.gaps import read_gap
 from protocol.limits import FETCH_WAIT_MS_MAX, LINK_FETCH_BYTES_MAX, LINK_REQUESTS_MAX
-from protocol.link import OPERATOR, Message
+from protocol.link import MIRROR_ROLE, OPERATOR, Message
 from protocol.records import CONTROL, check_batch
 from protocol.streams import StreamState
 from sinkd.core import commands
 from sinkd.core.commands import OpenProducer
 from sinkd.core.machine import ContractChanged, Machine
+from sinkd.core.mirroring import TokenBucket
+from sinkd.shell.feeds import Feeds
 from sinkd.shell.group import Group, UnknownOutcome
+from sinkd.shell.holding import Holding
 from sinkd.shell.operating import Operator
 from sinkd.shell.pacing import unpace
 from sinkd.shell.store import Partition, Store
 
 _TOO_MANY = f"{LINK_REQUESTS_MAX} requests of this gateway are under way; ask again when some are answered"
+_FEEDING = -1  # the request number of what feeds a mirror; requests have none below 0
 log = structlog.get_logger()
 
 
@@ -50,17 +56,21 @@ class LinkServer:
         failed: Callable[[BaseException], None],
         link_refused: Callable[[str, str, str], None],
         siblings: Mapping[int, "LinkServer"],
-        identify: Callable[[ssl.SSLObject], str] | None = None,
+        holding: Holding,
+        bucket_of: Callable[[str], TokenBucket],
+        identify: Callable[[ssl.SSLObject], tuple[str, str, str]] | None = None,
     ) -> None:
         """`names`: mesh, zone, node of this sink. `failed` is told of damage, which ends the sink.
         `link_refused(host, what, why)` is told of links that are not wanted.
 
-        `identify` says whose certificate a peer has shown, where links are secured.
+        `bucket_of(zone)` limits what another zone is sent (FrameError: there is no such zone), `holding` knows what it
+        has got. `identify` says whose certificate a peer has shown (zone, role, node), where links are secured.
         """
         self.mesh, self.zone, self.node = names
         self.disk_id, self.group, self.machine, self.store = disk_id, group, machine, store
         self.operator, self.storage_full, self.failed = operator, storage_full, failed
         self.siblings, self.identify, self.link_refused = siblings, identify, link_refused
+        self.holding, self.bucket_of = holding, bucket_of
         self.connections: set[LinkConnection] = set()
         self.appends = self.fetches = self.refused_full = 0
 
@@ -77,7 +87,8 @@ class LinkServer:
         """Who has come for the leader goes to look for the new one."""
         if not self.group.leads:
             for connection in list(self.connections):
-                connection.close()
+                if connection.wants_leader:
+                    connection.close()
 
     async def close(self) -> None:
         tasks = [task for connection in self.connections for task in connection.close()]
@@ -93,7 +104,8 @@ class LinkConnection(asyncio.BufferedProtocol):
         self._may_write.set()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._gateway = ""
-        self._wants_contracts = False
+        self._wants_contracts = self._wants_mirrors = False
+        self._feeds: Feeds | None = None  # of a sink of another zone
         self._is_open = False  # it has a producer: looking for the leader alone is not worth a line in the log
 
     # -- asyncio.BufferedProtocol -------------------------------------------------------------------------------------
@@ -112,6 +124,10 @@ class LinkConnection(asyncio.BufferedProtocol):
             task.cancel()
         if self._is_open:
             log.info("link_closed", gateway=self._gateway, error=str(exc) if exc else None)
+
+    @property
+    def wants_leader(self) -> bool:
+        return self._feeds is None
 
     @property
     def _host(self) -> str:
@@ -153,6 +169,8 @@ class LinkConnection(asyncio.BufferedProtocol):
             self._hello(message)
         elif not self._gateway:
             raise FrameError(f"sink link: {type(message).__name__} before Hello")
+        elif self._feeds is not None:
+            self._take_of_mirror(message, self._feeds)
         elif isinstance(message, link.Append):
             self._append(bytes(frame.tail))
         elif isinstance(message, link.Ping):
@@ -188,17 +206,54 @@ class LinkConnection(asyncio.BufferedProtocol):
     def _hello(self, message: link.Hello) -> None:
         self._belong_to(message.group)
         server = self._server
-        if (message.mesh, message.zone) != (server.mesh, server.zone):
+        is_mirror = message.role == MIRROR_ROLE
+        if message.mesh != server.mesh or (message.zone == server.zone) == is_mirror:
             asked = f"{message.mesh}/{message.zone}"
-            raise FrameError(f"this is sink {server.node} of {server.mesh}/{server.zone}, not of {asked}")
-        if server.identify is not None and self._transport is not None and message.node != OPERATOR:
-            certified = server.identify(self._transport.get_extra_info("ssl_object"))
-            if certified != message.node:
-                raise FrameError(f"{message.node} has shown the certificate of {certified}")
-        self._gateway, self._wants_contracts = message.node, message.contracts
+            what = f"to mirror {asked}, its own zone" if is_mirror else f"not of {asked}"
+            raise FrameError(f"this is sink {server.node} of {server.mesh}/{server.zone}, {what}")
+        self._check_certificate(message)
+        self._gateway = message.node
+        self._wants_contracts, self._wants_mirrors = message.contracts, message.mirrors
+        if is_mirror:
+            self._begin_feeding(message.zone)
         names, group = (server.mesh, server.zone, server.node), server.group
         self._send(link.Welcome(*names, group.leads, server.disk_id, group.leader))
         self.send_streams()
+
+    def _check_certificate(self, message: link.Hello) -> None:
+        """FrameError: it is not that of the node that it calls itself; a mirror's must say sink, and its zone, too."""
+        identify = self._server.identify
+        if identify is None or self._transport is None or message.node == OPERATOR:
+            return
+        zone, role, node = identify(self._transport.get_extra_info("ssl_object"))
+        if node != message.node:
+            raise FrameError(f"{message.node} has shown the certificate of {node}")
+        if message.role and (zone, role) != (message.zone, message.role):
+            raise FrameError(f"{message.node} of zone {message.zone} has shown the certificate of a {role} of {zone}")
+
+    # -- a sink of another zone ---------------------------------------------------------------------------------------
+
+    def _begin_feeding(self, zone: str) -> None:
+        """FrameError: there is no such zone."""
+        server = self._server
+        bucket = server.bucket_of(zone)
+        refused = partial(server.link_refused, self._host, f"mirror in zone {zone}")
+        self._feeds = Feeds(server.siblings, zone, bucket, self._send, self._may_write.wait, refused)
+        self._start(_FEEDING, self._feeds.run)
+
+    def _take_of_mirror(self, message: Message, feeds: Feeds) -> None:
+        if isinstance(message, link.Subscribe):
+            self._start(message.subscription, partial(feeds.subscribe, message))
+        elif isinstance(message, link.Durable):
+            feeds.durable(message)
+        elif isinstance(message, link.Cancel):
+            feeds.cancel(message.request)
+        elif isinstance(message, link.Ping):
+            self._send(link.Pong())
+        else:
+            raise FrameError(f"sink link: a mirror does not send {type(message).__name__}")
+
+    # -- streams ------------------------------------------------------------------------------------------------------
 
     def send_streams(self) -> None:
         if self._gateway:
@@ -206,6 +261,8 @@ class LinkConnection(asyncio.BufferedProtocol):
             self._send(link.Streams(machine.state.revision, machine.stream_states()))
             if self._wants_contracts and machine.number == 0:
                 self._send(link.Contracts(tuple(machine.state.contracts.values())))
+            if self._wants_mirrors and machine.state.mirrors:
+                self._send(link.Mirrors(machine.mirror_states()))
 
     def _append(self, parcel: bytes) -> None:
         self._server.appends += 1
@@ -262,7 +319,7 @@ class LinkConnection(asyncio.BufferedProtocol):
             self._server.store.stream(message.stream)
         rows = tuple(
             (stream.state, tuple(self._descriptions(stream.state)))
-            for stream in self._server.machine.state.streams.values()
+            for stream in (*self._server.machine.state.streams.values(), *self._server.machine.state.mirrors.values())
             if message.stream in ("", stream.state.name)
         )
         self._send(link.Described(message.request, group.term, self._server.node, rows))
@@ -339,6 +396,8 @@ def _checked(parcel: bytes) -> envelope.Envelope:
         read_gap(batch)
     elif header.attributes:
         raise FrameError(f"append: a batch with attributes {header.attributes:#x}")
+    if header.last_offset_delta + 1 != header.record_count:
+        raise FrameError(f"append: a gap of {header.last_offset_delta + 1} offsets; a gateway's takes one")
     if not 1 <= header.record_count <= head.sequence_count or head.first_sequence < 1:
         raise FrameError(f"append: {header.record_count} records for {head.sequence_count} sequences")
     if indexes != sorted(set(indexes)) or any(not 0 <= index < header.record_count for index in indexes):

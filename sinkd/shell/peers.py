@@ -20,7 +20,7 @@ from protocol.limits import PULL_BYTES, PULL_MS_MAX
 from protocol.streams import StreamState
 from sinkd.core.birth import ACTIVE, CHOSEN, next_step
 from sinkd.core.commands import Configure
-from sinkd.core.raft_messages import CODEC, Hello, Note, Propose, Pull, Pulled
+from sinkd.core.raft_messages import CODEC, Held, Hello, Note, Propose, Pull, Pulled
 from sinkd.shell.folder import GroupFolder
 from sinkd.shell.group import Group
 from sinkd.shell.raft_links import RaftLinks, RaftPort
@@ -46,11 +46,12 @@ class Peers:
         store: Store,
         proposed: Callable[[str, Propose], None],
         noted: Callable[[Note], None],
+        held: Callable[[Held], None],
         failed: Callable[[BaseException], None],
     ) -> None:
         self._mesh, self._zone, self._node, self._number = mesh, zone, node, number
         self._folder, self._group, self._store = folder, group, store
-        self._proposed, self._noted, self._failed = proposed, noted, failed
+        self._proposed, self._noted, self._held, self._failed = proposed, noted, held, failed
         self.hellos: dict[str, Hello] = {}
         self.links = RaftLinks(port, node.name, self.hello, self._connected, self._received, self._disconnected)
         self._numbers = itertools.count(1)
@@ -134,6 +135,8 @@ class Peers:
             self._proposed(name, message)
         elif isinstance(message, Note):
             self._noted(message)
+        elif isinstance(message, Held):
+            self._held(message)
         else:
             self._group.take(name, frame)
 
@@ -214,11 +217,9 @@ class Peers:
         start_offset, problem = 0, ""
         batches: bytes | memoryview = b""
         try:
-            partition = self._store.partition(asked.stream, asked.partition)
+            partition = self._store.incarnation(asked.incarnation, asked.partition)
             start_offset = partition.start_offset
-            if partition.stream.incarnation != asked.incarnation:
-                problem = f"stream {asked.stream} has another incarnation"
-            elif asked.offset >= partition.high_watermark:
+            if asked.offset >= partition.high_watermark:
                 problem = f"{asked.stream} partition {asked.partition} ends at {partition.high_watermark} here"
             else:
                 batches = await self._store.read(partition, max(asked.offset, start_offset), asked.bytes_max)

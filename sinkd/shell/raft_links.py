@@ -44,7 +44,8 @@ class Port(Protocol):
 
 
 class NodeTls(NamedTuple):
-    """Both sides' contexts, and who a certificate is for: a sink of the zone, or any node of the mesh (FrameError).
+    """Both sides' contexts, and who a certificate is for: a sink of the zone, or any node of the mesh, by its zone,
+    role and name (FrameError).
 
     `listen(make, address, context, failed)` opens a port; `failed(host, why)` is told of handshakes that fail.
     """
@@ -52,7 +53,7 @@ class NodeTls(NamedTuple):
     server: ssl.SSLContext
     client: ssl.SSLContext
     identify: Callable[[ssl.SSLObject], str]
-    identify_node: Callable[[ssl.SSLObject], str]
+    identify_node: Callable[[ssl.SSLObject], tuple[str, str, str]]
     listen: Callable[
         [Callable[[], asyncio.BaseProtocol], Address, ssl.SSLContext, Callable[[str, str], None]], Awaitable[Port]
     ]

@@ -40,6 +40,7 @@ from sinkd.shell.files import NO_SPACE
 from sinkd.shell.filling import Filling
 from sinkd.shell.folder import GroupFolder
 from sinkd.shell.group import Group, UnknownOutcome
+from sinkd.shell.holding import Holding
 from sinkd.shell.journal import Journal
 from sinkd.shell.link_server import LinkServer
 from sinkd.shell.operating import Operator
@@ -62,6 +63,7 @@ class Replica:
         self.number, self.folder, self._sink = number, folder, sink
         self.peers: Peers | None = None
         self.filling: Filling | None = None
+        self.holding = Holding(sink.other_zones)
         self._running: asyncio.Task[None] | None = None  # the group
         self._keeping_house: asyncio.Task[None] | None = None
         self._being_filled: asyncio.Task[None] | None = None
@@ -104,7 +106,7 @@ class Replica:
         self.links = LinkServer(
             (sink.mesh, node.zone, node.name), folder.disk_id.hex(), self.group, self.machine, self.store,
             Operator(sink, self), sink.is_storage_full, self.fail, sink.audit.link_refused,
-            sink.links_by_group, sink.identify_node,
+            sink.links_by_group, self.holding, sink.bucket_of, sink.identify_node,
         )  # fmt: skip
         sink.links_by_group[self.number] = self.links
 
@@ -142,7 +144,7 @@ class Replica:
         sink = self._sink
         self.peers = Peers(
             sink.mesh, sink.zone, sink.node, self.number, port, self.folder, self.group, self.store,
-            self.configuring.take, sink.audit.take, self.fail,
+            self.configuring.take, sink.audit.take, self.holding.take, self.fail,
         )  # fmt: skip
         self.filling = Filling(self.peers, self.store, sink.writer, self._sources)
 
@@ -294,8 +296,16 @@ class Replica:
             self.configuring.compare(self.peers)
             if self.peers is not None:
                 self.peers.dial()
+            self._tell_what_is_held()
             await self.retain()  # first, for it may free what the others need
             await self.save(checkpoint=self.journal.file_count > 1)
+
+    def _tell_what_is_held(self) -> None:
+        """The leader, what other zones have got."""
+        if self.group.leads:
+            self.holding.leads()
+        elif self.peers is not None and self.group.leader:
+            self.holding.tell(self.group.leader, self.peers.links.send)
 
     def _look_at_disk(self) -> None:
         """On the writer's thread."""
@@ -396,7 +406,8 @@ class Replica:
             return
         for partition in self.store.partitions:
             place = partition.stream, partition.number, partition.start_offset
-            request = trims(*place, partition.log.facts(), self._sink.now_ms())
+            held_through = self.holding.through(partition.stream, partition.number)
+            request = trims(*place, partition.log.facts(), self._sink.now_ms(), held_through)
             if request is None:
                 continue
             try:

@@ -28,10 +28,11 @@ from typing import Any
 import structlog
 
 from protocol import config, limits
-from protocol.errors import DamagedFile
+from protocol.errors import DamagedFile, FrameError
 from protocol.streams import StreamDefinition
 from sinkd.core.commands import Configure
 from sinkd.core.machine import Machine
+from sinkd.core.mirroring import TokenBucket
 from sinkd.shell.audit import AuditNotes
 from sinkd.shell.folder import DataFolder, Identity
 from sinkd.shell.group import Group, UnknownOutcome
@@ -80,6 +81,7 @@ class Sink:
         self.writer = ThreadPoolExecutor(1, "log-write")
         self.replicas: list[Replica] = []
         self.links_by_group: dict[int, LinkServer] = {}
+        self._buckets: dict[str, TokenBucket] = {}  # by zone
         self.audit = AuditNotes(self)
         self._auditing: asyncio.Task[None] | None = None
         self._port: RaftPort | None = None
@@ -237,7 +239,22 @@ class Sink:
             replica.configuring.propose_soon()
 
     @property
-    def identify_node(self) -> Callable[[ssl.SSLObject], str] | None:
+    def other_zones(self) -> list[str]:
+        """Those that keep logs."""
+        zones = self._configuration.zones
+        return [name for name, zone in zones.items() if zone.sinks and name != self.zone.name]
+
+    def bucket_of(self, zone: str) -> TokenBucket:
+        """What limits the copies that a zone is sent. FrameError: there is no such zone."""
+        if zone not in self._buckets:
+            if zone not in self._configuration.zones:
+                raise FrameError(f"mesh {self.mesh} has no zone {zone}")
+            rate = self._configuration.link(self.zone.name, zone).copy_rate_bytes_per_second
+            self._buckets[zone] = TokenBucket(rate)
+        return self._buckets[zone]
+
+    @property
+    def identify_node(self) -> Callable[[ssl.SSLObject], tuple[str, str, str]] | None:
         """Says whose certificate a gateway has shown, where links are secured."""
         return self._tls.identify_node if self._tls is not None else None
 

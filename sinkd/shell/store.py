@@ -83,7 +83,8 @@ class Store:
             self._open(state, number, replicated, replicated.end_offset)
 
     def _open(self, state: StreamState, number: int, replicated: PartitionState, durable_end: int) -> Partition:
-        folder = self._log_folder / f"{state.name}-{state.incarnation.hex()}" / str(number)
+        name = state.name.partition("~")[0]  # a mirror that is left keeps its folder under its new name
+        folder = self._log_folder / f"{name}-{state.incarnation.hex()}" / str(number)
         log = PartitionLog.open(
             folder,
             incarnation=state.incarnation,
@@ -112,19 +113,35 @@ class Store:
         return self._known(state, number)
 
     def stream(self, name: str) -> StreamState:
-        """LogError UNKNOWN_STREAM."""
-        stream = self._machine.state.streams.get(name)
+        """The stream, or the mirror of another zone's. LogError UNKNOWN_STREAM."""
+        stream = self._machine.log(name)
         if stream is None:
-            known = ", ".join(sorted(self._machine.state.streams)) or "none"
+            state = self._machine.state
+            known = ", ".join(sorted((*state.streams, *state.mirrors))) or "none"
             raise LogError("UNKNOWN_STREAM", f"no stream {name!r}; streams are {known}")
         return stream.state
 
     def _known(self, state: StreamState, number: int) -> Partition:
         partition = self._partitions.get((state.incarnation, number))
         if partition is None:
-            replicated = self._machine.state.streams[state.name].partitions[number]
-            partition = self._open(state, number, replicated, 0)
+            stream = self._machine.log(state.name)
+            assert stream is not None
+            partition = self._open(state, number, stream.partitions[number], 0)
         return partition
+
+    def incarnation(self, incarnation: bytes, number: int) -> Partition:
+        """The partition of whatever has this incarnation, under whatever name. LogError UNKNOWN_STREAM."""
+        for state, partition, _ in self._machine.partitions():
+            if (state.incarnation, partition) == (incarnation, number):
+                return self._known(state, number)
+        raise LogError("UNKNOWN_STREAM", f"no stream here has incarnation {incarnation.hex()} and partition {number}")
+
+    def renew(self) -> None:
+        """Streams have changed: partitions that are open know them as they are now."""
+        for state, number, _ in self._machine.partitions():
+            known = self._partitions.get((state.incarnation, number))
+            if known is not None:
+                known.stream = state
 
     def log_of(self, state: StreamState, number: int) -> PartitionLog:
         """The segments of a partition that the state machine may not know yet: for one that is being filled."""
@@ -147,7 +164,9 @@ class Store:
         """A batch was committed by the entry at `index`. DamagedFile: the segments contradict the journal."""
         partition = self._known(placement.stream, placement.partition)
         header, base_offset = placement.header, placement.base_offset
-        next_offset = base_offset + header.record_count
+        next_offset = base_offset + header.last_offset_delta + 1
+        if placement.stream.is_mirror:
+            term = header.leader_epoch  # the same bytes as in the origin
         self._woken[placement.stream.incarnation, placement.partition] = None
         if next_offset <= partition.log.end_offset:
             # What lies below the log's start was trimmed, or was let go when a sink that is being filled began anew.
@@ -211,6 +230,15 @@ class Store:
         if offset == high_watermark:
             return b""
         return await self._run(lambda hot: self._read(partition, hot, offset, bytes_max), partition, offset)
+
+    def bytes_from(self, partition: Partition, offset: int) -> int:
+        """How many bytes lie at and behind `offset`; an estimate within the segment that holds it."""
+        size_bytes = sum(batch.size_bytes for batch in partition.hot if batch.next_offset > offset)
+        for segment in partition.log.facts():
+            count = segment.next_offset - segment.base_offset
+            if segment.next_offset > offset and count:
+                size_bytes += segment.size_bytes * (segment.next_offset - max(offset, segment.base_offset)) // count
+        return size_bytes
 
     async def offset_for_time(self, partition: Partition, timestamp_ms: int) -> tuple[int, int] | None:
         """(offset, time) of the first record at or after `timestamp_ms`."""

@@ -1,0 +1,227 @@
+"""The origin's end of a link from another zone: sends committed batches to the mirrors there.
+
+    Subscribe ─► may that zone have it? is it the same log? ─► a `Feed` (`sinkd.core.mirroring`)
+    one loop:    the next feed with something to send ─► read, compress ─► the pair's rate ─► Mirrored
+    once a second, for each feed: Behind
+
+One frame is made at a time, for whichever feed is due: those at the tail first, the others in turn. So a mirror that
+catches up takes what the live ones leave, and the memory of a link is that of its windows.
+
+Any sink of a zone serves: what it has applied is committed. Only the leader of a group says that a mirror goes beyond
+the log. What a mirror holds for good is told to the leader, whose retention keeps the rest (`sinkd.shell.holding`).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING
+
+import structlog
+
+from protocol import link
+from protocol.errors import DamagedFile, FrameError, LogError
+from protocol.limits import MIRROR_FRAME_BYTES, MIRROR_LINK_BYTES_MAX, MIRROR_TAIL_BYTES, MIRROR_TELL_MS
+from protocol.link import Message
+from protocol.records import read_header, split_batches
+from sinkd.core.mirroring import Feed, SubscriptionRefused, TokenBucket, check_end, check_last, pack_batches
+from sinkd.shell.store import Partition, Store
+
+if TYPE_CHECKING:
+    from sinkd.shell.link_server import LinkServer
+
+log = structlog.get_logger()
+
+
+class _Served:
+    """A feed and the log that it is fed from."""
+
+    def __init__(self, number: int, feed: Feed, server: "LinkServer", partition: Partition) -> None:
+        self.number, self.feed, self.server, self.partition = number, feed, server, partition
+        self.turn = 0  # when it was served last
+        self.waiter: asyncio.Future[None] | None = None
+
+    @property
+    def store(self) -> Store:
+        return self.server.store
+
+    @property
+    def has_more(self) -> bool:
+        return self.feed.offset < self.partition.high_watermark
+
+    @property
+    def is_at_tail(self) -> bool:
+        return self.store.bytes_from(self.partition, self.feed.offset) <= MIRROR_TAIL_BYTES
+
+
+class Feeds:
+    """Those of one link, from zone `zone`."""
+
+    def __init__(
+        self,
+        siblings: Mapping[int, "LinkServer"],
+        zone: str,
+        bucket: TokenBucket,
+        send: Callable[[Message, bytes | memoryview], None],
+        may_write: Callable[[], Awaitable[object]],
+        refused: Callable[[str], None],
+    ) -> None:
+        """`siblings` has the groups of this sink; `refused(why)` is told of what that zone may not have."""
+        self._siblings, self._zone, self._bucket = siblings, zone, bucket
+        self._send, self._may_write, self._refused = send, may_write, refused
+        self._served: dict[int, _Served] = {}
+        self._wake = asyncio.Event()
+        self._turns = 0
+        self._is_limited = False
+
+    # -- subscriptions ------------------------------------------------------------------------------------------------
+
+    async def subscribe(self, asked: link.Subscribe) -> None:
+        """Begins a feed, or says why not."""
+        try:
+            served = await self._begin(asked)
+        except SubscriptionRefused as error:
+            log.info("mirror_refused", zone=self._zone, stream=asked.stream, partition=asked.partition, why=str(error))
+            self._send(link.Failed(asked.subscription, error.name, str(error)), b"")
+        else:
+            self._served[asked.subscription] = served
+            self._wake.set()
+
+    async def _begin(self, asked: link.Subscribe) -> _Served:
+        server, partition = self._find(asked)
+        group = server.group
+        if group.member.muted:
+            raise SubscriptionRefused("NOT_CAUGHT_UP", f"sink {server.node} is being filled: {group.member.muted}")
+        check_end(asked.offset, partition.high_watermark, leads=group.leads)
+        if asked.last_offset >= partition.start_offset and asked.digest:
+            batches = await server.store.read(partition, asked.last_offset, 1)
+            check_last(asked.last_offset, asked.digest, next(iter(split_batches(batches))))
+        feed = Feed(self._zone, asked.offset, asked.window_bytes)
+        server.holding.note(self._zone, asked.incarnation, asked.partition, asked.offset)
+        return _Served(asked.subscription, feed, server, partition)
+
+    def _find(self, asked: link.Subscribe) -> "tuple[LinkServer, Partition]":
+        stream = self._siblings[0].machine.state.streams.get(asked.stream)
+        if stream is None or not 0 <= asked.partition < stream.state.partitions:
+            raise SubscriptionRefused("UNKNOWN_STREAM", f"no stream {asked.stream!r} with partition {asked.partition}")
+        state = stream.state
+        if not state.is_for(self._zone):
+            what = f"stream {asked.stream} is replicated to {', '.join(state.replicate) or 'no zone'}"
+            self._refused(f"{what}; zone {self._zone} has asked for it")
+            raise SubscriptionRefused("NOT_REPLICATED", what)
+        if state.incarnation != asked.incarnation:
+            what = f"stream {asked.stream} has incarnation {state.incarnation.hex()}, not {asked.incarnation.hex()}"
+            raise SubscriptionRefused("RECREATED", what)
+        group = state.group_of(asked.partition)
+        server = self._siblings.get(group)
+        if server is None or asked.stream not in server.machine.state.streams:
+            raise SubscriptionRefused("NOT_CAUGHT_UP", f"group {group} has not learnt of stream {asked.stream} here")
+        return server, server.store.partition(asked.stream, asked.partition)
+
+    def durable(self, message: link.Durable) -> None:
+        """FrameError: it was never sent."""
+        served = self._served.get(message.subscription)
+        if served is None:  # cancelled meanwhile
+            return
+        served.feed.durable_through(message.through)
+        stream = served.partition.stream
+        served.server.holding.note(self._zone, stream.incarnation, served.partition.number, message.through)
+        self._wake.set()
+
+    def cancel(self, subscription: int) -> None:
+        served = self._served.pop(subscription, None)
+        if served is not None and served.waiter is not None:
+            served.waiter.cancel()
+
+    # -- sending ------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        telling = asyncio.get_running_loop().create_task(self._tell())
+        try:
+            while True:
+                served = self._next()
+                if served is not None:
+                    await self._serve(served)
+                    continue
+                for each in self._served.values():
+                    self._watch(each)
+                await self._wake.wait()
+                self._wake.clear()
+        finally:
+            telling.cancel()
+            for number in list(self._served):
+                self.cancel(number)
+
+    def _next(self) -> _Served | None:
+        under_way_bytes = sum(each.feed.under_way_bytes for each in self._served.values())
+        due = [each for each in self._served.values() if each.has_more and each.feed.has_room]
+        if not due or under_way_bytes >= MIRROR_LINK_BYTES_MAX:
+            return None
+        return min(due, key=lambda each: (not each.is_at_tail, each.turn))
+
+    def _watch(self, served: _Served) -> None:
+        """Has the loop woken when the log grows."""
+        if served.has_more or (served.waiter is not None and not served.waiter.done()):
+            return
+        served.waiter = asyncio.get_running_loop().create_future()
+        served.waiter.add_done_callback(lambda _: self._wake.set())
+        served.partition.waiters.add(served.waiter)
+
+    async def _serve(self, served: _Served) -> None:
+        self._turns += 1
+        served.turn = self._turns
+        partition, feed = served.partition, served.feed
+        offset = max(feed.offset, partition.start_offset)
+        try:
+            batches = await served.store.read(partition, offset, MIRROR_FRAME_BYTES)
+        except LogError:  # trimmed meanwhile: once more
+            return
+        except (DamagedFile, OSError) as error:
+            served.server.failed(error)
+            raise
+        loop = asyncio.get_running_loop()
+        packed, compressed = await loop.run_in_executor(None, pack_batches, batches)
+        await self._pace(len(packed))
+        await self._may_write()
+        if self._served.get(served.number) is not served:
+            return
+        begins_at, next_offset = _span(batches, offset)
+        facts = len(batches), compressed, partition.start_offset, partition.high_watermark
+        self._send(link.Mirrored(served.number, partition.stream.incarnation, begins_at, *facts), packed)
+        feed.sent(next_offset, len(batches))
+
+    async def _pace(self, size_bytes: int) -> None:
+        wait_s = self._bucket.wait_s(size_bytes, asyncio.get_running_loop().time())
+        self._is_limited = wait_s > 0
+        if wait_s:
+            await asyncio.sleep(wait_s)
+
+    async def _tell(self) -> None:
+        while True:
+            await asyncio.sleep(MIRROR_TELL_MS / 1000)
+            for served in list(self._served.values()):
+                try:
+                    self._send(await self._behind(served), b"")
+                except LogError:  # trimmed meanwhile
+                    continue
+
+    async def _behind(self, served: _Served) -> link.Behind:
+        partition, durable = served.partition, served.feed.durable
+        offset = max(durable, partition.start_offset)
+        if offset >= partition.high_watermark:
+            return link.Behind(served.number, partition.high_watermark, 0, -1)
+        first = read_header(await served.store.read(partition, offset, 1))
+        size_bytes = served.store.bytes_from(partition, offset)
+        oldest_ms = first.base_timestamp_ms
+        return link.Behind(served.number, partition.high_watermark, size_bytes, oldest_ms, self._is_limited)
+
+
+def _span(batches: bytes | memoryview, offset: int) -> tuple[int, int]:
+    """(offset of the first batch, offset behind the last); FrameError: they are none."""
+    begins_at = next_offset = offset
+    for position, batch in enumerate(split_batches(batches)):
+        header = read_header(batch)
+        begins_at = header.base_offset if not position else begins_at
+        next_offset = header.next_offset
+    if next_offset < offset:
+        raise FrameError(f"batches end at {next_offset}, before {offset}")
+    return begins_at, next_offset
