@@ -48,6 +48,11 @@ class GatewayPages:
             page["sink_link"], *others = [_sink_link(each) for each in gateway.links]
             if others:
                 page["sink_links"] = [page["sink_link"], *others]
+            page["configuration"] = {
+                "revision": gateway.configuration.mesh.revision,
+                "revision_in_force": gateway.outbox.revision,
+                "not_in_force": gateway.not_in_force,
+            }
         if gateway.spool is not None:
             page["spool"] = gateway.spool.varz()
         return page

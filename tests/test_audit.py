@@ -145,6 +145,36 @@ async def test_files_that_are_not_in_force_are_read_back(tmp_path):
         assert "never changes in place" in refused["why"]
 
 
+async def test_a_gateway_whose_file_is_older_than_what_is_in_force_reports_it(tmp_path):
+    async with zone_with_gateway(tmp_path) as (zone, gateway, url):
+        await zone.until(lambda: gateway.outbox.revision == 1, "the gateway knows what is in force")
+        assert gateway.not_in_force == []
+        first = next(name for name in zone.names if name != zone.leader)
+        streams = '[streams.bills]\nsubjects = ["bills.>"]\n[streams.orders]\nsubjects = ["orders.new"]'
+        await zone.stop(first)
+        await zone.start(first, file=zone.file(revision=2, streams=streams))
+        in_force = "revision 2, which is in force, has it"
+        problems = [f"streams.bills: {in_force} too", f"streams.orders: {in_force} otherwise"]
+        await zone.until(lambda: gateway.not_in_force == problems, "it has noticed")
+        operator = await nats.connect(url)
+        await zone.until(lambda: gateway.audit.written["configuration_differs"] == 1, "it has written it down")
+        told = await until_audited_by(operator, "gw1", "configuration_differs")
+        assert (told["what"], told["why"]) == (
+            "revision 1 of the file of gw1, 2 is in force",
+            "; ".join(problems),
+        )
+        await operator.close()
+
+
+async def until_audited_by(operator: nats.NATS, node: str, kind: str) -> dict[str, Any]:
+    """The first event of this kind that this node has written."""
+    for count in range(1, 10):
+        found = [each for each in await until_audited(operator, kind, count) if each["node"] == node]
+        if found:
+            return found[0]
+    raise AssertionError(f"{node} has written none")
+
+
 async def test_links_that_a_sink_refuses_are_read_back(tmp_path):
     async with zone_and_operator(tmp_path) as (zone, operator):
         for _ in range(3):

@@ -408,6 +408,11 @@ class Outbox:
             self.set_streams(message.streams)
         self._way(group).streams = message.revision
 
+    @property
+    def revision(self) -> int:
+        """Of the streams in force, as the open links have told; 0 while none has."""
+        return max((way.streams for way in self._ways.values() if way.streams is not None), default=0)
+
     def set_streams(self, streams: Iterable[StreamState]) -> None:
         """The zone's committed streams have changed."""
         current = {stream.incarnation: stream for stream in streams}

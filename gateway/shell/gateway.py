@@ -18,6 +18,7 @@ from pathlib import Path
 import structlog
 
 from gateway.core.connections import ClosedConnections
+from gateway.core.differing import stream_differences
 from gateway.core.engine import BEST, Engine
 from gateway.core.identity import Responses, UserEntry, with_role
 from gateway.core.lanes import Lane
@@ -99,6 +100,7 @@ class Gateway:
         self._waiting: dict[Session, tuple[StreamState, int]] = {}  # what for, since when
         self._given_up: dict[Session, StreamState] = {}
         self._routes = self.outbox.routes
+        self.not_in_force: list[str] = []  # what of the file is not, in sentences
         self._outbox_scheduled = False
         self._tasks: list[asyncio.Task[None]] = []
         self.closed = ClosedConnections()
@@ -354,9 +356,24 @@ class Gateway:
             self.plane.routes_changed()
             if self.links is not None:
                 self.links.reach(self._routes.groups)
+            self._compare_streams()
         self._flush_outbox_soon()
         self._resume_waiting()
         self.server.flush()
+
+    def _compare_streams(self) -> None:
+        """Reports what the sinks have committed otherwise than this gateway's file says, whenever that changes."""
+        in_force = self.outbox.revision
+        if not in_force:
+            return  # nothing was ever committed
+        problems = stream_differences(self._streams, self._routes.every.values(), in_force)
+        if problems and problems != self.not_in_force:
+            revision = self.configuration.mesh.revision
+            what = f"revision {revision} of the file of {self.node.name}, {in_force} is in force"
+            self.audit.note(audit.CONFIGURATION_DIFFERS, "", what=what, why="; ".join(problems))
+            for problem in problems:
+                log.warning("configuration_not_in_force", problem=problem, revision_in_force=in_force)
+        self.not_in_force = problems
 
     def _answer(self, account: str, reply: str, answer: bytes) -> None:
         if reply.partition(".")[0] not in SYSTEM_TOKENS:  # nothing is ever delivered there
