@@ -47,7 +47,7 @@ class Channels:
         self._lines: dict[Key, bytearray] = {}
         self._rest = b""  # of what was received: frames that have not been looked at
         self._piece_bytes = 0  # what is still to come of the frame that has begun
-        self._current: Session | None = None  # whose frame that is
+        self._current: tuple[Key, Session | None] = ((Side.GATEWAYS, ""), None)  # whose frame that is
         self._unfinished: Session | None = None  # it has stopped for the others' sake
         self.main = self._open((Side.GATEWAYS, ""), border, Scope.ZONE if border else Scope.HERE, now_ms)
 
@@ -96,8 +96,9 @@ class Channels:
     # -- out ----------------------------------------------------------------------------------------------------------
 
     def _write(self, key: Key, session: Session, data: bytes) -> None:
-        self._lines.setdefault(key, bytearray()).extend(data)
-        self._plane.forwarder.touch(session)
+        if data:  # an empty frame ends a channel
+            self._lines.setdefault(key, bytearray()).extend(data)
+            self._plane.forwarder.touch(session)
 
     def take_lines(self) -> list[bytes]:
         """Frames that go first."""
@@ -157,12 +158,12 @@ class Channels:
                 self._close(key)
             elif key not in self.sessions:
                 self._open(key, head.zone, Scope.HERE, now_ms)
-        self._current = self.sessions.get(key)
+        self._current = key, self.sessions.get(key)
 
     def _hand_over(self, piece: memoryview, now_ms: int) -> None:
         """A channel that is not there may have been until just now: what comes on it is for nobody."""
-        session = self._current
-        if session is None:
+        key, session = self._current
+        if session is None or self.sessions.get(key) is not session:
             return
         if self._plane.receive(session, piece, now_ms):
             self._unfinished = session

@@ -1,11 +1,14 @@
-"""The gateways of one zone, as planes, on a virtual network and clock: what clients see of each other under faults.
+"""Gateways as planes, on a virtual network and clock: what their clients see of each other under faults.
 
     PYTHONPATH=tests:. .venv/bin/python -m simulation.gateways 4711
 
-Real are the planes, with the forwarder of either engine. Modelled after the shells (`gateway.shell.gateway_links`) are
-the links: two byte streams that deliver pieces after any time, in order; a way may be blocked, so that everything on it
-waits; a link may be cut, which each end notices when it likes, and lose what is on its way. The gateway whose name
-comes first dials anew. What TCP never does, happens to interest alone: a line is lost, or comes behind later ones.
+Seeds below 1,000 have one zone, the others two or three.
+
+Real are the planes, with the forwarder of either engine, the channels of links, and the choice of who links a zone to
+another. Modelled after the shells (`gateway.shell.gateway_links`) are the links: two byte streams that deliver pieces
+after any time, in order; a way may be blocked, so that everything on it waits; a link may be cut, which each end
+notices when it likes, and lose what is on its way. In a zone the gateway whose name comes first dials anew. What TCP
+never does, happens to interest alone: a line is lost, or comes behind later ones.
 
 A run has rounds. In each, clients come, go, subscribe, unsubscribe and publish, and there are faults; then all is
 mended, and when nothing moves any more, each gateway must know what the others want. Then everybody publishes, and
@@ -15,6 +18,7 @@ every event must reach who it should. `simulation.gateways_audit` says what must
 import argparse
 import random
 import re
+import struct
 from collections import deque
 
 import pytest
@@ -22,9 +26,11 @@ from support.gateway import ENGINES
 from support.peers import CONNECT, Silent
 
 from gateway.core import interest
+from gateway.core.channels import Channels
 from gateway.core.engine import Engine
 from gateway.core.plane import Plane, PlaneOptions
-from gateway.core.session import Closed, Session
+from gateway.core.session import Scope, Session
+from gateway.core.zones import Zones
 from protocol.limits import GATEWAY_PING_INTERVAL_MS, GATEWAY_SILENCE_MS_MAX, GATEWAY_STALE_MS
 from simulation.gateways_audit import Audit, Client, matches
 
@@ -32,6 +38,7 @@ TICK_MS = 100
 STEP_MS = 25
 ROUNDS, STEPS = 2, 60
 SETTLE_MS_MAX = 20_000
+SEVERAL_ZONES = 1_000
 SUBJECTS = ("a.a", "a.b", "a.c", "b.c", "b.d", "c.d.e", *(f"d.{number}" for number in range(12)))
 PATTERNS = (*SUBJECTS, *SUBJECTS, "a.*", "a.>", "*.c", "b.*", ">", "c.>", "e", "e.f")
 QUEUES = ("", "", "", "q", "q", "crew")
@@ -43,7 +50,9 @@ class Wire:
 
     def __init__(self, world: "World", ends: "tuple[Gateway, Gateway]") -> None:
         self.world, self.ends = world, ends
-        self.sessions: list[Session | None] = [None, None]
+        self.is_border = ends[0].zone != ends[1].zone
+        self.sessions: list[Channels | None] = [None, None]
+        self.was_open = self.is_over = False
         self.ways: list[deque[tuple[int, bytes]]] = [deque(), deque()]
         self.silent_watches = [0, 0]
         self.waits_to_open = [0, 1]
@@ -51,32 +60,45 @@ class Wire:
 
     def open(self, end: int) -> None:
         """That end has heard HELLO."""
-        here, there = self.ends[end], self.ends[1 - end]
+        here, there, now_ms = self.ends[end], self.ends[1 - end], self.world.now_ms
         self.waits_to_open.remove(end)
+        if self.is_border:
+            before = here.borders.get(there.zone)
+            if before is not None:
+                before.lose(before.ends.index(here))
+            self.sessions[end] = channels = Channels(here.plane, there.name, now_ms, border=there.zone)
+            here.borders[there.zone] = self
+            here.zones.opened(channels, now_ms)
+            self.was_open = self.was_open or end == 0
+            return
         before = here.wires.get(there.name)
-        self.sessions[end] = here.plane.connect_peer(there.name, self.world.now_ms, near=False)
+        self.sessions[end] = channels = Channels(here.plane, there.name, now_ms)
         here.wires[there.name] = self
+        here.zones.linked(channels, now_ms)
         if before is not None:
-            before.lose(before.ends.index(here), "linked anew")
+            before.lose(before.ends.index(here))
 
-    def lose(self, end: int, detail: str) -> None:
+    def lose(self, end: int) -> None:
         """That end gives it up, or notices that it is gone."""
         here, there = self.ends[end], self.ends[1 - end]
-        session, self.sessions[end] = self.sessions[end], None
+        channels, self.sessions[end] = self.sessions[end], None
         self.is_cut = True
-        if session is not None:
-            here.plane.close(session, Closed.CLIENT, flushes=False, detail=detail)
-            here.plane.disconnect(session)
-        if here.wires.get(there.name) is self:
-            del here.wires[there.name]
+        if channels is not None:
+            here.zones.closed(channels) if self.is_border else here.zones.unlinked(channels)
+            channels.end()
+        wires, name = (here.borders, there.zone) if self.is_border else (here.wires, there.name)
+        if wires.get(name) is self:
+            del wires[name]
 
     def send(self, end: int) -> None:
         """What that end has to say is on its way."""
-        session = self.sessions[end]
-        data = b"" if session is None else session.take()
-        if data and not self.is_cut:
+        channels = self.sessions[end]
+        parts = [] if channels is None else channels.take_lines() + channels.take_messages()
+        if parts and not self.is_cut:
             way, choose = self.ways[1 - end], self.world.rng
-            data = self.world.spoil(data)
+            if self.is_border:
+                self.world.audit.crosses(self.ends[end], self.ends[1 - end], b"".join(parts[1::2]))
+            data = b"".join(self.world.spoilt(head, piece) for head, piece in zip(parts[::2], parts[1::2], strict=True))
             at = choose.randrange(len(data) + 1)
             for piece in (data[:at], data[at:]):
                 arrives_ms = self.world.now_ms + choose.choice((0, 0, 1, 3, 20))
@@ -89,10 +111,12 @@ class Wire:
         while session is not None and way and way[0][0] <= self.world.now_ms and names not in self.world.blocked:
             data, moved = way.popleft()[1], True
             self.silent_watches[end] = 0
-            while self.ends[end].plane.receive(session, data, self.world.now_ms):
+            while session.receive(data, self.world.now_ms):
                 data = b""
-            if session.closing is not None:
-                raise AssertionError(f"{self.ends[end].name} closes a link: {session.closing_detail}")
+            if session.main.closing is not None:
+                raise AssertionError(
+                    f"{self.ends[end].name} closes a link: {session.main.closing}, {session.main.closing_detail}"
+                )
         return moved
 
     def watch(self, end: int) -> None:
@@ -101,25 +125,28 @@ class Wire:
         if session is None:
             return
         if silent_ms >= GATEWAY_SILENCE_MS_MAX:
-            self.lose(end, "silent")
+            self.lose(end)
             return
-        if silent_ms >= GATEWAY_STALE_MS:
-            self.ends[end].plane.doubt_peer(session)
         self.silent_watches[end] += 1
-        self.ends[end].plane.ping_peer(session, self.world.now_ms)
+        for channel in session.sessions.values():
+            if silent_ms >= GATEWAY_STALE_MS:
+                self.ends[end].plane.doubt_peer(channel)
+            self.ends[end].plane.ping_peer(channel, self.world.now_ms)
 
 
 class Gateway:
-    """One that is up: its plane, its clients, and the wire to each other one."""
+    """One that is up: its plane, its clients, the wire to each other one of its zone, and those to other zones."""
 
-    def __init__(self, name: str, plane: Plane) -> None:
-        self.name, self.plane = name, plane
+    def __init__(self, name: str, zone: str, plane: Plane, zones: Zones) -> None:
+        self.name, self.zone, self.plane, self.zones = name, zone, plane, zones
         self.clients: list[Client] = []
         self.wires: dict[str, Wire] = {}
+        self.borders: dict[str, Wire] = {}
 
     def link_to(self, other: "Gateway") -> Session | None:
         wire = self.wires.get(other.name)
-        return None if wire is None else wire.sessions[wire.ends.index(self)]
+        channels = None if wire is None else wire.sessions[wire.ends.index(self)]
+        return None if channels is None else channels.main
 
 
 class World:
@@ -136,9 +163,17 @@ class World:
         self.wires: list[Wire] = []
         self.audit = Audit()
         self.gateways: dict[str, Gateway] = {}
-        self.names = [f"gw{number}" for number in range(self.rng.choice((2, 3, 3, 4)))]
+        self.zone_of = self._choose_zones(1 if seed < SEVERAL_ZONES else 2 + (seed % 4 == 3))
+        self.names = list(self.zone_of)
         for name in self.names:
             self._begin(name)
+
+    def _choose_zones(self, count: int) -> dict[str, str]:
+        """The zone of each gateway."""
+        if count == 1:
+            return {f"gw{number}": "eu" for number in range(self.rng.choice((2, 3, 3, 4)))}
+        zones = {zone: range(self.rng.choice((1, 2, 2, 3))) for zone in ("eu", "us", "asia")[:count]}
+        return {f"{zone}{number}": zone for zone, numbers in zones.items() for number in numbers}
 
     # -- the whole run ------------------------------------------------------------------------------------------------
 
@@ -176,11 +211,17 @@ class World:
             if self.now_ms > until_ms:
                 raise AssertionError(f"it does not settle: {self.audit.state(self.gateways)}")
             self._pass(50)
-            links = [link for one in self.gateways.values() for link in one.plane.peers.links.values()]
-            is_calm = len(links) == len(self.names) * (len(self.names) - 1) and not any(
-                link.learned.is_stale or link.confirmed < 0 for link in links
-            )
-            calm_ms = calm_ms + 50 if is_calm else 0
+            calm_ms = calm_ms + 50 if all(map(self._is_settled, self.gateways.values())) else 0
+
+    def _is_settled(self, gateway: Gateway) -> bool:
+        """It is linked with its zone and led to each other one by one link, and knows what is wanted there."""
+        links = list(gateway.plane.peers.links.values())
+        zones = sorted(zone for zone in set(self.zone_of.values()) if zone != gateway.zone)
+        led = sorted(
+            link.session.zone for link in links if link.session.zone and link.session.scope is not Scope.BORDER
+        )
+        is_linked = len(gateway.wires) == list(self.zone_of.values()).count(gateway.zone) - 1
+        return is_linked and led == zones and not any(link.learned.is_stale or link.confirmed < 0 for link in links)
 
     # -- what happens -------------------------------------------------------------------------------------------------
 
@@ -259,7 +300,7 @@ class World:
             if self.rng.random() < 0.5:
                 wire.ways[0].clear()
             if self.rng.random() < 0.5:
-                wire.lose(self.rng.randrange(2), "cut")
+                wire.lose(self.rng.randrange(2))
 
     def _spoil(self) -> None:
         self.spoils = self.rng.choice((0.1, 0.5))
@@ -280,9 +321,16 @@ class World:
     # -- gateways and clients -----------------------------------------------------------------------------------------
 
     def _begin(self, name: str) -> None:
-        options = PlaneOptions(name, name, has_gateways=True, broadcasts=self.routing == "broadcast")
+        zone, others = self.zone_of[name], dict[str, list[str]]()
+        for other, its in self.zone_of.items():
+            if its != zone:
+                others.setdefault(its, []).append(other)
+        options = PlaneOptions(
+            name, name, has_gateways=True, broadcasts=self.routing == "broadcast", zone=zone, zones=tuple(others)
+        )
         choose = random.Random(self.rng.random()).randrange
-        self.gateways[name] = Gateway(name, Plane(options, Silent(), choose, self.engine))
+        plane = Plane(options, Silent(), choose, self.engine)
+        self.gateways[name] = Gateway(name, zone, plane, Zones(zone, name, others))
         for _ in range(2):
             self._new_client(self.gateways[name])
 
@@ -297,6 +345,11 @@ class World:
     def _say(self, client: Client, lines: bytes) -> None:
         client.say(lines, self.now_ms)
         self._flush(client.gateway)
+
+    def spoilt(self, head: bytes, piece: bytes) -> bytes:
+        """A frame; one that was not empty and is now, is left out."""
+        after = self.spoil(piece)
+        return struct.pack("<I", len(after)) + head[4:] + after if after or not piece else b""
 
     def spoil(self, data: bytes) -> bytes:
         """Loses some lines of interest, or has them come later; never a digest: without that nothing can be noticed."""
@@ -330,6 +383,7 @@ class World:
                 for wire in self.wires:
                     wire.watch(0)
                     wire.watch(1)
+                self._give_up_superfluous()
             self._move()
 
     def _move(self) -> None:
@@ -359,7 +413,7 @@ class World:
         while plane.take_dirty():
             for client in gateway.clients:
                 client.hear(self.now_ms)
-            for wire in gateway.wires.values():
+            for wire in [*gateway.wires.values(), *gateway.borders.values()]:
                 wire.send(wire.ends.index(gateway))
 
     def _redial(self) -> None:
@@ -367,8 +421,12 @@ class World:
         for wire in [wire for wire in self.wires if wire.is_cut]:
             for end in (0, 1):
                 if wire.sessions[end] is not None and self.rng.random() < 0.3:
-                    wire.lose(end, "gone")
+                    wire.lose(end)
             wire.waits_to_open.clear()
+            if wire.is_border and wire.sessions[0] is None and not wire.is_over:
+                wire.is_over = True
+                here, there = wire.ends
+                here.zones.dialled(there.zone, self.now_ms, self.rng.random(), was_open=wire.was_open)
         self.wires = [wire for wire in self.wires if not wire.is_cut or any(wire.sessions)]
         for wire in self.wires:
             for end in list(wire.waits_to_open):
@@ -379,11 +437,34 @@ class World:
                 one, two = self.gateways.get(name), self.gateways.get(other)
                 if one is None or two is None or other in one.wires or (name, other) in linked:
                     continue
+                if one.zone != two.zone:
+                    continue
                 if not {(name, other), (other, name)} & self.blocked and self.rng.random() < 0.5:
                     wire = Wire(self, (one, two))
                     self.wires.append(wire)
                     for end in self.rng.sample((0, 1), self.rng.choice((1, 2))):  # the rest has it later
                         self._open(wire, end)
+
+        for gateway in self.gateways.values():
+            for zone, name in gateway.zones.due(self.now_ms):
+                self._dial(gateway, zone, name)
+
+    def _dial(self, gateway: Gateway, zone: str, name: str) -> None:
+        """A link between zones is tried."""
+        other = self.gateways.get(name)
+        if other is None or {(gateway.name, name), (name, gateway.name)} & self.blocked or self.rng.random() < 0.3:
+            gateway.zones.dialled(zone, self.now_ms, self.rng.random(), was_open=False)
+            return
+        wire = Wire(self, (gateway, other))
+        self.wires.append(wire)
+        for end in self.rng.sample((0, 1), self.rng.choice((1, 2))):
+            self._open(wire, end)
+
+    def _give_up_superfluous(self) -> None:
+        for gateway in self.gateways.values():
+            for channels in gateway.zones.superfluous():
+                gateway.borders[channels.border].lose(0)
+                self.audit.counted["links given up"] += 1
 
     def _open(self, wire: Wire, end: int) -> None:
         """And somebody there publishes at once."""

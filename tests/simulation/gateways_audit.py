@@ -1,5 +1,7 @@
 """What must hold for the clients of several gateways, whatever happens between those.
 
+- An event crosses each border once at most, and only one of its own zone.
+
 - Nobody gets an event twice, and of a queue group nobody gets one that another member has got.
 - A subscription that a PONG has confirmed gets everything that is published from then on, anywhere, as long as the link
   stands on which it comes: also while ways are blocked and interest is lost.
@@ -14,12 +16,14 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
+from gateway.core.session import Scope, Session
 from protocol import subjects
 
 if TYPE_CHECKING:
     from simulation.gateways import Gateway, Wire
 
 _MESSAGE = re.compile(rb"MSG \S+ (\d+) (?:inbox\.\d+ )?\d+\r\n(\d+)\r\n")
+_ROUTED = re.compile(rb"RMSG [^\r\n]+\r\n(\d+)\r\n")
 _NOBODY = re.compile(rb"HMSG inbox\.(\d+) \d+ ")
 INBOX = "inbox.*"
 matches = cache(subjects.matches)  # there are few of either
@@ -99,6 +103,7 @@ class Audit:
         self._has_prefixes = False
         self._got: set[tuple[Client, int, int]] = set()  # client, sid, event
         self._got_by_group: dict[tuple[str, int], Client] = {}
+        self._crossed: set[tuple[int, str]] = set()  # event, to which zone
 
     def published(
         self, gateways: "dict[str, Gateway]", client: Client, subject: str, now_ms: int, *, is_quiet: bool = False
@@ -106,17 +111,31 @@ class Audit:
         event = Event(len(self.events), subject, client.gateway, is_quiet)
         self.events.append(event)
         for gateway in gateways.values():
+            is_far = gateway.zone != client.gateway.zone
             wire = client.gateway.wires.get(gateway.name)
-            if gateway is not client.gateway and (wire is None or gateway.wires.get(client.gateway.name) is not wire):
-                continue
-            for other in gateway.clients:
-                for sid, queue in other.wants(subject):
-                    if queue:
-                        event.groups.setdefault(queue, []).append(other)
-                    elif is_quiet or sid in other.confirmed:
-                        event.due.append((other, sid, wire if gateway is not client.gateway else None))
+            stands = gateway is client.gateway or (wire is not None and gateway.wires.get(client.gateway.name) is wire)
+            if is_quiet if is_far else stands:
+                self._expect(event, gateway, None if is_far or gateway is client.gateway else wire)
         number = b"%d" % event.number
         client.say(b"PUB %b inbox.%b %d\r\n%b\r\n" % (subject.encode(), number, len(number), number), now_ms)
+
+    def _expect(self, event: Event, gateway: "Gateway", wire: "Wire | None") -> None:
+        for other in gateway.clients:
+            for sid, queue in other.wants(event.subject):
+                if queue:
+                    event.groups.setdefault(queue, []).append(other)
+                elif event.is_quiet or sid in other.confirmed:
+                    event.due.append((other, sid, wire))
+
+    def crosses(self, here: "Gateway", there: "Gateway", data: bytes) -> None:
+        """What a gateway sends over its link to another zone."""
+        for number in map(int, _ROUTED.findall(data)):
+            if self.events[number].origin.zone != here.zone:
+                raise AssertionError(f"event {number} is passed on from {here.zone} to {there.zone}")
+            if (number, there.zone) in self._crossed:
+                raise AssertionError(f"event {number} crosses from {here.zone} to {there.zone} twice")
+            self._crossed.add((number, there.zone))
+            self.counted["crossed"] += 1
 
     def delivered(self, client: Client, sid: int, number: int) -> None:
         self.counted["delivered"] += 1
@@ -156,6 +175,9 @@ class Audit:
             is_local = [member.gateway is event.origin for member in members]
             if any(is_local) and chosen.gateway is not event.origin:
                 raise AssertionError(f"event {event.number} goes to {chosen.gateway.name} before a local member")
+            is_of_zone = [member.gateway.zone == event.origin.zone for member in members]
+            if any(is_of_zone) and chosen.gateway.zone != event.origin.zone:
+                raise AssertionError(f"event {event.number} goes to {chosen.gateway.name} before a member of its zone")
             self.counted["groups"] += 1
         nobody = not event.due and not event.groups
         is_refused = event.number in self.refused
@@ -165,7 +187,9 @@ class Audit:
 
     def interest(self, gateways: "dict[str, Gateway]") -> None:
         """Each knows of each other what that one's clients want, or the prefixes that stand for it."""
-        self._has_prefixes = any(gateway.plane.peers.own.interest.prefixes for gateway in gateways.values())
+        peers = [gateway.plane.peers for gateway in gateways.values()]
+        tables = [table for each in peers for table in (each.own, each.of_zone, *each.of_zones.values())]
+        self._has_prefixes = any(table.interest.prefixes for table in tables)
         self.counted["rounds with prefixes"] += self._has_prefixes
         links = [link for gateway in gateways.values() for link in gateway.plane.peers.links.values()]
         self.counted["repairs"] += sum(link.learned.repairs for link in links)
@@ -175,14 +199,28 @@ class Audit:
                 session = other.link_to(gateway)
                 if session is None:
                     continue
-                known = {
-                    (each.pattern, each.queue): each.weight
-                    for key, each in session.subscriptions.items()
-                    if not key.startswith(b"* ")
-                }
+                known = _known(session)
                 if known != truth:
                     raise AssertionError(f"{other.name} takes {gateway.name} to want {known}, it wants {truth}")
                 self.counted["tables"] += 1
+            self._interest_of_zones(gateway, gateways)
+
+    def _interest_of_zones(self, gateway: "Gateway", gateways: "dict[str, Gateway]") -> None:
+        """What it knows of other zones; where prefixes stand for patterns it may be more than is wanted."""
+        for session in gateway.plane.peers.links:
+            if not session.zone or session.scope is Scope.BORDER:
+                continue
+            clients = [client for one in gateways.values() if one.zone == session.zone for client in one.clients]
+            counts = Counter(wanted for client in clients for wanted in client.subscriptions.values())
+            truth = {wanted: count if wanted[1] else 1 for wanted, count in counts.items()}
+            known = _known(session)
+            if self._has_prefixes:
+                wide = [pattern for pattern, queue in known if not queue]
+                truth = {key: 1 for key in truth if key[1] or not any(matches(each, key[0]) for each in wide)}
+                known = {key: known[key] and 1 for key in truth if key in known}
+            if known != truth:
+                raise AssertionError(f"{gateway.name} takes zone {session.zone} to want {known}, it wants {truth}")
+            self.counted["tables of zones"] += 1
 
     def _truth(self, gateway: "Gateway") -> dict[tuple[str, str], int]:
         counts = Counter(wanted for client in gateway.clients for wanted in client.subscriptions.values())
@@ -201,3 +239,9 @@ class Audit:
     def summary(self) -> str:
         counts = ", ".join(f"{name} {count}" for name, count in sorted(self.counted.items()))
         return f"{len(self.events)} events, {counts}"
+
+
+def _known(session: Session) -> dict[tuple[str, str], int]:
+    """What a peer is taken to want: (pattern, queue) → weight."""
+    own = session.subscriptions.items()
+    return {(each.pattern, each.queue): each.weight for key, each in own if not key.startswith(b"* ")}

@@ -12,12 +12,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.core import engine
+from gateway.core import engine, forwarding
+from gateway.core.channels import Channels
 from gateway.core.forwarding import Forwarder, Receivers, _Message
 from gateway.core.interest import Interest, Learned
-from gateway.core.peers import Peers
-from gateway.core.session import Session, Subscription
+from gateway.core.peers import Peers, Table
+from gateway.core.session import Scope, Session, Subscription
 from gateway.core.sublist import Result
+from gateway.core.zones import Zones
 from protocol import routes, subjects
 from simulation import gateways
 
@@ -129,19 +131,76 @@ def prefixes_stand_for_groups_too(patch: Patch) -> None:
     patch.setattr(Interest, "weight", lambda self, key: weight(self, key) * (not self._below or not key[2]))
 
 
+# -- between zones ----------------------------------------------------------------------------------------------------
+
+
+def what_comes_over_a_border_goes_anywhere(patch: Patch) -> None:
+    reaches = forwarding._reaches
+
+    def everywhere(sender: Session | None, receiver: Session) -> bool:
+        if sender is not None and sender.scope is Scope.ZONE:
+            return receiver is not sender and not receiver.spare
+        return reaches(sender, receiver)
+
+    patch.setattr(forwarding, "_reaches", everywhere)
+
+
+def all_ways_to_a_zone_are_used(patch: Patch) -> None:
+    patch.setattr(Peers, "_choose", lambda self, zone: None)
+
+
+def nobody_gives_a_second_link_up(patch: Patch) -> None:
+    patch.setattr(Zones, "superfluous", lambda self: [])
+
+
+def members_of_other_zones_are_asked_like_those_of_ours(patch: Patch) -> None:
+    of = Receivers.of
+
+    def alike(result: Result[Subscription], sender: Session | None = None) -> Receivers:
+        receivers = of(result, sender)
+        groups = tuple(group._replace(far=group.beyond + group.far, beyond=()) for group in receivers.groups)
+        return receivers._replace(groups=groups)
+
+    patch.setattr(Receivers, "of", alike)
+
+
+def other_zones_hear_only_of_the_clients_of_the_holder(patch: Patch) -> None:
+    place = Peers._place
+
+    def alone(self: Peers, peer: Session) -> tuple[Table | None, Interest | None]:
+        table, relay = place(self, peer)
+        return table, relay if peer.zone else None
+
+    patch.setattr(Peers, "_place", alone)
+
+
+def a_border_that_was_lost_is_still_led_to(patch: Patch) -> None:
+    def closed(self: Zones, border: Channels) -> None:
+        if self.borders.get(border.border) is border:
+            del self.borders[border.border]
+
+    patch.setattr(Zones, "closed", closed)
+
+
 MISTAKES: dict[Callable[[Patch], None], int] = {
     a_digest_that_does_not_fit_is_not_minded: 5,
-    a_gateway_that_holds_something_else_is_not_stale: 3,
+    a_gateway_that_holds_something_else_is_not_stale: 9,
     a_table_takes_nothing_back: 11,
     what_comes_from_a_peer_is_passed_on: 0,
     every_group_that_is_there_gets_what_comes_from_a_peer: 0,
     members_elsewhere_are_asked_like_those_here: 0,
-    a_peer_that_is_silent_is_trusted: 11,
+    a_peer_that_is_silent_is_trusted: 21,
     a_pong_waits_for_nobody: 4,
     a_new_peer_is_taken_to_want_nothing: 3,
     a_peer_that_is_sent_everything_counts_as_a_responder: 5,
     sizes_of_groups_are_not_told: 0,
-    prefixes_stand_for_groups_too: 1,
+    prefixes_stand_for_groups_too: 11,
+    what_comes_over_a_border_goes_anywhere: 1003,
+    all_ways_to_a_zone_are_used: 1003,
+    nobody_gives_a_second_link_up: 1002,
+    members_of_other_zones_are_asked_like_those_of_ours: 1001,
+    other_zones_hear_only_of_the_clients_of_the_holder: 1000,
+    a_border_that_was_lost_is_still_led_to: 1002,
 }
 """Each with the first seed that notices it; a change of the simulation changes those, and this program finds them."""
 
@@ -164,7 +223,9 @@ def main() -> None:
     arguments = parser.parse_args()
     for mistake in MISTAKES:
         if arguments.only in mistake.__name__:
-            found = {seed: text for seed in range(arguments.seeds) if (text := problem(mistake, seed))}
+            begin = gateways.SEVERAL_ZONES * (MISTAKES[mistake] >= gateways.SEVERAL_ZONES)
+            seeds = range(begin, begin + arguments.seeds)
+            found = {seed: text for seed in seeds if (text := problem(mistake, seed))}
             first = next(iter(found), None)
             what = "" if first is None else f"seed {first}: {found[first].splitlines()[0][:110]}"
             name = mistake.__name__.replace("_", " ")

@@ -1,4 +1,4 @@
-"""The gateways of one zone, simulated: what clients see of each other under faults, and what happens without a rule.
+"""Gateways of one zone and of several, simulated: what clients see of each other under faults, and without a rule.
 
 A failure names its seed; the line that it prints replays it.
 """
@@ -9,10 +9,11 @@ import sys
 
 import pytest
 
-from simulation.gateways import run
+from simulation.gateways import SEVERAL_ZONES, run
 from simulation.gateways_mistakes import MISTAKES, problem
 
-SEEDS = int(os.environ.get("SEEDS", "140"))  # `make simulate SEEDS=...` runs any number
+SEEDS = int(os.environ.get("SEEDS", "80"))  # `make simulate SEEDS=...` runs any number
+SEEDS_OF_ZONES = int(os.environ.get("SEEDS", "20"))
 AT_ONCE = 20  # seeds in one test, so that tests run beside each other
 
 
@@ -22,12 +23,21 @@ def test_each_event_reaches_who_it_should_once(first: int) -> None:
         run(seed)
 
 
+@pytest.mark.parametrize("first", range(0, SEEDS_OF_ZONES, AT_ONCE))
+def test_it_crosses_each_border_once_and_reaches_who_it_should_there(first: int) -> None:
+    for seed in range(first, min(first + AT_ONCE, SEEDS_OF_ZONES)):
+        run(SEVERAL_ZONES + seed)
+
+
 def test_a_run_sees_what_it_is_about() -> None:
     """A simulation in which something never happens says nothing about it."""
     seen = run(1).audit.counted
     for seed in range(2, 12):
         seen += run(seed).audit.counted
     assert {"delivered", "due", "groups", "refused", "rounds with prefixes", "tables"} <= seen.keys(), seen
+    for seed in range(SEVERAL_ZONES, SEVERAL_ZONES + 8):
+        seen += run(seed).audit.counted
+    assert {"crossed", "links given up", "tables of zones"} <= seen.keys(), seen
     assert seen["repairs"] > 10
 
 
