@@ -117,6 +117,7 @@ DEDUP_IDS_MAX: Final = 250_000  # per partition
 
 # -- between zones ----------------------------------------------------------------------------------------------------
 MIRROR_FRAME_BYTES: Final = 1 * MIB  # of batches, before compression, unless one batch alone has more
+MIRROR_FRAME_BYTES_MIN: Final = 64 * KIB  # where a rate is so low that a frame would take long
 MIRROR_WINDOW_BYTES: Final = 8 * MIB  # of one partition, under way and not yet durable in the mirror
 MIRROR_LINK_BYTES_MAX: Final = 32 * MIB  # the same of all partitions of a link
 MIRROR_TAIL_BYTES: Final = 1 * MIB  # who lacks no more than this is at the tail, and served first

@@ -55,7 +55,7 @@ def make(state: State, request: MakeMirror) -> MirrorMade:
         wanted = msgspec.structs.replace(told, groups=present.state.groups)
         changed, present.state = wanted != present.state, wanted
         return MirrorMade(present, changed)
-    if (request.generation and request.generation <= present.generation) or _was_left(state, told):
+    if (request.generation and request.generation <= present.generation) or was_left(state, told):
         return MirrorMade(present, changed=False)
     old_name = f"{name}~{present.generation}"
     present.state = msgspec.structs.replace(present.state, name=old_name, retired=True)
@@ -74,7 +74,8 @@ def _begin(state: State, request: MakeMirror, generation: int) -> MirrorMade:
     return MirrorMade(mirror, changed=True)
 
 
-def _was_left(state: State, told: StreamState) -> bool:
+def was_left(state: State, told: StreamState) -> bool:
+    """Whether the origin has had the incarnation of `told` and has another one now."""
     return any(
         mirror.state.incarnation == told.incarnation
         for name, mirror in state.mirrors.items()

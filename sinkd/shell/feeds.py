@@ -19,7 +19,13 @@ import structlog
 
 from protocol import link
 from protocol.errors import DamagedFile, FrameError, LogError
-from protocol.limits import MIRROR_FRAME_BYTES, MIRROR_LINK_BYTES_MAX, MIRROR_TAIL_BYTES, MIRROR_TELL_MS
+from protocol.limits import (
+    MIRROR_FRAME_BYTES,
+    MIRROR_FRAME_BYTES_MIN,
+    MIRROR_LINK_BYTES_MAX,
+    MIRROR_TAIL_BYTES,
+    MIRROR_TELL_MS,
+)
 from protocol.link import Message
 from protocol.records import read_header, split_batches
 from sinkd.core.mirroring import Feed, SubscriptionRefused, TokenBucket, check_end, check_last, pack_batches
@@ -172,7 +178,7 @@ class Feeds:
         partition, feed = served.partition, served.feed
         offset = max(feed.offset, partition.start_offset)
         try:
-            batches = await served.store.read(partition, offset, MIRROR_FRAME_BYTES)
+            batches = await served.store.read(partition, offset, self._frame_bytes)
         except LogError:  # trimmed meanwhile: once more
             return
         except (DamagedFile, OSError) as error:
@@ -188,6 +194,12 @@ class Feeds:
         facts = len(batches), compressed, partition.start_offset, partition.high_watermark
         self._send(link.Mirrored(served.number, partition.stream.incarnation, begins_at, *facts), packed)
         feed.sent(next_offset, len(batches))
+
+    @property
+    def _frame_bytes(self) -> int:
+        """No more than a quarter of a second's worth, so that what is at the tail need not wait long."""
+        rate = self._bucket.bytes_per_second
+        return min(MIRROR_FRAME_BYTES, max(MIRROR_FRAME_BYTES_MIN, rate // 4)) if rate else MIRROR_FRAME_BYTES
 
     async def _pace(self, size_bytes: int) -> None:
         wait_s = self._bucket.wait_s(size_bytes, asyncio.get_running_loop().time())

@@ -38,6 +38,7 @@ from sinkd.shell.folder import DataFolder, Identity
 from sinkd.shell.group import Group, UnknownOutcome
 from sinkd.shell.journal import Journal
 from sinkd.shell.link_server import LinkServer
+from sinkd.shell.mirrors import Mirroring
 from sinkd.shell.raft_links import NodeTls, Port, RaftPort
 from sinkd.shell.replica import Replica
 from sinkd.shell.store import Store
@@ -74,7 +75,7 @@ class Sink:
         `tls` is for the links to gateways and to other sinks.
         """
         self._configuration, self.node = configuration, configuration.sink(node)
-        self.mesh, self.zone, self._tls = configuration.mesh.name, configuration.zone_of(node), tls
+        self.mesh, self.zone, self.tls = configuration.mesh.name, configuration.zone_of(node), tls
         self.is_alone = len(self.zone.sinks) == 1
         self.now_ms, self.is_embedded = now_ms, embedded
         self.journal_file_bytes, self.segment_bytes = journal_file_bytes, segment_bytes
@@ -83,6 +84,8 @@ class Sink:
         self.links_by_group: dict[int, LinkServer] = {}
         self._buckets: dict[str, TokenBucket] = {}  # by zone
         self.audit = AuditNotes(self)
+        self.mirroring = Mirroring(self, [configuration.zones[name] for name in self.other_zones])
+        self._mirroring: asyncio.Task[None] | None = None
         self._auditing: asyncio.Task[None] | None = None
         self._port: RaftPort | None = None
         self._listener: Port | None = None
@@ -109,6 +112,7 @@ class Sink:
         for replica in self.replicas:
             replica.keep_house()
         self._auditing = self.main.watch(self.audit.run())
+        self._mirroring = self.main.watch(self.mirroring.run())
         if not self.is_embedded:
             self._listener = await self._listen()
         streams = len(self.machine.state.streams)
@@ -116,10 +120,10 @@ class Sink:
 
     async def _listen(self) -> Port:
         bind = self.node.bind(self.node.link)
-        if self._tls is None:
+        if self.tls is None:
             return await asyncio.get_running_loop().create_server(self.links.accept, bind.host, bind.port)
         refused = partial(self._not_secured, "link from a gateway")
-        return await self._tls.listen(self.links.accept, bind, self._tls.server, refused)
+        return await self.tls.listen(self.links.accept, bind, self.tls.server, refused)
 
     def _not_secured(self, what: str, host: str, why: str) -> None:
         """A peer has shown no certificate of use, or does not like ours."""
@@ -129,7 +133,7 @@ class Sink:
     async def _meet(self) -> None:
         """The other sinks of the zone."""
         assert self.node.raft is not None
-        self._port = RaftPort(self._tls, partial(self._not_secured, "link from a sink"), self.audit.link_refused)
+        self._port = RaftPort(self.tls, partial(self._not_secured, "link from a sink"), self.audit.link_refused)
         for replica in self.replicas:
             replica.meet(self._port)
         await self._port.start(self.node.bind(self.node.raft))
@@ -176,9 +180,10 @@ class Sink:
         if not self.replicas:  # it never opened; what it had is closed
             self.writer.shutdown()
             return
-        if self._auditing is not None:
-            self._auditing.cancel()
-            await asyncio.wait({self._auditing})
+        for task in (self._auditing, self._mirroring):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
         await asyncio.gather(*(replica.leave() for replica in self.replicas))
         try:
             for replica in self.replicas:
@@ -256,7 +261,7 @@ class Sink:
     @property
     def identify_node(self) -> Callable[[ssl.SSLObject], tuple[str, str, str]] | None:
         """Says whose certificate a gateway has shown, where links are secured."""
-        return self._tls.identify_node if self._tls is not None else None
+        return self.tls.identify_node if self.tls is not None else None
 
     def look_at_disk(self) -> int:
         """On the writer's thread: how many bytes are free."""

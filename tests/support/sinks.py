@@ -154,9 +154,9 @@ class LinkedGateway:
         self._requests = iter(range(1, 1_000_000))
 
     @classmethod
-    async def of(cls, port: int) -> "LinkedGateway":
+    async def of(cls, port: int, hello: link.Hello | None = None) -> "LinkedGateway":
         gateway = cls(*await asyncio.open_connection("127.0.0.1", port))
-        gateway.send(link.Hello("acme", "eu", "gw1"))
+        gateway.send(hello or link.Hello("acme", "eu", "gw1"))
         return gateway
 
     def send(self, message: link.Message, tail: bytes = b"") -> None:

@@ -1,0 +1,471 @@
+"""The receiving end between zones: whoever leads a group here pulls what its mirrors lack from a sink of the origin.
+
+    dial a sink of the origin ─► Hello ─► Welcome, Streams ─► mirrors are made (group 0), or taken over (the others)
+          ▲                                                   │ for each partition whose group this sink leads
+          │ lost, silent, a bad frame: the next sink          ▼
+          └────────────────────────────────────────── Subscribe ─► Mirrored ─► the group ─► Durable
+
+One link to each origin, for all partitions that are led here. What was sent twice, or arrives when another sink has
+taken over, does not join on and is refused by the state machine (`sinkd.core.mirrors`); then, as after any failure, the
+partition is subscribed to anew from where its mirror ends. Where the disk becomes full, mirrors stop before own writes.
+"""
+
+import asyncio
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import msgspec
+import structlog
+
+from protocol import config, link
+from protocol.errors import FrameError, LogError
+from protocol.limits import (
+    LINK_DIAL_MS_MAX,
+    LINK_RETRY_MS_MAX,
+    MIRROR_LOOK_MS,
+    MIRROR_RETRY_MS_MAX,
+    MIRROR_SILENCE_MS_MAX,
+    MIRROR_SPACE_PART,
+    MIRROR_WINDOW_BYTES,
+)
+from protocol.link import MIRROR_ROLE, Message
+from protocol.records import CONTROL, read_header, split_batches
+from protocol.streams import StreamState, mirror_name
+from sinkd.core import commands
+from sinkd.core.commands import Diverged, MakeMirror, MirroredHead
+from sinkd.core.machine import Mirrored, Result
+from sinkd.core.mirroring import BadFrame, Pull, digest_of
+from sinkd.core.mirrors import mirror_of, was_left
+from sinkd.core.state import Mirror
+from sinkd.shell.group import UnknownOutcome
+from sinkd.shell.lag import Lag
+from sinkd.shell.pacing import unpace
+
+if TYPE_CHECKING:
+    from sinkd.shell.replica import Replica
+    from sinkd.shell.sink import Sink
+
+PAUSE_MS_MIN = 50
+log = structlog.get_logger()
+
+
+class Mirroring:
+    """Of one sink: an `Origin` for each other zone that keeps logs, by its name."""
+
+    def __init__(self, sink: "Sink", zones: list[config.Zone]) -> None:
+        self.origins = {zone.name: Origin(sink, zone) for zone in zones}
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        await asyncio.gather(*(origin.run() for origin in self.origins.values()))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """How each mirrored partition is that is led here."""
+        return [row for origin in self.origins.values() for row in origin.rows()]
+
+
+class _Followed:
+    """A partition of a mirror that is led here; `subscription` is 0 while there is none."""
+
+    def __init__(self, replica: "Replica", stream: StreamState, number: int) -> None:
+        self.replica, self.stream, self.number = replica, stream, number
+        self.subscription, self.retry_at = 0, 0.0
+        self.pull: Pull | None = None
+        self.is_asking = False
+        self.lag = Lag()
+
+    @property
+    def head(self) -> MirroredHead:
+        return MirroredHead(self.stream.name, self.stream.incarnation, self.number)
+
+
+class Origin:
+    """Another zone, as this sink follows it."""
+
+    def __init__(self, sink: "Sink", zone: config.Zone) -> None:
+        self._sink, self.zone = sink, zone
+        self._sinks = itertools.cycle(zone.sinks.values())
+        self._streams: tuple[StreamState, ...] = ()
+        self._followed: dict[tuple[bytes, int], _Followed] = {}
+        self._proposing: set[tuple[str, int]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count(1)
+        self._connection: _Connection | None = None
+        self.problem = "not connected yet"
+        self.refused: Counter[str] = Counter()  # bad frames, by reason
+        self.gaps = self.wire_bytes = self.raw_bytes = 0
+
+    # -- the link -----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        pause_ms = PAUSE_MS_MIN
+        try:
+            while True:
+                if self._leading():
+                    pause_ms = PAUSE_MS_MIN if await self._try(next(self._sinks)) else pause_ms * 2
+                await asyncio.sleep(min(pause_ms, MIRROR_RETRY_MS_MAX) / 1000)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+
+    def _leading(self) -> "list[Replica]":
+        return [replica for replica in self._sink.replicas if replica.group.leads]
+
+    async def _try(self, sink: config.Sink) -> bool:
+        """One link from its beginning to its end; whether it was welcome."""
+        connection = _Connection(sink.name, self._take, self._bad_frame)
+        try:
+            async with asyncio.timeout(LINK_DIAL_MS_MAX / 1000):
+                await self._dial(sink, connection)
+        except (OSError, FrameError) as error:
+            self.problem = f"sink {sink.name}: {_explained(error)}"
+            return False
+        try:
+            await self._keep(connection)
+        finally:
+            connection.abort()
+            self._connection = None
+            for followed in self._followed.values():
+                followed.subscription = 0
+        self.problem = f"sink {sink.name}: {connection.lost.result()}"
+        if connection.is_welcome:
+            log.info("origin_link_down", zone=self.zone.name, sink=sink.name, reason=connection.lost.result())
+        return connection.is_welcome
+
+    async def _dial(self, sink: config.Sink, connection: "_Connection") -> None:
+        """OSError, FrameError: it cannot be reached, or is another."""
+        tls, loop = self._sink.tls, asyncio.get_running_loop()
+        context = tls.client if tls is not None else None
+        transport, _ = await loop.create_connection(lambda: connection, sink.link.host, sink.link.port, ssl=context)
+        if tls is not None:
+            peer, expected = tls.identify_node(transport.get_extra_info("ssl_object")), (sink.zone, "sink", sink.name)
+            if peer != expected:
+                transport.abort()
+                raise FrameError(f"the peer is {'/'.join(peer)}, expected {'/'.join(expected)}")
+        own = self._sink
+        connection.send(link.Hello(own.mesh, own.zone.name, own.node.name, role=MIRROR_ROLE))
+
+    async def _keep(self, connection: "_Connection") -> None:
+        """Until the link is lost, or no group is led here any more."""
+        while not connection.lost.done():
+            if not self._leading():
+                connection.end("no group is led by this sink")
+                break
+            if connection.is_welcome:
+                self._look(connection)
+            await asyncio.wait({connection.lost}, timeout=MIRROR_LOOK_MS / 1000)
+            connection.watch()
+
+    def _take(self, connection: "_Connection", frame: link.FrameView) -> None:
+        message = frame.message
+        if isinstance(message, link.Mirrored):
+            self._take_batches(connection, message, frame.tail)
+        elif isinstance(message, link.Behind):
+            if (followed := self._of(message.subscription)) is not None:
+                followed.lag.told(message, self._sink.now_ms())
+        elif isinstance(message, link.Welcome):
+            self._welcomed(connection, message)
+        elif isinstance(message, link.Streams):
+            self._streams = message.streams
+            self._look(connection)
+        elif isinstance(message, link.Failed):
+            self._failed(connection, message)
+        elif not isinstance(message, link.Pong):
+            raise FrameError(f"sink link: a sink does not send {type(message).__name__} to a mirror")
+
+    def _welcomed(self, connection: "_Connection", message: link.Welcome) -> None:
+        if (message.zone, message.node) != (self.zone.name, connection.sink):
+            connection.end(f"calls itself {message.node} of zone {message.zone}")
+            return
+        connection.is_welcome = True
+        self._connection, self.problem = connection, ""
+        log.info("origin_link_up", zone=self.zone.name, sink=connection.sink)
+
+    def _of(self, subscription: int) -> _Followed | None:
+        return next((each for each in self._followed.values() if each.subscription == subscription), None)
+
+    # -- what is to be mirrored ---------------------------------------------------------------------------------------
+
+    def _look(self, connection: "_Connection") -> None:
+        """Makes the mirrors that there should be, and subscribes to what is led here."""
+        wanted: dict[tuple[bytes, int], tuple[Replica, StreamState]] = {}
+        for stream in self._streams:
+            if stream.is_for(self._sink.zone.name):
+                for replica in self._leading():
+                    self._propose_mirror(replica, stream)
+                    for state, number in self._mirrored(replica, stream):
+                        wanted[state.incarnation, number] = replica, state
+        for key in self._followed.keys() - wanted.keys():
+            self._leave(connection, self._followed.pop(key))
+        for key, (replica, state) in wanted.items():
+            followed = self._followed.get(key)
+            if followed is None or followed.replica is not replica:
+                followed = self._followed[key] = _Followed(replica, state, key[1])
+            self._follow(connection, followed)
+
+    def _mirrored(self, replica: "Replica", stream: StreamState) -> Iterator[tuple[StreamState, int]]:
+        """The partitions of `stream`'s mirror that `replica` has and that go on."""
+        mirror = replica.machine.state.mirrors.get(mirror_name(stream.name, self.zone.name))
+        if mirror is not None and mirror.state.incarnation == stream.incarnation:
+            for number in mirror.state.partitions_of(replica.number):
+                if number not in mirror.diverged:
+                    yield mirror.state, number
+
+    def _propose_mirror(self, replica: "Replica", stream: StreamState) -> None:
+        """If the group has not got it as it should be."""
+        wanted = mirror_of(self.zone.name, stream)
+        present = replica.machine.state.mirrors.get(wanted.name)
+        if replica.number == 0:
+            request = MakeMirror(wanted)
+            is_there = _is_as(present, wanted) or was_left(replica.machine.state, wanted)
+        else:
+            decided = self._sink.machine.state.mirrors.get(wanted.name)
+            if decided is None:
+                return
+            request = MakeMirror(decided.state, decided.generation)
+            is_there = present is not None and (
+                present.state == decided.state or present.generation > decided.generation
+            )
+        key = wanted.name, replica.number
+        if not is_there and key not in self._proposing:
+            self._proposing.add(key)
+            self._start(self._make(replica, request), partial(self._proposing.discard, key))
+
+    async def _make(self, replica: "Replica", request: MakeMirror) -> None:
+        await replica.group.submit(commands.MIRROR, request)
+        log.info("mirror_made", mirror=request.state.name, incarnation=request.state.incarnation.hex())
+
+    # -- following a partition ----------------------------------------------------------------------------------------
+
+    def _follow(self, connection: "_Connection", followed: _Followed) -> None:
+        now = asyncio.get_running_loop().time()
+        if not self._has_space():
+            self._leave(connection, followed)
+            followed.lag.stalled = "the disk is nearly full"
+        elif not followed.subscription and not followed.is_asking and now >= followed.retry_at:
+            followed.is_asking = True
+            done = partial(setattr, followed, "is_asking", False)
+            self._start(self._subscribe(connection, followed), done)
+
+    def _has_space(self) -> bool:
+        reserve_bytes = self._sink.node.disk_reserve_bytes
+        enough = reserve_bytes + reserve_bytes // MIRROR_SPACE_PART
+        return self._sink.free_bytes >= enough and not self._sink.is_storage_full()
+
+    async def _subscribe(self, connection: "_Connection", followed: _Followed) -> None:
+        """From where the mirror ends. What is still under way from an older subscription makes this one begin anew."""
+        store = followed.replica.store
+        partition = store.incarnation(followed.stream.incarnation, followed.number)
+        end, last_offset, digest = partition.high_watermark, -1, b""
+        if end > partition.start_offset:
+            (*_, batch) = split_batches(await store.read(partition, end - 1, 1))
+            header = read_header(batch)
+            if header.attributes != CONTROL:
+                last_offset, digest = header.base_offset, digest_of(batch)
+        if connection.lost.done():
+            return
+        followed.pull = Pull(self.zone.name, followed.stream.incarnation, end)
+        followed.subscription = next(self._numbers)
+        followed.lag.stalled = ""
+        name, _ = followed.stream.mirrored
+        place = name, followed.stream.incarnation, followed.number, end
+        connection.send(link.Subscribe(followed.subscription, *place, MIRROR_WINDOW_BYTES, last_offset, digest))
+
+    def _leave(self, connection: "_Connection", followed: _Followed) -> None:
+        if followed.subscription:
+            connection.send(link.Cancel(followed.subscription))
+            followed.subscription = 0
+
+    def _pause(self, connection: "_Connection", followed: _Followed, why: str) -> None:
+        """Subscribes anew in a moment."""
+        self._leave(connection, followed)
+        followed.lag.stalled = why
+        followed.retry_at = asyncio.get_running_loop().time() + LINK_RETRY_MS_MAX / 1000
+
+    def _take_batches(self, connection: "_Connection", message: link.Mirrored, tail: bytes | memoryview) -> None:
+        followed = self._of(message.subscription)
+        if followed is None or followed.pull is None:  # cancelled meanwhile
+            return
+        gaps = followed.pull.gaps
+        data, _ = followed.pull.take(message, tail)
+        self.wire_bytes += len(tail)
+        self.raw_bytes += message.raw_bytes
+        followed.lag.took(message, followed.pull.gaps > gaps, self._sink.now_ms())
+        if followed.pull.gaps > gaps:
+            self.gaps += followed.pull.gaps - gaps
+            log.warning("mirror_gap", mirror=followed.stream.name, partition=followed.number, to=message.offset)
+        if not data:
+            return
+        try:
+            future = followed.replica.group.append_mirrored(followed.head, data)
+        except (LogError, UnknownOutcome) as error:
+            self._pause(connection, followed, str(error))
+        else:
+            future.add_done_callback(partial(self._appended, connection, followed, message.subscription))
+
+    def _appended(
+        self, connection: "_Connection", followed: _Followed, subscription: int, future: asyncio.Future[Result]
+    ) -> None:
+        """What was taken is committed and fsynced by the group here, or was refused."""
+        if future.cancelled():
+            return
+        error = future.exception()
+        result = None if error is not None else future.result()
+        if followed.subscription != subscription:
+            return
+        if isinstance(result, Mirrored) and not result.refusal:
+            connection.send(link.Durable(subscription, result.end_offset))
+        else:
+            self._pause(connection, followed, str(error or cast(Mirrored, result).refusal))
+
+    def _failed(self, connection: "_Connection", message: link.Failed) -> None:
+        if not message.request:
+            connection.end(f"refused the link: {message.message}")
+            return
+        followed = self._of(message.request)
+        if followed is None:
+            return
+        followed.subscription = 0  # it never began
+        self._pause(connection, followed, message.message)
+        if message.name == "DIVERGED":
+            request = Diverged(followed.stream.name, followed.stream.incarnation, followed.number, message.message)
+            log.error("mirror_diverged", mirror=request.name, partition=request.partition, why=request.why)
+            self._start(self._mark(followed, request))
+        elif message.name == "NOT_CAUGHT_UP" and not any(each.subscription for each in self._followed.values()):
+            connection.end(message.message)
+
+    async def _mark(self, followed: _Followed, request: Diverged) -> None:
+        await followed.replica.group.submit(commands.DIVERGED, request)
+
+    # -- tasks --------------------------------------------------------------------------------------------------------
+
+    def _start(self, work: Coroutine[None, None, None], then: Callable[[], None] = lambda: None) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except (LogError, UnknownOutcome) as error:  # another leads now, or it is looked at again
+                log.info("mirror_not_followed", zone=self.zone.name, error=str(error))
+            finally:
+                then()
+
+        task = self._sink.main.watch(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _bad_frame(self, connection: "_Connection", error: FrameError) -> None:
+        """The mirror is as it was; the link ends."""
+        reason = error.reason if isinstance(error, BadFrame) else "unreadable"
+        self.refused[reason] += 1
+        log.warning("mirrored_frame_refused", zone=self.zone.name, sink=connection.sink, reason=reason, why=str(error))
+        self._sink.audit.link_refused(connection.host, f"link to sink {connection.sink}", str(error))
+        connection.end(str(error))
+
+    # -- how it is ----------------------------------------------------------------------------------------------------
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Of each partition of this zone's mirrors that is led here."""
+        for replica in self._leading():
+            for mirror in replica.machine.state.mirrors.values():
+                if mirror.state.mirrored[1] == self.zone.name:
+                    for number in mirror.state.partitions_of(replica.number):
+                        yield self._row(mirror, number)
+
+    def _row(self, mirror: Mirror, number: int) -> dict[str, Any]:
+        state, held = mirror.state, mirror.partitions[number]
+        name = {"origin": self.zone.name, "stream": state.name, "partition": number}
+        ends = {"start_offset": held.start_offset, "end_offset": held.end_offset}
+        followed = self._followed.get((state.incarnation, number))
+        lag = followed.lag if followed is not None else Lag()
+        facts = lag.facts(held.end_offset, self._sink.now_ms())
+        if number in mirror.diverged:
+            return name | ends | facts | {"state": "diverged", "why": mirror.diverged[number]}
+        if "~" in state.name:
+            return name | ends | facts | {"state": "recreated", "why": "its origin was made anew"}
+        problem = self.problem or (lag.stalled if followed is not None else "not subscribed yet")
+        is_up = self._connection is not None and followed is not None and followed.subscription
+        what = lag.state(held.end_offset) if is_up else "stalled"
+        return name | ends | facts | {"state": what, "why": "" if is_up else problem}
+
+
+def _is_as(present: Mirror | None, wanted: StreamState) -> bool:
+    """Whether the mirror is in force with its origin's present settings; its groups are its own."""
+    if present is None:
+        return False
+    return present.state == msgspec.structs.replace(wanted, groups=present.state.groups)
+
+
+class _Connection(asyncio.BufferedProtocol):
+    """Moves bytes; `lost` gets the reason when it is over."""
+
+    def __init__(
+        self,
+        sink: str,
+        take: Callable[["_Connection", link.FrameView], None],
+        bad: Callable[["_Connection", FrameError], None],
+    ) -> None:
+        """`take` is given every frame, `bad` what ends the link."""
+        self.sink, self._take, self._bad = sink, take, bad
+        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._reader = link.FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._silent_looks = 0
+        self.is_welcome = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no asyncio.Transport by name, only by what they can.
+        self._transport = cast(asyncio.Transport, transport)
+        unpace(self._transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self.end(f"the link was lost: {_explained(exc) if exc else 'closed by the sink'}")
+
+    @property
+    def host(self) -> str:
+        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return str(peer[0]) if isinstance(peer, tuple) else ""
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._reader.room()
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._silent_looks = 0
+        try:
+            for frame in self._reader.took(nbytes):
+                if self.lost.done():
+                    return
+                self._take(self, frame)
+        except FrameError as error:
+            self._bad(self, error)
+
+    def watch(self) -> None:
+        """Counted in calls, not by the clock: when this process was held up, what waits to be read is no silence."""
+        if self._silent_looks * MIRROR_LOOK_MS >= MIRROR_SILENCE_MS_MAX:
+            self.end(f"silent for {MIRROR_SILENCE_MS_MAX} ms")
+        self._silent_looks += 1
+        self.send(link.Ping())
+
+    def send(self, message: Message) -> None:
+        if self._transport is not None:
+            self._transport.write(link.pack(message))
+
+    def end(self, reason: str) -> None:
+        if not self.lost.done():
+            self.lost.set_result(reason)
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _explained(error: Exception) -> str:
+    if isinstance(error, TimeoutError) and not error.errno:
+        return f"no connection within {LINK_DIAL_MS_MAX} ms"
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()
+    return str(error) or type(error).__name__
