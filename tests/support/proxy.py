@@ -1,18 +1,30 @@
-"""A wire in a test's hands: passes bytes on between two ports, holds them, swallows one direction, or breaks."""
+"""A wire in a test's hands: passes bytes on between two ports, later, slowly, one way only, or not at all.
+
+Kernels may lack netem, so this stands in for it above TCP: a connection that is held keeps what it has got, as one
+whose segments are lost does, and what has waited comes in order.
+"""
 
 import asyncio
 import contextlib
 
+READ_BYTES = 65_536
+HELD_PIECES = 64  # read and not passed on yet, of each direction of a connection; then its sender waits
+
 
 class Wire:
-    """Listens on `port` and connects each who comes to `to_port`, both on 127.0.0.1."""
+    """Listens on `port` and connects each who comes to `to_port`, both on 127.0.0.1.
 
-    def __init__(self, port: int, to_port: int) -> None:
+    What comes is passed on after `delay_s`, and in each direction of a connection `bytes_per_s` (0: without a limit).
+    """
+
+    def __init__(self, port: int, to_port: int, *, delay_s: float = 0.0, bytes_per_s: float = 0.0) -> None:
         self._port, self._to_port = port, to_port
+        self.delay_s, self.bytes_per_s = delay_s, bytes_per_s
         self.swallows_answers = False
-        self._passes = asyncio.Event()
-        self._passes.set()
+        self._passes = {answers: asyncio.Event() for answers in (False, True)}
+        self.let_go()
         self.swallowed_bytes = 0
+        self.passed_bytes = 0
         self._writers: set[asyncio.StreamWriter] = set()
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -23,6 +35,7 @@ class Wire:
     async def __aexit__(self, *error: object) -> None:
         self._server.close()
         await asyncio.sleep(0.01)  # who was accepted at the last moment is known by then
+        self.delay_s = self.bytes_per_s = 0.0
         self.let_go()
         self.cut()
         await asyncio.gather(*self._connections, return_exceptions=True)
@@ -33,13 +46,19 @@ class Wire:
         for writer in self._writers:
             writer.transport.abort()
 
-    def hold(self) -> None:
-        """Nothing arrives any more, and nobody is told: a network that is parted. `let_go` ends it."""
-        self._passes.clear()
+    def hold(self, *, answers_only: bool = False) -> None:
+        """Nothing arrives any more, and nobody is told: a network that is parted, or that passes one way only.
+
+        `let_go` ends it.
+        """
+        for answers, passes in self._passes.items():
+            if answers or not answers_only:
+                passes.clear()
 
     def let_go(self) -> None:
         """What was held goes on, as what TCP sends again."""
-        self._passes.set()
+        for passes in self._passes.values():
+            passes.set()
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -61,15 +80,35 @@ class Wire:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False
     ) -> None:
         """Until one side ends, which ends the other too."""
+        clock, waiting = asyncio.get_running_loop().time, asyncio.Queue[tuple[float, bytes]](HELD_PIECES)
+        carrying = asyncio.create_task(self._carry(waiting, writer, self._passes[answers]))
         with contextlib.suppress(OSError):
-            while data := await reader.read(65_536):
+            while data := await reader.read(READ_BYTES):
                 if answers and self.swallows_answers:
                     self.swallowed_bytes += len(data)
-                    continue
-                await self._passes.wait()
-                writer.write(data)
-                await writer.drain()
+                else:
+                    await waiting.put((clock() + self.delay_s, data))
+        await waiting.put((0.0, b""))
+        await carrying
         writer.transport.abort()
+
+    async def _carry(
+        self, waiting: "asyncio.Queue[tuple[float, bytes]]", writer: asyncio.StreamWriter, passes: asyncio.Event
+    ) -> None:
+        """Until b"" comes. What the other end does not take any more is thrown away: it has gone, or was cut off."""
+        clock = asyncio.get_running_loop().time
+        while (due := await waiting.get())[1]:
+            due_s, data = due
+            await asyncio.sleep(max(0.0, due_s - clock()))
+            await passes.wait()
+            if writer.transport.is_closing():
+                continue
+            with contextlib.suppress(OSError):
+                writer.write(data)
+                self.passed_bytes += len(data)
+                await writer.drain()
+            if self.bytes_per_s:
+                await asyncio.sleep(len(data) / self.bytes_per_s)
 
     async def _close(self, writer: asyncio.StreamWriter) -> None:
         writer.transport.abort()
