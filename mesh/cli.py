@@ -362,6 +362,18 @@ def streams(context: click.Context, stream: str | None) -> None:
     run(showing.run(client_settings(context), stream, wants_json(context)))
 
 
+@cli.command()
+@global_options(on_group=False)
+@click.argument("stream")
+@click.pass_context
+def gaps(context: click.Context, stream: str) -> None:
+    """Show what a log says that it lacks, as `orders`, `orders@eu`, or `orders@*` for every zone's."""
+    load_client(context)
+    from mesh.commands import gaps as showing
+
+    run(showing.run(client_settings(context), stream, wants_json(context)))
+
+
 # -- the sinks themselves ---------------------------------------------------------------------------------------------
 
 
@@ -388,6 +400,28 @@ def status(context: click.Context, config: str, zone: str | None) -> None:
 
     async def show() -> None:
         await asking.status(_zone(context, config, zone), wants_json(context))
+
+    run(show())
+
+
+def _zones(context: click.Context, file: str, zone: str | None) -> Any:
+    from mesh.commands.zones import zones_of
+    from protocol import config
+
+    text = Path(file).read_text("utf-8", "surrogateescape")
+    return zones_of(config.parse(text, file), zone, client_settings(context).timeout_ms / 1000)
+
+
+@cli.command()
+@global_options(on_group=False)
+@_zone_options
+@click.pass_context
+def zones(context: click.Context, config: str, zone: str | None) -> None:
+    """Show how far mirrors of other zones' logs are behind. Exit status 1 if one stands still or has diverged."""
+    from mesh.commands import zones as asking
+
+    async def show() -> None:
+        await asking.run(_zones(context, config, zone), wants_json(context))
 
     run(show())
 

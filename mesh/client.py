@@ -35,6 +35,7 @@ from mesh.log_reader import (
     Record,
     StreamInfo,
 )
+from mesh.merging import logs_of
 from mesh.settings import DEFAULT_TIMEOUT_MS, ClientSettings
 from protocol.errors import LogError
 from protocol.limits import CLIENT_FETCH_BYTES, CLIENT_FETCHES_MAX, FETCH_RECORDS_DEFAULT
@@ -163,9 +164,12 @@ class LogConsumer:
         return await self._reader.metadata(stream)
 
     async def partitions_for(self, stream: str) -> set[Partition]:
-        """All partitions of `stream` (`name` or `name@zone`)."""
-        (info,) = (await self._reader.metadata(stream)).streams
-        return {Partition(stream, row.partition) for row in info.partitions}
+        """All partitions of `stream` (`name`, `name@zone`, or `name@*` for those of every zone)."""
+        found: set[Partition] = set()
+        for name in await logs_of(self._reader, stream):
+            (info,) = (await self._reader.metadata(name)).streams
+            found |= {Partition(name, row.partition) for row in info.partitions}
+        return found
 
     async def beginning_offsets(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """Where each log begins."""

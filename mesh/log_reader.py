@@ -35,7 +35,7 @@ from protocol.limits import (
 )
 
 RETRIABLE: Final = frozenset({"LEADER_NOT_AVAILABLE", "THROTTLING_QUOTA_EXCEEDED"})
-_STREAM_NAME = re.compile(r"[$A-Za-z0-9_-]+(@[A-Za-z0-9_-]+)?")
+_STREAM_NAME = re.compile(r"[$A-Za-z0-9_-]+(@[A-Za-z0-9_-]+(~[0-9]+)?)?")
 _OURS = frozenset({"Log-Stream", "Log-Zone", "Log-Partition", "Log-Offset", "Log-Timestamp", "Nats-Subject"})
 _ORIGINAL = "Original-"
 _END_OF_BATCH, _GAP, _NO_RESPONDERS = "204", "206", "503"

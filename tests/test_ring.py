@@ -136,7 +136,7 @@ async def test_each_gateway_has_what_its_own_clients_have_published():
         assert [event.payload for event in (await fetch(other, "events", 0, offset=0)).events] == [b"there"]
         wrong = await fetch(one, "events@gw2", 0, offset=0)
         assert (wrong.status, wrong.headers["Description"]) == ("404", "UNKNOWN_STREAM")
-        assert wrong.headers["Log-Error"] == "no log of 'gw2' is kept here; this ring is 'gw1'"
+        assert wrong.headers["Log-Error"] == "no log 'events@gw2' of 'gw2' is kept here; this ring is 'gw1'"
         metadata = json.loads((await one.request("$LOG.METADATA", b"", timeout=5)).data)
         (stream,) = metadata["streams"]
         assert (metadata["zone"], stream["stream"], stream["zone"], stream["reply"]) == (

@@ -5,7 +5,7 @@ never cut for what it asked for; a reader that has gone or says anew who it is, 
 subscription, end the task at once. Where more is to come, the sink reads the next chunk while
 this one is shown; a few requests of a gateway do so at a time: with many, each chunk ahead is memory, and none of them
 gets faster. Answers go only to a subscription of the connection that asked. A user reads streams of its account alone;
-others are not there for it.
+others are not there for it. Other zones' logs are read from the mirrors that this zone keeps.
 """
 
 import asyncio
@@ -139,13 +139,33 @@ class HistoryService:
         stream, zone = stream_and_zone(name, self._zone)
         if self._sinks is None:
             raise LogError("NO_LOG", f"zone {self._zone} runs as delivery-fabric: it keeps no log")
+        if not session.permissions.may_read(stream, zone.partition("~")[0]):
+            self._refused(session, name)
+            raise LogError("AUTHORIZATION_FAILED", f"this user may not read the history of {name}")
         if zone != self._zone:
-            whose = "ring" if isinstance(self._sinks, RingLog) else "zone"
-            raise LogError("UNKNOWN_STREAM", f"no log of {zone!r} is kept here; this {whose} is {self._zone!r}")
-        if not session.permissions.may_read(stream, self._zone):
-            self._refused(session, stream)
-            raise LogError("AUTHORIZATION_FAILED", f"this user may not read the history of {stream}")
+            return self._mirror(session, name, zone), self._sinks
         return self._stream(session, stream, self._sinks), self._sinks
+
+    def _mirrors(self, session: Session) -> dict[str, StreamState]:
+        """Those that belong to the account of this session, or to all."""
+        if not isinstance(self._sinks, SinkLinks):
+            return {}
+        allowed = (session.account.name, audit.ACCOUNT)
+        return {name: state for name, state in self._sinks.mirrors.items() if state.account in allowed}
+
+    def _mirror(self, session: Session, name: str, zone: str) -> StreamState:
+        mirrors = self._mirrors(session)
+        if name not in mirrors:
+            whose = "ring" if isinstance(self._sinks, RingLog) else "zone"
+            known = f"; other zones' logs here are {', '.join(sorted(mirrors))}" if mirrors else ""
+            what = f"no log {name!r} of {zone!r} is kept here; this {whose} is {self._zone!r}{known}"
+            raise LogError("UNKNOWN_STREAM", what)
+        return mirrors[name]
+
+    def _names(self, state: StreamState) -> tuple[str, str]:
+        """Stream and zone as answers say them; of a mirror that is left the zone is `eu~1`."""
+        name, _, zone = state.name.partition("@")
+        return name, zone or self._zone
 
     def _stream(self, session: Session, name: str, sinks: SinkLinks | RingLog) -> StreamState:
         streams, own = self._streams(), session.account.name
@@ -170,7 +190,7 @@ class HistoryService:
         if offset is None:
             offset = await self._offset_at(sinks, stream, partition, request.timestamp or 0)
         may_show = None if session.permissions.hears_all else session.may_subscribe
-        progress = FetchProgress((stream.name, self._zone, partition), request, offset, may_show)
+        progress = FetchProgress((*self._names(stream), partition), request, offset, may_show)
         ends = await self._show(
             session, sinks.of(stream, partition), reply, (stream.name, partition), request, progress
         )
@@ -278,20 +298,24 @@ class HistoryService:
         if name:
             streams = [self._log_of(session, name)[0]]
         else:
-            streams = [each for each in self._streams().values() if self._is_shown(session, each)]
+            known = (*self._streams().values(), *self._mirrors(session).values())
+            streams = [each for each in known if self._is_shown(session, each)]
         described = await self._sinks.describe(streams) if self._sinks is not None else []
-        rows = [_stream_row(state, self._zone, partitions) for state, partitions in described]
+        rows = [_stream_row(state, self._names(state), partitions) for state, partitions in described]
         return {"zone": self._zone, "streams": rows}
 
     def _is_shown(self, session: Session, stream: StreamState) -> bool:
-        return stream.account == session.account.name and session.permissions.may_read(stream.name, self._zone)
+        name, zone = self._names(stream)
+        is_own = stream.account == session.account.name
+        return is_own and session.permissions.may_read(name, zone.partition("~")[0])
 
     async def _offsets(self, session: Session, name: str, request: OffsetsRequest) -> dict[str, Any]:
         stream, sinks = self._log_of(session, name)
         partitions = range(stream.partitions) if request.partitions is None else request.partitions
         answer = await sinks.offsets(stream, partitions, request.at, request.timestamp or 0)
         rows = [dict(zip(("partition", "offset", "timestamp"), row, strict=True)) for row in answer]
-        return {"stream": stream.name, "zone": self._zone, "offsets": rows}
+        name, zone = self._names(stream)
+        return {"stream": name, "zone": zone, "offsets": rows}
 
 
 def _reader(subscription: Subscription, subject: str) -> Reader:
@@ -302,9 +326,10 @@ def _reader(subscription: Subscription, subject: str) -> Reader:
     return Reader(b"%b %b %b " % (verb, subjects.encode(subject), subscription.sid), headed, most)
 
 
-def _stream_row(state: StreamState, zone: str, partitions: list[DescribedPartition]) -> dict[str, Any]:
+def _stream_row(state: StreamState, names: tuple[str, str], partitions: list[DescribedPartition]) -> dict[str, Any]:
+    stream, zone = names
     return {
-        "stream": state.name,
+        "stream": stream,
         "zone": zone,
         "subjects": state.subjects,
         "key": state.key,

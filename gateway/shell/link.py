@@ -35,6 +35,7 @@ from protocol.limits import (
     LINK_SILENCE_MS_MAX,
 )
 from protocol.link import Message
+from protocol.streams import StreamState
 
 RETRY_MS_MIN = 20
 Dial = Callable[[Callable[[], asyncio.BaseProtocol]], Awaitable[tuple[asyncio.BaseTransport, asyncio.BaseProtocol]]]
@@ -76,6 +77,7 @@ class SinkLink:
         self._requests: dict[int, asyncio.Future[link.FrameView]] = {}
         self._numbers = itertools.count(1)
         self._last_problem: str | None = None
+        self.mirrors: dict[str, StreamState] = {}  # of other zones' logs, by name (`orders@eu`)
         self.connects = 0
         self.failed_attempts = 0
         self.opened = asyncio.Event()  # once, for the first time
@@ -177,6 +179,8 @@ class SinkLink:
             self._outbox.streams_told(message, self.group)
         elif isinstance(message, link.Contracts):
             self._contracts(message.contracts)
+        elif isinstance(message, link.Mirrors):
+            self.mirrors = {stream.name: stream for stream in message.streams}
         elif isinstance(message, link.Opened):
             connection.is_open = True
             self._search.found(connection.sink)

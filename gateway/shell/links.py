@@ -46,7 +46,7 @@ class SinkLinks:
         """To the first `groups` of the zone; `reach` adds others. The rest is what each `SinkLink` is given."""
 
         def make(number: int) -> SinkLink:
-            named = msgspec.structs.replace(hello, group=number)
+            named = msgspec.structs.replace(hello, group=number, mirrors=number == 0)  # which has all of them
             return SinkLink(sinks, named, opening, outbox, now_ms, changed, contracts)
 
         self._make = make
@@ -59,6 +59,11 @@ class SinkLinks:
 
     def __iter__(self) -> Iterator[SinkLink]:
         return iter(self._links)
+
+    @property
+    def mirrors(self) -> dict[str, StreamState]:
+        """Those of other zones' logs that the zone keeps, by name (`orders@eu`)."""
+        return self._links[0].mirrors
 
     @property
     def problem(self) -> str | None:

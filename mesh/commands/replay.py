@@ -3,18 +3,21 @@
 `--from T --until U` shows exactly the events with T <= time < U, in the order of their offsets. Times in a log need not
 rise with its offsets (several gateways, clocks that are set), so the log is asked for a range of offsets in which all
 of them lie, and each event's own time decides.
+
+`orders@*` is the log of every zone that can be read here, as one, by time (`mesh.merging`).
 """
 
 import asyncio
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mesh.client import LogConsumer
 from mesh.commands.failure import Failure, notice
 from mesh.connection import connect
 from mesh.log_reader import Gap, LogReader, Partition, PartitionInfo, Record
+from mesh.merging import ALL_ZONES, Span, logs_of, merged
 from mesh.positions import Position
 from mesh.render import Form, byte_output, has_colours, record_line
 from mesh.settings import ClientSettings
@@ -30,15 +33,6 @@ class ReplayOptions:
     follow: bool
     count: int | None
     form: Form
-
-
-@dataclass(frozen=True, slots=True)
-class _Range:
-    """Offsets `start` to `end` (exclusive) of one partition, in which everything that is wanted lies."""
-
-    partition: Partition
-    start: int
-    end: int
 
 
 class _Output:
@@ -78,25 +72,39 @@ async def run(settings: ClientSettings, options: ReplayOptions) -> None:
     connection = await connect(settings, notice=notice)
     try:
         reader = LogReader(connection)
-        rows = await reader.partitions(options.stream, options.partition)
-        wanted = _partitions(rows, options)
-        output = _Output(options, partitions=len(rows) > 1)
-        ranges = await _ranges(reader, options, wanted)
+        rows, ranges = 0, []
+        logs = await logs_of(reader, options.stream)
+        for name in logs:
+            found = await reader.partitions(name, options.partition)
+            rows += len(found)
+            each_log = replace(options, stream=name)
+            ranges += await _ranges(reader, each_log, _partitions(found, each_log, several=len(logs) > 1))
+        output = _Output(options, partitions=rows > 1)
         if options.follow:
             await _follow(LogConsumer(connection, filter=options.filter, on_gap=_tell_gap), ranges, output)
-            return
-        for each in ranges:
-            await _show(reader, each, options.filter, output)
+        elif options.stream.endswith(ALL_ZONES):
+            await _show_merged(reader, ranges, options.filter, output)
+        else:
+            for each in ranges:
+                await _show(reader, each, options.filter, output)
     finally:
         await connection.close()
 
 
-async def _show(reader: LogReader, each: _Range, filter: str | None, output: _Output) -> None:
-    async with aclosing(reader.read(each.partition, each.start, each.end, filter=filter)) as batches:
+async def _show(reader: LogReader, each: Span, filter: str | None, output: _Output) -> None:
+    async with aclosing(reader.read(*each, filter=filter)) as batches:
         async for result in batches:
             for gap in result.gaps:
                 _tell_gap(each.partition, gap)
             output.show(result.records)
+            if output.is_full:
+                return
+
+
+async def _show_merged(reader: LogReader, ranges: list[Span], filter: str | None, output: _Output) -> None:
+    async with aclosing(merged(reader, ranges, _tell_gap, filter)) as records:
+        async for record in records:
+            output.show([record])
             if output.is_full:
                 return
 
@@ -107,7 +115,7 @@ def _tell_gap(partition: Partition, gap: Gap) -> None:
     notice(f"gap: {gap.events} {noun} missing at {where} of {partition.stream}/{partition.partition}: {gap.reason}")
 
 
-async def _follow(consumer: LogConsumer, ranges: list[_Range], output: _Output) -> None:
+async def _follow(consumer: LogConsumer, ranges: list[Span], output: _Output) -> None:
     async with consumer:
         consumer.assign(each.partition for each in ranges)
         for each in ranges:
@@ -121,7 +129,9 @@ async def _follow(consumer: LogConsumer, ranges: list[_Range], output: _Output) 
 # -- which offsets ----------------------------------------------------------------------------------------------------
 
 
-def _partitions(rows: Sequence[PartitionInfo], options: ReplayOptions) -> list[PartitionInfo]:
+def _partitions(rows: Sequence[PartitionInfo], options: ReplayOptions, *, several: bool) -> list[PartitionInfo]:
+    if several and "offset" in (options.start.kind, options.until.kind):
+        raise Failure(f"an offset belongs to one log: name its zone, like {options.stream}")
     if options.partition is not None:
         found = [row for row in rows if row.partition == options.partition]
         if not found:
@@ -133,13 +143,13 @@ def _partitions(rows: Sequence[PartitionInfo], options: ReplayOptions) -> list[P
     return sorted(rows, key=lambda row: row.partition)
 
 
-async def _ranges(reader: LogReader, options: ReplayOptions, wanted: list[PartitionInfo]) -> list[_Range]:
+async def _ranges(reader: LogReader, options: ReplayOptions, wanted: list[PartitionInfo]) -> list[Span]:
     """Taken once: what comes in later is not in them."""
     numbers = [row.partition for row in wanted]
     starts = await _offsets(reader, options.stream, options.start, "timestamp", numbers)
     ends = await _offsets(reader, options.stream, options.until, "until", numbers)
     return [
-        _Range(
+        Span(
             Partition(options.stream, row.partition),
             _start(options, row, starts.get(row.partition)),
             _end(options, row, ends.get(row.partition)),

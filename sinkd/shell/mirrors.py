@@ -373,7 +373,7 @@ class Origin:
             for mirror in replica.machine.state.mirrors.values():
                 if mirror.state.mirrored[1] == self.zone.name:
                     for number in mirror.state.partitions_of(replica.number):
-                        yield self._row(mirror, number)
+                        yield {"group": replica.number, **self._row(mirror, number)}
 
     def _row(self, mirror: Mirror, number: int) -> dict[str, Any]:
         state, held = mirror.state, mirror.partitions[number]

@@ -55,6 +55,7 @@ class Operator:
             "configuration_problems": list(sink.config_problems),
             "last_error": sink.last_error,
             "logs": self._logs(),
+            "mirrors": [row for row in sink.mirroring.rows() if row["group"] == replica.number],
         }
 
     def why_nobody_leads(self) -> str:

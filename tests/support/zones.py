@@ -1,12 +1,16 @@
 """Two zones in this process: sinks over real sockets and files, of which those of `us` mirror what `eu` keeps."""
 
 import asyncio
+import contextlib
+import dataclasses
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+from gateway.shell.gateway import Gateway
+from mesh.daemon import dial_sinks
 from protocol import config
 from protocol.records import split_batches
 from sinkd.shell.sink import Sink
@@ -30,6 +34,9 @@ class TwoZones:
         self.sinks: dict[str, Sink] = {}
 
     def file(self, reader: str = "eu") -> config.Config:
+        return config.parse(self.text(reader), "mesh.toml")
+
+    def text(self, reader: str) -> str:
         lines = ["[mesh]", 'name = "acme"', "revision = 1"]
         for zone, names in self.zones.items():
             for name in names:
@@ -37,8 +44,9 @@ class TwoZones:
                 lines += [f"[zones.{zone}.sinks.{name}]", f'link = "127.0.0.1:{port}"', 'disk_reserve = "1MiB"']
                 lines += [f'raft = "127.0.0.1:{self._rafts[name]}"'] if len(names) > 1 else []
                 lines += [f'data = "{self.folder / name}"']
+        lines += ["[zones.us.gateways.ugw]", 'client = "127.0.0.1:1"', 'mesh = "127.0.0.1:2"']
         lines += ["[streams.orders]", 'subjects = ["orders.>"]', self._stream, self._more]
-        return config.parse("\n".join(lines), "mesh.toml")
+        return "\n".join(lines)
 
     async def start(self, *names: str) -> None:
         for name in names or self.names:
@@ -56,6 +64,22 @@ class TwoZones:
     async def gateway(self) -> LinkedGateway:
         """One of eu, with its producer."""
         return await (await LinkedGateway.of(self.links["e1"])).open()
+
+    @contextlib.asynccontextmanager
+    async def reading_in_us(self) -> AsyncIterator[str]:
+        """The URL of a gateway of us."""
+        configuration = self.file("us")
+        us = configuration.zones["us"]
+        own = dataclasses.replace(us.gateways["ugw"], client=config.Address("127.0.0.1", 0))
+        zones = {**configuration.zones, "us": dataclasses.replace(us, gateways={"ugw": own})}
+        configuration = dataclasses.replace(configuration, zones=zones)
+        gateway = Gateway(configuration, "ugw", dial_sinks(configuration, own), "test")
+        try:
+            host, port = await gateway.start()
+            await asyncio.wait_for(gateway.linked(), 15)
+            yield f"nats://{host}:{port}"
+        finally:
+            await gateway.stop()
 
     @property
     def leader(self) -> str:
