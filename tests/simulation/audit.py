@@ -89,7 +89,9 @@ class Audit:
     def committed(self, placement: Placement, command: bytes, time_ms: int) -> None:
         """A batch was taken: its records follow the ones before, byte for byte what was published, each for once."""
         stream, log = placement.stream, self.logs[placement.stream.name, placement.partition]
-        self._is(placement.base_offset == len(log), f"base offset {placement.base_offset}, the log ends at {len(log)}")
+        self._is(
+            placement.base_offset == len(log), "base offset {}, the log ends at {}", placement.base_offset, len(log)
+        )
         batch = command[placement.position : placement.position + placement.header.size_bytes]
         check_batch(batch)
         placed = place_batch(batch, placement.base_offset, TERM)
@@ -98,48 +100,50 @@ class Audit:
             log.append(Stored(None, None, time_ms))
             return
         for record in read_records(placed):
-            self._is(record.offset == len(log), f"offset {record.offset}, the log ends at {len(log)}")
+            self._is(record.offset == len(log), "offset {}, the log ends at {}", record.offset, len(log))
             publish = self._by_payload[record.payload]
             stands = record.subject.decode(), record.header_block, record.timestamp_ms
-            self._is(stands == (publish.subject, publish.header_block, publish.timestamp_ms), f"altered: {record}")
-            self._is(partition_of(record.key, stream.partitions) == placement.partition, f"wrong partition: {record}")
-            self._is(publish.error is None, f"{publish} was refused, and now it is in the log")
-            self._is(publish.expected_offset in (None, record.offset), f"{publish} is at {record.offset}")
+            self._is(stands == (publish.subject, publish.header_block, publish.timestamp_ms), "altered: {}", record)
+            self._is(partition_of(record.key, stream.partitions) == placement.partition, "wrong partition: {}", record)
+            self._is(publish.error is None, "{} was refused, and now it is in the log", publish)
+            self._is(publish.expected_offset in (None, record.offset), "{} is at {}", publish, record.offset)
             log.append(Stored(record, publish, time_ms))
         self._no_id_twice(log, placement.header.record_count, stream.dedup_window_ms)
 
     def _no_id_twice(self, log: list[Stored], fresh: int, window_ms: int) -> None:
         for position in range(len(log) - fresh, len(log)):
             new = log[position]
-            for old in log[:position]:
-                same = _id(new) is not None and _id(new) == _id(old)
-                self._is(not same or old.time_ms + window_ms <= new.time_ms, f"an id twice: {old} {new}")
+            message_id = _id(new)
+            for old in log[:position] if message_id is not None else ():
+                self._is(
+                    _id(old) != message_id or old.time_ms + window_ms <= new.time_ms, "an id twice: {} {}", old, new
+                )
 
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def answered(self, account: str, reply: str, body: bytes) -> None:
         publish, answer = self._by_reply[reply], json.loads(body)
-        self._is(not publish.answers, f"a second answer {answer} to {publish}")
+        self._is(not publish.answers, "a second answer {} to {}", answer, publish)
         publish.answers.append(answer)
-        self._is("ack" not in answer or publish.is_kept or not self.survives, f"{publish} is not kept")
+        self._is("ack" not in answer or publish.is_kept or not self.survives, "{} is not kept", publish)
         if "error" in answer:
             stored = [one for log in self.logs.values() for one in log if one.publish is publish]
-            self._is(not stored, f"{publish} was refused, but it is in the log")
+            self._is(not stored, "{} was refused, but it is in the log", publish)
         elif "ack" not in answer:
             self._acknowledged(publish, answer)
 
     def _acknowledged(self, publish: Publish, answer: dict) -> None:
         """Right now the log holds the event at the very offset that the PubAck names."""
         log = self.logs[answer["stream"], answer["partition"]]
-        self._is(answer["offset"] < len(log), f"{answer}: the log ends at {len(log)}: {publish}")
+        self._is(answer["offset"] < len(log), "{}: the log ends at {}: {}", answer, len(log), publish)
         stored = log[answer["offset"]]
         if answer.get("duplicate"):
             same = publish.message_id is not None and _id(stored) == publish.message_id
-            self._is(same, f"not a duplicate: {publish} of {stored}")
+            self._is(same, "not a duplicate: {} of {}", publish, stored)
         else:
-            self._is(stored.publish is publish, f"{answer}: another event stands there: {stored}, not {publish}")
+            self._is(stored.publish is publish, "{}: another event stands there: {}, not {}", answer, stored, publish)
         partitions = PARTITIONS[answer["stream"]]
-        self._is(answer["seq"] == sequence_of(answer["offset"], answer["partition"], partitions), f"seq: {answer}")
+        self._is(answer["seq"] == sequence_of(answer["offset"], answer["partition"], partitions), "seq: {}", answer)
 
     # -- at the end ---------------------------------------------------------------------------------------------------
 
@@ -155,21 +159,21 @@ class Audit:
                     places[stored.publish.number].append((key, offset))
         for publish in self.publishes:
             found = places[publish.number]
-            self._is(len(found) <= (not publish.is_given_up), f"{publish} is in the log at {found}")
+            self._is(len(found) <= (not publish.is_given_up), "{} is in the log at {}", publish, found)
             if publish.life == last_life:
                 # A repeated id waits for the first one's answer; without room to remember that, there is silence.
                 may_be_silent = publish.message_id is not None and not publish.had_room
                 asked = publish.will_be_answered
                 self._is(
-                    len(publish.answers) == asked or (may_be_silent and not publish.answers), f"answers: {publish}"
+                    len(publish.answers) == asked or (may_be_silent and not publish.answers), "answers: {}", publish
                 )
             # Who waited for the outcome may have been refused, and the gateway killed before it could say so.
             promised = any("ack" in answer for answer in publish.answers) or not publish.will_be_answered
             if publish.life == last_life or (self.survives and publish.is_kept and promised):
-                self._is(found or not publish.is_plain or publish.error or publish.is_given_up, f"lost: {publish}")
+                self._is(found or not publish.is_plain or publish.error or publish.is_given_up, "lost: {}", publish)
         given_up = sum(publish.is_given_up for publish in self.publishes)
         if last_life == 1 and not self.streams_changed:
-            self._is(self.gap_events == given_up, f"{given_up} given up, {self.gap_events} in gaps")
+            self._is(self.gap_events == given_up, "{} given up, {} in gaps", given_up, self.gap_events)
         self._in_order()
 
     def _in_order(self) -> None:
@@ -178,12 +182,13 @@ class Audit:
             last: dict[tuple[int, int, str], int] = {}
             for publish in (stored.publish for stored in log if stored.publish is not None):
                 whose = publish.life, publish.connection, publish.subject if self.streams_changed else ""
-                self._is(last.get(whose, -1) < publish.number, f"{key}: {publish} stands behind a later one")
+                self._is(last.get(whose, -1) < publish.number, "{}: {} stands behind a later one", key, publish)
                 last[whose] = publish.number
 
-    def _is(self, promise: object, broken: str) -> None:
+    def _is(self, promise: object, broken: str, *about: object) -> None:
+        """`broken` is filled in only where it is needed: words about kept promises took most of the time."""
         if not promise:
-            raise Violation(broken)
+            raise Violation(broken.format(*about))
 
 
 def _id(stored: Stored) -> bytes | None:
