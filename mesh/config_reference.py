@@ -61,7 +61,8 @@ Rules that concern several keys:
   disk at least). More groups come with a higher `revision` and a restart of the sinks, and are for streams that are new
   then: a partition stays in its group. A new group begins when all sinks run it; until then its partitions wait. Fewer
   are refused while a partition is in one that would go.
-- Gateways are linked with each other, in a zone and between zones: each needs `mesh`, and in this version `workers = 1`.
+- Gateways are linked with each other, in a zone and between zones: each needs `mesh` and, in this version, `workers =
+  1`.
 - Links between nodes that other machines can reach need `[tls.nodes]`, or `mesh.insecure = true`.
 - Certificates of `[tls.nodes]` say who a node is by a URI among their alternative names:
   `mesh://MESH/ZONE/gateway/NODE` or `mesh://MESH/ZONE/sink/NODE`. Host names in them do not matter.

@@ -120,10 +120,9 @@ def _gateway_links(mesh: "GatewayLinks", links: "dict[Session, Link]") -> Iterat
         )
     }
     for name in mesh.others:
-        connection = mesh.links.get(name)
-        up.add_metric([name], connection is not None)
-        if connection is None:
-            continue
+        up.add_metric([name], name in mesh.links)
+    for connection in [*mesh.links.values(), *mesh.borders.values()]:
+        name = connection.name
         learned = links[connection.session].learned
         stale.add_metric([name], learned.is_stale)
         interest.add_metric([name], learned.count)
@@ -140,6 +139,23 @@ def _gateway_links(mesh: "GatewayLinks", links: "dict[Session, Link]") -> Iterat
     for (name, reason), count in sorted(mesh.dropped.items()):
         dropped.add_metric([name, reason], count)
     yield from (up, rtt, stale, interest, repairs, *counted.values(), refused, dropped)
+    if mesh.far:
+        yield from _borders(mesh)
+
+
+def _borders(mesh: "GatewayLinks") -> Iterator[Metric]:
+    held = GaugeMetricFamily("mesh_gateway_border_held", "1 while this gateway links its zone with it", labels=["zone"])
+    linked = GaugeMetricFamily("mesh_gateway_border_up", "1 while a way to the zone is known", labels=["zone"])
+    what = "Bytes over the link to the zone since it is up, as they are (plain) and as they were compressed (wire)"
+    sizes = CounterMetricFamily("mesh_gateway_border_bytes", what, labels=["zone", "direction", "kind"])
+    counted = mesh.report().borders
+    for zone in mesh.far:
+        held.add_metric([zone], zone in mesh.borders)
+        linked.add_metric([zone], bool(mesh.server.plane.peers.leading(zone)))
+        for name, size_bytes in counted[zone]._asdict().items() if zone in counted else ():
+            kind, _, direction = name.partition("_")
+            sizes.add_metric([zone, direction, kind], size_bytes)
+    yield from (held, linked, sizes)
 
 
 def _sink_links(links: "SinkLinks") -> Iterator[Metric]:

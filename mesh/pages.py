@@ -87,7 +87,8 @@ class GatewayPages:
 
     def routez(self, query: Query) -> Page:
         query.subscriptions()
-        return reports.routez(self._gateway.plane, self._gateway.moment())
+        links = None if self._gateway.mesh is None else self._gateway.mesh.report()
+        return reports.routez(self._gateway.plane, self._gateway.moment(), links)
 
     def gatewayz(self, query: Query) -> Page:
         query.subscriptions()

@@ -2,20 +2,25 @@
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 from collections import Counter
 
 import pytest
 from nats.errors import NoRespondersError
+from rich.console import Console
 from support.borders import holders, mesh_text, zones_of
 from support.cli import invoked
 from support.gateways import url_of
 from support.processes import client, until
 
+from gateway.core import reports
 from gateway.shell.borders import BorderStream
 from gateway.shell.gateway import Gateway
 from mesh import node_tls
+from mesh.commands import links
+from mesh.metrics import GatewayMetrics
 from protocol import config, routes
 from protocol.errors import FrameError
 
@@ -119,6 +124,39 @@ async def test_when_the_holder_goes_another_gateway_takes_over() -> None:
                 assert (await subscription.next_msg(5)).data == b"x"
             await asyncio.sleep(0.05)
             assert [subscription.pending_msgs for subscription in subscriptions] == [0, 0]
+
+
+async def test_pages_tables_and_metrics_say_who_links_zones_and_what_goes_over_it() -> None:
+    async with zones_of(mesh_text()) as gateways, clients_of(gateways["eu1"], gateways["us1"]) as (publisher, far):
+        subscription = await far.subscribe("a")
+        await until_known(gateways, "a", "us")
+        await publisher.publish("a", bytes(9_000))
+        await subscription.next_msg(5)
+        told = {
+            name: reports.routez(gateway.plane, gateway.moment(), gateway.mesh.report())
+            for name, gateway in gateways.items()
+        }
+        held = {gateways[name].zone: name for name in holders(gateways)}
+        for name, page in told.items():
+            zone = gateways[name].zone
+            other = "us" if zone == "eu" else "eu"
+            assert page["zones"] == {other: [held[zone]]}
+        [route] = [route for route in told[held["eu"]]["routes"] if route["zone"] == "us"]
+        assert (route["remote_name"], route["did_solicit"], route["stale"]) == (held["us"], True, False)
+        assert route["wire"]["plain_out"] > 9_000 > 2_000 > route["wire"]["wire_out"] > 0
+        [spare] = {"eu1", "eu2"} - {held["eu"]}
+        console = Console(width=200, file=io.StringIO())
+        console.print(links.table(told))
+        rows = [line.split()[:4] for line in console.file.getvalue().splitlines()]
+        assert [spare, "(us)", "by", held["eu"]] in rows
+        assert [held["eu"], held["us"], "(us)", "up"] in rows
+        samples = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in GatewayMetrics(gateways[held["eu"]]).collect()
+            for sample in family.samples
+        }
+        assert samples["mesh_gateway_border_held", "us"] == samples["mesh_gateway_border_up", "us"] == 1
+        assert samples["mesh_gateway_border_bytes_total", "us", "out", "plain"] == route["wire"]["plain_out"]
 
 
 async def test_a_link_that_is_lost_is_dialled_anew() -> None:

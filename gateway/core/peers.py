@@ -171,13 +171,20 @@ class Peers:
             self._choose(peer.zone)
         return self._release()
 
+    def leading(self, zone: str) -> list[str]:
+        """The gateways of our zone that link it with `zone`, that first by which messages go."""
+        return [self._name if each.scope is Scope.ZONE else each.peer for each in self._ways(zone)]
+
     def _choose(self, zone: str) -> None:
         """By which link messages for `zone` go from now on."""
-        leading = [link.session for link in self.links.values() if self._leads(link.session, zone)]
-        leading.sort(key=lambda each: (each.scope is not Scope.ZONE, routes.rank(self._zone, zone, each.peer)))
-        for number, session in enumerate(leading):
+        for number, session in enumerate(self._ways(zone)):
             session.spare = number > 0
         self._forwarder.invalidate()
+
+    def _ways(self, zone: str) -> list[Session]:
+        leading = [link.session for link in self.links.values() if self._leads(link.session, zone)]
+        leading.sort(key=lambda each: (each.scope is not Scope.ZONE, routes.rank(self._zone, zone, each.peer)))
+        return leading
 
     def _leads(self, peer: Session, zone: str) -> bool:
         return peer.zone == zone and peer.scope is not Scope.BORDER and peer.closing is None

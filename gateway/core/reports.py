@@ -10,8 +10,10 @@ that a page says is counted for it on the way of a message: no `num_matches`, no
 Source: nats-server `server/monitor.go` (Varz, Subsz, Routez, Gatewayz, Leafz, Accountz).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import NamedTuple
 
 from gateway.core.connections import describe_subscription
 from gateway.core.nats_values import BadQuery, Building, Moment, Page, Window, duration, go_duration, paced
@@ -153,21 +155,53 @@ def _describe_with_account(subscription: Subscription) -> Page:
     return {"account": name, "account_tag": name, **describe_subscription(subscription)}
 
 
-def routez(plane: Plane, moment: Moment) -> Page:
-    """Links to other gateways of the zone. Those between workers are a matter of this gateway, and not shown."""
+class WireBytes(NamedTuple):
+    """What went over a link between zones since it is up: as it is, and as it was compressed."""
+
+    plain_in: int
+    wire_in: int
+    plain_out: int
+    wire_out: int
+
+
+@dataclass(frozen=True)
+class LinksReport:
+    """`missing`: gateways of the zone without a link; `borders`: by zone that this gateway links its own with."""
+
+    missing: Sequence[str] = ()
+    borders: Mapping[str, WireBytes] = field(default_factory=dict)
+
+
+def routez(plane: Plane, moment: Moment, links: LinksReport | None = None) -> Page:
+    """Links to other gateways. Those between workers are a matter of this gateway, and not shown.
+
+    `missing` and `zones` are our own: who leads to each other zone, that first which this gateway uses.
+    """
     options = plane.options
-    names = {"server_id": options.server_id, "server_name": options.server_name}
-    routes = [_route(plane, peer, moment) for peer in plane.peers.sessions.values() if not peer.near]
-    return {**names, "now": moment.today(), "num_routes": len(routes), "routes": routes}
+    page: Page = {"server_id": options.server_id, "server_name": options.server_name, "now": moment.today()}
+    peers = [peer for peer in plane.peers.sessions.values() if not peer.near]
+    routes = [_route(plane, peer, moment) for peer in peers]
+    for zone, peer in plane.peers.borders.items():
+        wire = None if links is None else links.borders.get(zone)
+        routes.append(_route(plane, peer, moment) | ({"wire": wire._asdict()} if wire is not None else {}))
+    page |= {"num_routes": len(routes), "routes": routes}
+    if links is not None:
+        page["missing"] = list(links.missing)
+    if options.zones:
+        page["zones"] = {zone: plane.peers.leading(zone) for zone in options.zones}
+    return page
 
 
 def _route(plane: Plane, peer: Session, moment: Moment) -> Page:
-    """nats-server's fields; `stale`, `interest_repairs` and `dropped` are our own."""
-    dials = plane.options.server_name < peer.peer
+    """nats-server's fields; `zone`, `stale`, `interest_repairs` and `dropped` are our own."""
+    own = plane.options.zone, plane.options.server_name
+    dials = own < (peer.zone or plane.options.zone, peer.peer)
     learned = plane.peers.links[peer].learned
+    on_link = [each for each in plane.peers.links if each.peer == peer.peer]  # with its channels to zones
     return {
         "rid": -peer.id,
         "remote_name": peer.peer,
+        "zone": peer.zone or plane.options.zone,
         "did_solicit": dials,
         "is_configured": dials,
         "ip": peer.client_ip,
@@ -185,7 +219,10 @@ def _route(plane: Plane, peer: Session, moment: Moment) -> Page:
         "subscriptions": learned.count,
         "stale": learned.is_stale,
         "interest_repairs": learned.repairs,
-        "dropped": {"behind": peer.dropped_msgs, "unwanted": peer.unwanted_msgs},
+        "dropped": {
+            "behind": sum(each.dropped_msgs for each in on_link),
+            "unwanted": sum(each.unwanted_msgs for each in on_link),
+        },
     }
 
 

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 import zstandard
 
+from gateway.core.reports import WireBytes
 from protocol.errors import FrameError
 from protocol.limits import GATEWAY_INFLATE_BYTES, GATEWAY_PACE_MS
 
@@ -43,6 +44,11 @@ class BorderStream:
         self._credited_ms = now_ms()
         self._timer: asyncio.TimerHandle | None = None
         self._received = b""
+
+    @property
+    def counted(self) -> WireBytes:
+        """What went over it until now."""
+        return WireBytes(self.plain_in, self.wire_in, self.plain_out, self.wire_out)
 
     # -- out ----------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from typing import Final, NamedTuple, Protocol, cast
 import structlog
 
 from gateway.core.channels import Channels
+from gateway.core.reports import LinksReport
 from gateway.core.session import Closed, Session
 from gateway.core.zones import Zones
 from gateway.shell.borders import BorderStream
@@ -132,6 +133,11 @@ class GatewayLinks:
         for link in [*self.links.values(), *self.borders.values()]:
             counts.update(link.dropped())
         return counts
+
+    def report(self) -> LinksReport:
+        """For `reports.routez`."""
+        streams = {zone: border.border for zone, border in self.borders.items() if border.border is not None}
+        return LinksReport(self.missing, {zone: stream.counted for zone, stream in streams.items()})
 
     async def start(self) -> None:
         """Returns when all others are linked and have told what they want, or after `GATEWAY_WAIT_MS_MAX`.

@@ -1,4 +1,4 @@
-"""The links between the gateways of a zone, as `mesh status` shows them: each gateway's own view, from its monitor."""
+"""The links between gateways, as `mesh status` and `mesh top` show them: each gateway's own view, from its monitor."""
 
 import asyncio
 from collections.abc import Iterable
@@ -41,24 +41,26 @@ async def page(session: "aiohttp.ClientSession", address: str, path: str) -> dic
         return {"error": str(error)}
 
 
-def table(told: Routes, names: Iterable[str]) -> Table:
-    """A row for each gateway and each other of `names`, the gateways of the zone."""
+def table(told: Routes) -> Table:
+    """A row for each gateway and each other one of its zone, and for each other zone."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("GATEWAY", "PEER", "LINK"):
         shown.add_column(name, no_wrap=True)
     for name in ("ROUND TRIP", "INTEREST", "MESSAGES IN", "OUT", "BYTES IN", "OUT", "DROPPED", "UNWANTED"):
         shown.add_column(name, justify="right", no_wrap=True)
-    every = list(names)
     for gateway, routez in told.items():
         if "error" in routez:
             shown.add_row(gateway, "", f"unknown: {routez['error']}", *[""] * 8)
             continue
-        links = {route["remote_name"]: route for route in routez["routes"]}
-        for peer in every:
-            if peer in links:
-                shown.add_row(gateway, peer, *_cells(links[peer]))
-            elif peer != gateway:
-                shown.add_row(gateway, peer, "down", *[""] * 8)
+        zones = routez.get("zones", {})
+        for route in routez["routes"]:
+            zone = f" ({route['zone']})" if route["zone"] in zones else ""
+            shown.add_row(gateway, route["remote_name"] + zone, *_cells(route))
+        for peer in routez.get("missing", ()):
+            shown.add_row(gateway, peer, "down", *[""] * 8)
+        for zone, leading in zones.items():
+            if gateway not in leading:
+                shown.add_row(gateway, f"({zone})", f"by {leading[0]}" if leading else "down", *[""] * 8)
     return shown
 
 

@@ -75,6 +75,7 @@ class Zone:
         self.name = zone or with_sinks[0]
         self.sinks = configuration.zones[self.name].sinks
         self.gateways = configuration.zones[self.name].gateways
+        self._has_links = len(self.gateways) > 1 or bool(configuration.live_zones(self.name))
         self._groups = configuration.zones[self.name].groups
         self._mesh = configuration.mesh.name
         self._timeout_s = timeout_s
@@ -88,7 +89,7 @@ class Zone:
 
     async def links(self) -> links.Routes:
         """What gateways with a monitor say of their links; nothing where there is but one gateway."""
-        return await links.ask(self.gateways.values(), self._timeout_s) if len(self.gateways) > 1 else {}
+        return await links.ask(self.gateways.values(), self._timeout_s) if self._has_links else {}
 
     async def status(self, group: int = 0) -> Told:
         """What each sink says of itself in one group."""
@@ -161,7 +162,7 @@ def _print(zone: Zone, groups: list[Told], routes: links.Routes) -> None:
     console.print(_logs(groups))
     if routes:
         console.print()
-        console.print(links.table(routes, zone.gateways))
+        console.print(links.table(routes))
 
 
 def _of(number: int, groups: list[Told]) -> str:

@@ -100,7 +100,7 @@ async def run(watched: Watched, interval_s: float, *, once: bool, as_json: bool)
 def _screen(seen: dict[str, Any], gateways: list[str]) -> RenderableType:
     parts: list[RenderableType] = [_gateways(seen["gateways"])]
     if len(gateways) > 1:
-        parts += ["", links.table(seen["links"], gateways)]
+        parts += ["", links.table(seen["links"])]
     for number, told in enumerate(seen["groups"]):
         parts += ["", _sinks(told, number)]
     if seen["logs"]:

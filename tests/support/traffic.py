@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from gateway.core.identity import UserEntry
+from gateway.core.session import Scope
 from support.scripts import BARE, CONNECT, PEDANTIC, SILENT, USERS, VERBOSE, login
 
 Step = tuple[Any, ...]
@@ -29,6 +30,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "peers": {"id_step": 2},
     "peers that are sent everything": {"id_step": 2, "broadcasts": True},
     "accounts and peers, little pending": {"users": ACCOUNT_USERS, "id_step": 2, "max_pending_bytes": 3_000},
+    "zones": {"id_step": 2, "zone": "eu", "zones": ("us",)},
+    "zones that are sent everything": {"id_step": 2, "zone": "eu", "zones": ("us",), "broadcasts": True},
     "users, little pending": {"users": USERS, "max_pending_bytes": 2_000, "max_subscriptions": 5},
 }
 """Options of a plane, by name."""
@@ -36,6 +39,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 CONNECTIONS = 4
 PEERS = 3  # behind them, where a setting has peers
 FAR_PEER = 2  # another gateway; the others are workers of this one
+Kind = tuple[str, bool, str, int]
+OF_ZONE: tuple[Kind, ...] = tuple((f"peer{i}", i != FAR_PEER, "", Scope.HERE) for i in range(PEERS))
+OF_ZONES: tuple[Kind, ...] = (
+    ("peer0", False, "", Scope.HERE),
+    ("border", False, "us", Scope.ZONE),
+    ("peer0", False, "us", Scope.BORDER),
+    ("peer1", False, "us", Scope.HERE),
+)
+"""Peers: name, whether it is near, the zone that is reached by it, and how far what it says goes."""
 SUBJECTS = (
     b"a", b"a", b"a.b", b"a.b", b"a.b.c", b"b", b"b.a", b"foo", b"foo.x", b"service", b"w.open.x", b"w.secret.x",
     b"a..b", b".a", b"a.", b".", b"*", b">", b"a.*", b"*a", b"a>", b"a.>.b", b"\xff.b", b"\xc3\xa9", b"a\x00b",
@@ -108,7 +120,9 @@ class Traffic:
         self._choose = choose
         self._unsent: dict[int, list[bytes]] = {}
         self.setting = self._one(tuple(SETTINGS))  # a key of `SETTINGS`
-        self._peers = PEERS if "id_step" in SETTINGS[self.setting] else 0
+        options = SETTINGS[self.setting]
+        self._kinds = OF_ZONES if "zones" in options else OF_ZONE if "id_step" in options else ()
+        self._peers = len(self._kinds)
 
     def opening(self) -> list[Step]:
         """Everybody connects, and most say something sensible first."""
@@ -116,7 +130,7 @@ class Traffic:
         for number in range(CONNECTIONS):
             steps += [("connect",), ("send", number, self._connect_line() + self._subscribe() + self._subscribe())]
         for number in range(self._peers):
-            steps.append(("connect_peer", f"peer{number}", number != FAR_PEER))
+            steps.append(("connect_peer", *self._kinds[number]))
             told = b"RSALL 1\r\nRSSUM 1 0 0000000000000000\r\n" if self._choose(4) else b""
             steps.append(("send", CONNECTIONS + number, told + b"".join(self._interest(True) for _ in range(4))))
         return steps

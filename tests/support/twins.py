@@ -8,7 +8,7 @@ from gateway.core import engine
 from gateway.core.engine import Engine
 from gateway.core.lanes import Lane, Replies
 from gateway.core.plane import Plane, PlaneOptions
-from gateway.core.session import Closed, Session, Subscription
+from gateway.core.session import Closed, Scope, Session, Subscription
 from protocol import engine as record_engine
 from protocol import subjects
 from protocol.publish import ack_form
@@ -138,15 +138,17 @@ class Side:
         self.sessions[-1].take()
         return self.sessions[-1]
 
-    def connect_peer(self, name: str, near: bool) -> None:
-        self.sessions.append(self.plane.connect_peer(name, self.now_ms, near=near))
+    def connect_peer(self, name: str, near: bool, zone: str = "", scope: Scope = Scope.HERE) -> None:
+        self.sessions.append(self.plane.connect_peer(name, self.now_ms, near=near, zone=zone, scope=scope))
 
     def reconnect(self, number: int, data: bytes) -> bytes:
         """The connection is lost and made again; the last of the old one's output."""
         old = self.sessions[number]
         self.plane.disconnect(old)
         if old.peer:
-            self.sessions[number] = self.plane.connect_peer(old.peer, self.now_ms, near=old.near)
+            self.sessions[number] = self.plane.connect_peer(
+                old.peer, self.now_ms, near=old.near, zone=old.zone, scope=old.scope
+            )
             return old.take()
         self.sessions[number] = self.plane.connect("10.0.0.2", 60_000, self.now_ms)
         if self.sessions[number].closing is None:
@@ -292,7 +294,7 @@ def _state(session: Session) -> list[Any]:
         session.id, session.closing, detail, session.flushes, session.connected, session.info_sent, session.user,
         session.entry,
         session.paused, session.dirty, session.stall_ms, session.verifying, session.options, session.queued_bytes,
-        session.account.name, session.peer, session.interest_mark,
+        session.account.name, session.peer, session.zone, session.spare, session.interest_mark,
         session.unsent_bytes, session.in_msgs, session.in_bytes, session.out_msgs, session.out_bytes,
         session.dropped_msgs, session.unwanted_msgs,
         session.last_activity_ms, session.last_heard_ms, session.pings_out, own,
