@@ -194,6 +194,7 @@ GATEWAY_HELLO_MS_MAX: Final = 2_000  # for a gateway that was dialled or has dia
 GATEWAY_HELLO_BYTES_MAX: Final = 4 * KIB
 GATEWAY_TAKEOVER_MS: Final = 1_000  # a gateway waits so long for each that comes before it to link its zone to another
 GATEWAY_INFLATE_BYTES: Final = 1 * KIB  # of what is compressed, at a time: at most 32 MiB come out of it
+GATEWAY_WINDOW_BYTES_MAX: Final = 8 * MIB  # that a peer may make us remember, to decompress what it sends
 GATEWAY_PACE_MS: Final = 10  # between pieces of what a rate holds back
 ROUTE_FRAME_BYTES_MAX: Final = 1 * MIB  # of one channel, in one piece
 GATEWAY_PING_INTERVAL_MS: Final = 250
