@@ -48,13 +48,10 @@ class GatewayPages:
             page["sink_link"], *others = [_sink_link(each) for each in gateway.links]
             if others:
                 page["sink_links"] = [page["sink_link"], *others]
-            page["configuration"] = {
-                "revision": gateway.configuration.mesh.revision,
-                "revision_in_force": gateway.outbox.revision,
-                "not_in_force": gateway.not_in_force,
-            }
         if gateway.spool is not None:
             page["spool"] = gateway.spool.varz()
+        if gateway.links is not None or gateway.mesh is not None:
+            page["configuration"] = _configuration(gateway)
         return page
 
     def connz(self, query: Query) -> Building:
@@ -103,6 +100,15 @@ class GatewayPages:
         gateway = self._gateway
         name = query.text("acc")
         return reports.accountz(gateway.plane, name, started_ms=gateway.started_ms, moment=gateway.moment())
+
+
+def _configuration(gateway: Gateway) -> Page:
+    page: Page = {"revision": gateway.configuration.mesh.revision}
+    if gateway.links is not None:
+        page |= {"revision_in_force": gateway.outbox.revision, "not_in_force": gateway.not_in_force}
+    if gateway.mesh is not None:
+        page["differs"] = gateway.mesh.differing
+    return page
 
 
 def _sink_link(link: SinkLink) -> Page:

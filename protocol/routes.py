@@ -189,7 +189,10 @@ class _Connect(msgspec.Struct):
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """Which gateway speaks. `server_id` is another one for each process; `compression` is `ZSTD` or nothing."""
+    """Which gateway speaks. `server_id` is another one for each process; `compression` is `ZSTD` or nothing.
+
+    `revision` and `digests` are those of its file, see `gateway.core.differing`.
+    """
 
     mesh: str
     zone: str
@@ -197,6 +200,8 @@ class Hello(msgspec.Struct, frozen=True):
     server_id: str
     version: int = HELLO_VERSION
     compression: str = ""
+    revision: int = 0
+    digests: dict[str, str] = {}
 
 
 def hello_line(hello: Hello) -> bytes:

@@ -1,7 +1,11 @@
 """What a gateway's file says otherwise than the streams in force, and than the file of another gateway."""
 
+import asyncio
+
 import pytest
 from support.borders import mesh_text
+from support.gateways import make_gateway, zone_text
+from support.processes import until
 from support.streams import definition, state
 
 from gateway.core.differing import differing_parts, digests, stream_differences
@@ -54,3 +58,22 @@ def test_digests_say_which_part_of_two_files_differs(old: str, new: str, parts: 
 
 def test_a_gateway_that_tells_no_digests_differs_in_nothing() -> None:
     assert differing_parts(digests(config.parse(TEXT, "mesh.toml")), {}) == []
+
+
+async def test_two_gateways_with_files_that_differ_report_each_other_once() -> None:
+    text = zone_text(("gw1", "gw2"))
+    other = text.replace('name = "acme"', 'name = "acme"\nrevision = 2') + "[limits]\nping_max = 5\n"
+    files = {"gw1": text, "gw2": other}
+    one, two = (make_gateway(config.parse(file, "mesh.toml"), name) for name, file in files.items())
+    await asyncio.gather(one.start(), two.start())
+    try:
+        await until(lambda: one.mesh.differing and two.mesh.differing, "both have noticed", 5)
+        assert one.mesh.differing == {"gw2": "limits in the file of gw2, revision 2"}
+        assert two.mesh.differing == {"gw1": "limits in the file of gw1, revision 1"}
+        assert [each.audit.written["configuration_differs"] for each in (one, two)] == [1, 1]
+        before = two.mesh.links["gw1"]
+        before.transport.abort()
+        await until(lambda: two.mesh.links.get("gw1") not in (None, before), "the link is back", 5)
+        assert [each.audit.written["configuration_differs"] for each in (one, two)] == [1, 1]
+    finally:
+        await asyncio.gather(one.stop(), two.stop())

@@ -227,8 +227,11 @@ def hello(**changes) -> bytes:
 
 
 def test_the_first_line_of_a_link() -> None:
-    line = routes.hello_line(routes.Hello("acme", "eu", "gw1", "M1"))
-    assert line == b'HELLO {"mesh":"acme","zone":"eu","node":"gw1","server_id":"M1","version":2,"compression":""}\r\n'
+    line = routes.hello_line(routes.Hello("acme", "eu", "gw1", "M1", revision=7, digests={"mesh": "00ff"}))
+    assert line == (
+        b'HELLO {"mesh":"acme","zone":"eu","node":"gw1","server_id":"M1","version":2,"compression":"","revision":7,'
+        b'"digests":{"mesh":"00ff"}}\r\n'
+    )
 
 
 async def told(gateway: Gateway, said: bytes) -> bytes:

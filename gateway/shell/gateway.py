@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from gateway.core.connections import ClosedConnections
-from gateway.core.differing import stream_differences
+from gateway.core.differing import digests, stream_differences
 from gateway.core.engine import BEST, Engine
 from gateway.core.identity import Responses, UserEntry, with_role
 from gateway.core.lanes import Lane
@@ -120,9 +120,16 @@ class Gateway:
         if not others and not far:
             return None
         hello = Hello(
-            configuration.mesh.name, self.zone, self.node.name, self.plane.options.server_id, compression=ZSTD
+            configuration.mesh.name,
+            self.zone,
+            self.node.name,
+            self.plane.options.server_id,
+            compression=ZSTD,
+            revision=configuration.mesh.revision,
+            digests=digests(configuration),
         )
-        return GatewayLinks(self.server, hello, self.node, others, far, link_tls, random.random, self._link_refused)
+        told = self._link_refused, self._file_differs
+        return GatewayLinks(self.server, hello, self.node, others, far, link_tls, random.random, *told)
 
     def _sink_links(self, sinks: Sequence[SinkDial], worker: Worker) -> SinkLinks:
         configuration, node = self.configuration, self.node.name
@@ -312,6 +319,9 @@ class Gateway:
 
     def _link_refused(self, host: str, what: str, why: str) -> None:
         self.audit.note(audit.LINK_REFUSED, host, what=what, why=why)
+
+    def _file_differs(self, what: str, why: str) -> None:
+        self.audit.note(audit.CONFIGURATION_DIFFERS, "", what=what, why=why)
 
     def session_admitted(self, session: Session) -> None:
         self.audit.client_connected(session)

@@ -24,6 +24,7 @@ from typing import Final, NamedTuple, Protocol, cast
 import structlog
 
 from gateway.core.channels import Channels
+from gateway.core.differing import differing_parts
 from gateway.core.reports import LinksReport
 from gateway.core.session import Closed, Session
 from gateway.core.zones import Zones
@@ -103,8 +104,11 @@ class GatewayLinks:
         tls: LinkTls | None,
         jitter: Callable[[], float],
         audit: Callable[[str, str, str], None],
+        differs: Callable[[str, str], None] = lambda what, why: None,
     ) -> None:
-        """`far` are the zones to pass live events to; `audit(host, what, why)` is told of links that were refused."""
+        """`far` are the zones to pass live events to; `audit(host, what, why)` is told of links that were refused,
+        `differs(what, why)` of gateways whose files are not like ours.
+        """
         self.server, self.own, self.tls = server, own, tls
         self.others = {gateway.name: gateway for gateway in others}
         self.far = far
@@ -114,7 +118,8 @@ class GatewayLinks:
         self.pending: set[GatewayConnection] = set()
         self.refused: Counter[str] = Counter()
         self.errors: dict[str, str] = {}
-        self._node, self._jitter, self._audit = node, jitter, audit
+        self.differing: dict[str, str] = {}  # by gateway: what of its file is not as ours
+        self._node, self._jitter, self._audit, self._differs = node, jitter, audit, differs
         self._listener: Port | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._dropped_before: Counter[tuple[str, str]] = Counter()  # on links that are gone
@@ -257,6 +262,23 @@ class GatewayLinks:
 
     # -- called by connections ----------------------------------------------------------------------------------------
 
+    def hello(self, connection: "GatewayConnection") -> Hello:
+        """What is said on it."""
+        return self.own
+
+    def compare(self, hello: Hello) -> None:
+        """Reports a gateway whose file is not like ours, again when what differs has changed."""
+        own, node = self.own, hello.node
+        parts = differing_parts(own.digests, hello.digests)
+        if not parts:
+            self.differing.pop(node, None)
+            return
+        what = f"{', '.join(parts)} in the file of {node}, revision {hello.revision}"
+        if self.differing.get(node) != what:
+            self.differing[node] = what
+            self._differs(what, f"the file of {own.node}, revision {own.revision}, says otherwise")
+            log.warning("configuration_differs", gateway=node, parts=parts, revision=hello.revision, own=own.revision)
+
     def check(self, connection: "GatewayConnection", hello: Hello) -> None:
         """LinkRefused: it is not a link that we want."""
         own, node = self.own, hello.node
@@ -389,7 +411,7 @@ class GatewayConnection(Connection):
         self._links.pending.add(self)
         unpace(self.transport)
         self.transport.set_write_buffer_limits(high=0)  # written at once, see `gateway.shell.peers`
-        self.transport.write(hello_line(self._links.own))
+        self.transport.write(hello_line(self._links.hello(self)))
         self._late = asyncio.get_running_loop().call_later(GATEWAY_HELLO_MS_MAX / 1_000, self._is_late)
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -441,6 +463,7 @@ class GatewayConnection(Connection):
             self._links.opening(self, zone)
             rate_bytes = self._links.far[zone].rate_bytes
             self.border = BorderStream(self.transport, rate_bytes, self._server.now_ms, hello.compression == ZSTD)
+        self._links.compare(hello)
         self.channels = Channels(
             self._plane,
             hello.node,
