@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run install install-test test check format lint types rooms pytest simulate chaos fuzz bench lock clean
+.PHONY: run install install-test test check format lint types rooms pytest simulate chaos fuzz bench image compose-test lock clean
 .DEFAULT_GOAL := run
 
 run: install
@@ -86,6 +86,21 @@ fuzz: install-test
 	$(BIN)/python -m support.fuzz --sanitize --seeds $(FIRST) $$(($(FIRST) + $(SCRIPTS)))
 	$(BIN)/python -m support.fuzz --sanitize --seeds $(FIRST) $$(($(FIRST) + $(SCRIPTS))) --small-limits
 	FUZZ=$(FUZZ) $(BIN)/python -m support.fuzz --sanitize $(ON_BOTH)
+
+# The image of docs/compose.md, from wheels that are made here for the Python of .venv: BASE has to have the same one.
+PYTHON_HERE = $(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+BASE ?= python:$(PYTHON_HERE)-slim
+MESH_IMAGE ?= localhost/event-mesh
+image: install-test
+	rm -rf compose/wheels/*.whl build/lib*
+	$(BIN)/pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w compose/wheels .
+	$(BIN)/pip wheel -q --disable-pip-version-check -w compose/wheels -r requirements/run.lock
+	docker build --build-arg BASE=$(BASE) -t $(MESH_IMAGE) -f compose/Dockerfile .
+	rm -f compose/wheels/*.whl
+
+# Two zones in containers: on the engine that there is, or on one that is started for it and stopped again.
+compose-test: install-test
+	compose/with-engine sh -ec '$(MAKE) image && $(BIN)/pytest -rP tests/test_compose.py'
 
 clean:
 	rm -rf .venv build *.egg-info */*.so */*/*.so .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .coverage*

@@ -449,6 +449,36 @@ def top(context: click.Context, /, config: str | None, monitor: str, interval: i
     run(watch())
 
 
+@cli.command()
+@global_options(on_group=False)
+@click.option(
+    "--ready/--live", default=True, show_default=True, help="Serves, and lacks nothing; or its process answers."
+)
+@click.option("--config", metavar="FILE", help="The mesh's configuration, for --node.")
+@click.option("--node", metavar="NAME", help="Which node of it.")
+@click.option(
+    "--monitor", type=_ADDRESS, default="127.0.0.1:8222", show_default=True, help="Without --config: that node."
+)
+@click.pass_context
+def health(context: click.Context, ready: bool, config: str | None, node: str | None, monitor: str) -> None:
+    """Say whether one node is ready (or lives), for what watches processes. Exit status 1 if not."""
+    from mesh.commands import health as asking
+
+    if (config is None) != (node is None):
+        raise click.UsageError("--config and --node belong together: give both or none")
+    timeout_s = client_settings(context).timeout_ms / 1000
+    try:
+        if config is not None and node is not None:
+            asked = asking.node_of(config, node, timeout_s)
+        else:
+            asked = asking.Node(Address.parse(monitor), "", {}, timeout_s)
+        click.echo(asked.ready() if ready else asked.live())
+    except MeshError as error:
+        raise Failure(str(error)) from error
+    except OSError as error:
+        raise Failure(os_error(error)) from error
+
+
 @cli.group()
 def sinks() -> None:
     """Change which sinks are members of a zone's Raft groups, and which one leads."""

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
@@ -16,8 +15,7 @@ import tomli
 from support import markdown
 from support.processes import Folder, folder_at, free_ports
 
-from mesh.availability import not_available
-from protocol import config, publish
+from protocol import publish
 
 TOP = Path(__file__).parent.parent
 DOCUMENTED_PORTS = (4222, 8222, 6333, 8223, 6334, 6335, 6343, 6344, 6345)
@@ -194,66 +192,3 @@ def test_promises_list_every_header_that_asks(tables: Callable[[str], Rows]) -> 
         assert found.asks, name
         assert found.refusal is None, name
     assert fields == set(publish.PublishHeaders._fields) - {"asks", "refusal"}
-
-
-# -- containers -------------------------------------------------------------------------------------------------------
-
-
-def compose_services() -> dict[str, dict[str, Any]]:
-    """`compose.yaml`'s services: those of their keys whose value stands on one line, and their volumes."""
-    _, _, text = read("compose/compose.yaml").partition("\nservices:\n")
-    found: dict[str, dict[str, Any]] = {}
-    name = ""
-    for line in text.partition("\nnetworks:\n")[0].splitlines():
-        if match := re.fullmatch(r"  ([\w-]+):", line):
-            name = match[1]
-            found[name] = {"volumes": []}
-        elif match := re.fullmatch(r"    +([\w-]+): (.+)", line):
-            value = match[2]
-            found[name][match[1]] = re.findall(r'"([^"]*)"', value) if value.startswith("[") else value
-        elif match := re.fullmatch(r"      - (.+)", line):
-            found[name]["volumes"].append(match[1])
-    return found
-
-
-def test_containers_agree_with_their_configuration() -> None:
-    configuration = config.parse(read("compose/mesh.toml"), "compose/mesh.toml")
-    assert not_available(configuration) == []
-    services = compose_services()
-    (zone,) = configuration.zones.values()
-    assert set(services) == {*zone.gateways, *zone.sinks}
-    for name, service in services.items():
-        program = "gateway" if name in zone.gateways else "sinkd"
-        assert service["command"][:5] == [program, "--config", "/etc/mesh/mesh.toml", "--node", name]
-        assert "./mesh.toml:/etc/mesh/mesh.toml:ro" in service["volumes"]
-        node = zone.gateways[name] if name in zone.gateways else zone.sinks[name]
-        assert node.monitor is not None
-        assert f"http://{node.monitor}/healthz" in service["test"][-1]
-        for address in (node.client, node.monitor) if name in zone.gateways else (node.link, node.monitor):
-            assert (address.host, node.bind(address).host) == (name, "0.0.0.0")
-        public = [node.client, node.monitor] if name in zone.gateways else [node.monitor]
-        published = [port.rpartition(":") for port in service["ports"]]
-        assert [int(inside) for _, _, inside in published] == [address.port for address in public]
-        assert all(outside.startswith("127.0.0.1:") for outside, _, _ in published)
-    outsides = [port.rpartition(":")[0] for service in services.values() for port in service["ports"]]
-    assert len(set(outsides)) == len(outsides)
-    for sink in zone.sinks.values():
-        assert f"{sink.name}-data:{sink.data}" in services[sink.name]["volumes"]
-        assert sink.raft is not None
-        assert (sink.raft.host, sink.bind(sink.raft).host) == (sink.name, "0.0.0.0")
-
-
-def test_the_image_gets_what_it_copies() -> None:
-    """Everything that the Dockerfile copies exists, is let through by .dockerignore, and is locked."""
-    dockerfile = read("compose/Dockerfile")
-    allowed = {line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")}
-    copied = [
-        source
-        for line in re.findall(r"^COPY (?!--from)(.+)$", dockerfile, re.MULTILINE)
-        for source in line.split()[:-1]
-    ]
-    packages = tomli.loads(read("pyproject.toml"))["tool"]["setuptools"]["packages"]["find"]["include"]
-    assert set(copied) == allowed
-    assert {package.rstrip("*") for package in packages} <= set(copied)
-    assert all((TOP / source).exists() for source in copied)
-    assert "USER mesh" in dockerfile
