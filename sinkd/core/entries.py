@@ -1,6 +1,9 @@
 """Where the entries of the journal stand: 20 bytes of memory for each, no Python object; and the latest commands.
 
 Raft indexes are consecutive, so an entry's index is its place in the arrays plus `first_index`.
+
+A table is asked a hundred times for each event that comes alone: so `next_index` is kept, not counted, and what looks an
+entry up calls nothing.
 """
 
 from array import array
@@ -17,7 +20,7 @@ class EntryTable:
     """Term, place and command length of the entries from `first_index` to before `next_index`."""
 
     def __init__(self, first_index: int) -> None:
-        self.first_index = first_index
+        self.first_index = self.next_index = first_index
         self._terms = array("Q")
         self._places = array("Q")  # file number above, position in units of the record alignment below
         self._lengths = array("I")
@@ -25,15 +28,12 @@ class EntryTable:
     def __len__(self) -> int:
         return len(self._terms)
 
-    @property
-    def next_index(self) -> int:
-        return self.first_index + len(self._terms)
-
     def append(self, term: int, file: int, position: int, length: int) -> None:
         """The entry `next_index`: its record begins at byte `position` of `file`, its command has `length` bytes."""
         self._terms.append(term)
         self._places.append(file << _FILE_SHIFT | position // RECORD_ALIGNMENT_BYTES)
         self._lengths.append(length)
+        self.next_index += 1
 
     def prepend(self, term: int, length: int) -> None:
         """An entry before the first one that stands in no file: its file number is 0."""
@@ -47,6 +47,7 @@ class EntryTable:
         kept = max(0, index - self.first_index)
         del self._terms[kept:], self._places[kept:], self._lengths[kept:]
         self.first_index = min(self.first_index, index)
+        self.next_index = self.first_index + len(self._terms)
 
     def forget(self, index: int) -> None:
         """Drops all entries below `index`."""
@@ -54,23 +55,27 @@ class EntryTable:
         if count > 0:
             del self._terms[:count], self._places[:count], self._lengths[:count]
             self.first_index = index
+            self.next_index = index + len(self._terms)
 
     def term(self, index: int) -> int:
-        return self._terms[self._slot(index)]
+        if not self.first_index <= index < self.next_index:
+            raise self._missing(index)
+        return self._terms[index - self.first_index]
 
     def length(self, index: int) -> int:
-        return self._lengths[self._slot(index)]
+        if not self.first_index <= index < self.next_index:
+            raise self._missing(index)
+        return self._lengths[index - self.first_index]
 
     def place(self, index: int) -> tuple[int, int]:
         """(file number, position of the record in bytes)."""
-        place = self._places[self._slot(index)]
+        if not self.first_index <= index < self.next_index:
+            raise self._missing(index)
+        place = self._places[index - self.first_index]
         return place >> _FILE_SHIFT, (place & _SLOT_MASK) * RECORD_ALIGNMENT_BYTES
 
-    def _slot(self, index: int) -> int:
-        slot = index - self.first_index
-        if not 0 <= slot < len(self._terms):
-            raise IndexError(f"entry {index}: the journal holds {self.first_index} to {self.next_index - 1}")
-        return slot
+    def _missing(self, index: int) -> IndexError:
+        return IndexError(f"entry {index}: the journal holds {self.first_index} to {self.next_index - 1}")
 
 
 class RecentCommands:

@@ -115,7 +115,7 @@ class _File:
     def read(self, following: JournalHeader | None) -> None:
         entries = self._recovered.entries
         if self._file is self._recovered.files[0]:
-            entries.first_index = self._header.first_index
+            self._recovered.entries = EntryTable(self._header.first_index)
         elif self._header.first_index > entries.next_index:  # a checkpoint took the place of what is before
             self._recovered.entries = EntryTable(self._header.first_index)
             self._recovered.begins_in = self._file.number
