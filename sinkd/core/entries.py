@@ -2,8 +2,8 @@
 
 Raft indexes are consecutive, so an entry's index is its place in the arrays plus `first_index`.
 
-A table is asked a hundred times for each event that comes alone: so `next_index` is kept, not counted, and what looks an
-entry up calls nothing.
+A table is asked a hundred times for each event that comes alone: so `next_index` is kept, not counted, and whatever
+looks an entry up calls nothing.
 """
 
 from array import array
