@@ -1,4 +1,4 @@
-"""Makes the certificates of all nodes that have none yet, and of the mesh's authority: a node that is added gets its own.
+"""Makes the certificates of all nodes that have none yet, and of the authority: a node that is added gets its own.
 
 Nodes read them as members of group `mesh`; the authority's key is read by the user that runs this alone.
 """
