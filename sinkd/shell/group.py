@@ -486,9 +486,10 @@ class Group:
         return self._journal.has_unsynced_vote or now - self._synced_at >= self._fsync_interval_s
 
     def _send_all(self, frames: list[tuple[str, Parts]]) -> None:
-        for name, frame in frames:
-            self._send(name, frame)
-        frames.clear()
+        if frames:
+            for name, frame in frames:
+                self._send(name, frame)
+            frames.clear()
 
     def _look_whether_leading(self) -> None:
         leads = self.member.is_caught_up

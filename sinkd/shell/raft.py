@@ -142,21 +142,25 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
 
     @property
     def state(self) -> int:
-        return int(self._SyncObj__raftState)
+        state: int = self._SyncObj__raftState
+        return state
 
     @property
     def term(self) -> int:
-        return int(self._SyncObj__raftCurrentTerm)
+        term: int = self._SyncObj__raftCurrentTerm
+        return term
 
     @property
     def leads(self) -> bool:
-        return self.state == LEADER
+        state: int = self._SyncObj__raftState
+        return state == LEADER
 
     @property
     def is_caught_up(self) -> bool:
         """Whether this leader has applied everything up to the first entry of its own term."""
-        no_op_index = self._SyncObj__noopIDx
-        return self.leads and no_op_index is not None and self.raftLastApplied >= no_op_index
+        state: int = self._SyncObj__raftState
+        no_op_index: int | None = self._SyncObj__noopIDx
+        return state == LEADER and no_op_index is not None and self.raftLastApplied >= no_op_index
 
     @property
     def is_leaving(self) -> bool:
@@ -196,7 +200,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
     def has_more(self) -> bool:
         """Whether the next tick has something to commit or to apply, or a follower is to be sent more."""
         applied = self._SyncObj__raftLastApplied
-        if self._is_credited or self.raftCommitIndex > applied:
+        if self._is_credited or self._SyncObj__raftCommitIndex > applied:
             return True
         if self._leadership is None:
             return False
