@@ -98,7 +98,7 @@ class Wire:
             way, choose = self.ways[1 - end], self.world.rng
             if self.is_border:
                 self.world.audit.crosses(self.ends[end], self.ends[1 - end], b"".join(parts[1::2]))
-            data = b"".join(self.world.spoilt(head, piece) for head, piece in zip(parts[::2], parts[1::2], strict=True))
+            data = self.world.spoilt(list(zip(parts[::2], parts[1::2], strict=True)))
             at = choose.randrange(len(data) + 1)
             for piece in (data[:at], data[at:]):
                 arrives_ms = self.world.now_ms + choose.choice((0, 0, 1, 3, 20))
@@ -346,26 +346,28 @@ class World:
         client.say(lines, self.now_ms)
         self._flush(client.gateway)
 
-    def spoilt(self, head: bytes, piece: bytes) -> bytes:
-        """A frame; one that was not empty and is now, is left out."""
-        after = self.spoil(piece)
-        return struct.pack("<I", len(after)) + head[4:] + after if after or not piece else b""
+    def spoilt(self, frames: list[tuple[bytes, bytes]]) -> bytes:
+        """Frames, without some lines of interest, or with them behind all others; one that has lost all is left out."""
+        in_time, late = list[bytes](), list[bytes]()
+        for head, piece in frames:
+            kept, later = self.spoil(piece)
+            if kept or not piece:
+                in_time.append(struct.pack("<I", len(kept)) + head[4:] + kept)
+            if later:
+                late.append(struct.pack("<I", len(later)) + head[4:] + later)
+        return b"".join(in_time + late)
 
-    def spoil(self, data: bytes) -> bytes:
-        """Loses some lines of interest, or has them come later; never a digest: without that nothing can be noticed."""
+    def spoil(self, data: bytes) -> tuple[bytes, bytes]:
+        """What stays, and what comes later; never a digest: without that nothing can be noticed."""
         if not self.spoils:
-            return data
-        kept, late = list[bytes](), b""
+            return data, b""
+        kept, late = list[bytes](), list[bytes]()
         for line in data.splitlines(keepends=True):
-            is_spoilt = _SPOILT.match(line) is not None and self.rng.random() < self.spoils
-            if is_spoilt and self.rng.random() < 0.5:
-                late += line
-            elif not is_spoilt:
+            if _SPOILT.match(line) is None or self.rng.random() >= self.spoils:
                 kept.append(line)
-                if not line.startswith(b"RMSG"):  # its payload comes behind it
-                    kept.append(late)
-                    late = b""
-        return b"".join(kept) + late
+            elif self.rng.random() < 0.5:
+                late.append(line)
+        return b"".join(kept), b"".join(late)
 
     # -- time ---------------------------------------------------------------------------------------------------------
 
