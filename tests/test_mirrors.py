@@ -41,7 +41,8 @@ def make(machine: Machine, incarnation: bytes = ONE, generation: int = 0, **sett
 
 
 def append(machine: Machine, *batches: bytes, incarnation: bytes = ONE, name: str = "orders@eu") -> Mirrored:
-    head = MirroredHead(name, incarnation, 0)
+    mirror = machine.state.mirrors.get(name)
+    head = MirroredHead(name, incarnation, 0, mirror.last_crcs.get(0, 0) if mirror is not None else 0)
     return machine.apply(commands.encode_mirrored(T, head, b"".join(batches)))
 
 
@@ -87,6 +88,14 @@ def test_the_same_again_has_no_effect(machine):
     append(machine, batch(0, b"a"))
     assert append(machine, batch(0, b"a")).refusal == "the mirror ends at offset 1"
     assert end(machine) == 1
+
+
+def test_what_follows_another_batch_at_the_same_offset_is_refused(machine):
+    make(machine)
+    append(machine, batch(0, b"a"))
+    head = MirroredHead("orders@eu", ONE, 0, after=read_header(batch(0, b"b")).crc)
+    result = machine.apply(commands.encode_mirrored(T, head, batch(1, b"c")))
+    assert (result.refusal, end(machine)) == ("the mirror ends with another batch", 1)
 
 
 def test_a_gap_takes_the_offsets_that_are_missing(machine):
@@ -194,6 +203,7 @@ def test_batches_that_join_on_are_taken_as_they_are(payload):
     pull = Pull("eu", ONE, 2)
     batches = batch(2, payload, payload), batch(4, payload)
     data, after = pull.take(*frame(*batches))
+    assert pull.last_crc == read_header(batches[1]).crc
     assert (bytes(data), after, pull.next_offset) == (b"".join(batches), 5, 5)
 
 
@@ -299,6 +309,7 @@ SEGMENTS = [SegmentFacts(n * 10, n * 10 + 10, 100, T + n) for n in range(4)]
     [
         (None, 10**9, 10**9, 30),  # no other zone
         (40, 10**9, 10**9, 30),
+        (20, 10**9, 10**9, 10),  # its last batch stays
         (15, 10**9, 10**9, 10),
         (0, 10**9, 10**9, None),
         (0, 0, 10**9, 30),  # too old to be held

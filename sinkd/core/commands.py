@@ -85,11 +85,12 @@ class MakeMirror(msgspec.Struct, array_like=True, frozen=True):
 
 
 class MirroredHead(msgspec.Struct, array_like=True, frozen=True):
-    """Which mirror's partition the batches are for."""
+    """Which mirror's partition the batches are for, and the CRC of the batch that they follow there; 0 for none."""
 
     name: str
     incarnation: bytes
     partition: int
+    after: int = 0
 
 
 class Diverged(msgspec.Struct, array_like=True, frozen=True):

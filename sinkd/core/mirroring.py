@@ -21,7 +21,7 @@ from protocol.errors import FrameError, MeshError
 from protocol.gaps import missing
 from protocol.limits import BATCH_BYTES_MAX, MIRROR_FRAME_BYTES
 from protocol.link import Mirrored
-from protocol.records import check_batch, split_batches
+from protocol.records import check_batch, read_header, split_batches
 
 _DIGEST_FROM: Final = 21
 _LEVEL: Final = 3
@@ -83,11 +83,14 @@ def unpack_batches(message: Mirrored, tail: bytes | memoryview) -> bytes | memor
 
 
 class Pull:
-    """The receiving end for one partition; `next_offset` is what it takes next, `origin` the zone it comes from."""
+    """The receiving end for one partition; `next_offset` is what it takes next, `origin` the zone it comes from.
 
-    def __init__(self, origin: str, incarnation: bytes, next_offset: int) -> None:
+    `last_crc` is the CRC of the batch before that, 0 for none.
+    """
+
+    def __init__(self, origin: str, incarnation: bytes, next_offset: int, last_crc: int = 0) -> None:
         self._origin, self._incarnation = origin, incarnation
-        self.next_offset = next_offset
+        self.next_offset, self.last_crc = next_offset, last_crc
         self.gaps = 0
 
     def take(self, message: Mirrored, tail: bytes | memoryview) -> tuple[bytes | memoryview, int]:
@@ -95,19 +98,22 @@ class Pull:
         if message.incarnation != self._incarnation:
             raise BadFrame("incarnation", "batches of another incarnation than was subscribed to")
         data = unpack_batches(message, tail)
-        begins_at, end = self._checked(data, message)
+        begins_at, end, crc = self._checked(data, message)
         gaps: list[bytes] = []
         if begins_at > self.next_offset:
             if begins_at > message.start_offset and message.start_offset <= self.next_offset:
                 raise BadFrame("offset", f"a batch at offset {begins_at}, {self.next_offset} is due")
             gaps = missing(self.next_offset, begins_at, "trimmed", self._origin)
-        self.next_offset = end
+        if gaps and not data:
+            crc = read_header(gaps[-1]).crc
+        self.next_offset, self.last_crc = end, crc
         self.gaps += len(gaps)
         return (b"".join((*gaps, data)) if gaps else data), end
 
-    def _checked(self, data: bytes | memoryview, message: Mirrored) -> tuple[int, int]:
-        """Where the batches begin, and the offset behind the last; without batches both are the origin's start."""
+    def _checked(self, data: bytes | memoryview, message: Mirrored) -> tuple[int, int, int]:
+        """Where the batches begin, the offset behind the last and its CRC; without batches the origin's start."""
         begins_at = end = max(message.start_offset, self.next_offset)
+        crc = self.last_crc
         is_first = True
         try:
             for batch in split_batches(data):
@@ -117,12 +123,12 @@ class Pull:
                     is_first = False
                 if header.base_offset != end or header.base_offset < self.next_offset:
                     raise BadFrame("offset", f"a batch at offset {header.base_offset}, {self.next_offset} is due")
-                end = header.next_offset
+                end, crc = header.next_offset, header.crc
         except BadFrame:
             raise
         except FrameError as error:
             raise BadFrame("crc", str(error)) from error
-        return begins_at, end
+        return begins_at, end, crc
 
 
 class Feed:

@@ -2,7 +2,8 @@
 
 The mirror of zone eu's `orders` is the log `orders@eu`: the same batches at the same offsets, under the incarnation of
 the origin. It is a log like any other, with partitions of its own in the groups of this zone, but what it holds was
-decided elsewhere: batches are taken at exactly the offsets that they bring, or not at all. So whoever leads here, and
+decided elsewhere: batches are taken at exactly the offsets that they bring and behind the very batch that they follow
+at the origin, or not at all. So whoever leads here, and
 however often the same is sent, a mirror is a prefix of its origin, or says where it is not: a gap record (a control
 batch, `protocol.gaps`) spans exactly the offsets that are missing.
 
@@ -68,7 +69,7 @@ def _begin(state: State, request: MakeMirror, generation: int) -> MirrorMade:
     if not request.generation:  # group 0 decides
         told = msgspec.structs.replace(told, groups=state.groups)
     partitions = [PartitionState(ids={}) for _ in range(told.partitions)]
-    mirror = Mirror(told, partitions, request.generation or generation, {})
+    mirror = Mirror(told, partitions, request.generation or generation, {}, {})
     state.mirrors[told.name] = mirror
     state.version = max(state.version, MIRRORS_VERSION)
     return MirrorMade(mirror, changed=True)
@@ -98,14 +99,22 @@ def append(state: State, number: int, head: MirroredHead, batches: memoryview) -
     if head.partition in mirror.diverged:
         return refused._replace(refusal="the mirror has diverged from its origin")
     found, end_offset = _joining(batches, partition.end_offset)
-    if found is None:
+    if not found:
         return refused._replace(refusal=f"the mirror ends at offset {partition.end_offset}")
+    if not _follows(mirror, head):
+        return refused._replace(refusal="the mirror ends with another batch")
     partition.end_offset = end_offset
+    mirror.last_crcs[head.partition] = found[-1][1].crc
     return Joined(mirror.state, head.partition, end_offset, found)
 
 
-def _joining(batches: memoryview, end_offset: int) -> tuple[tuple[tuple[int, BatchHeader], ...] | None, int]:
-    """(position, header) of each batch and the offset behind the last; None if one does not stand where it is due."""
+def _follows(mirror: Mirror, head: MirroredHead) -> bool:
+    """Whether the mirror's last batch is the one that those of `head` follow at the origin."""
+    return head.after == mirror.last_crcs.get(head.partition, 0)
+
+
+def _joining(batches: memoryview, end_offset: int) -> tuple[tuple[tuple[int, BatchHeader], ...], int]:
+    """(position, header) of each batch and the offset behind the last; none if one does not stand where it is due."""
     found: list[tuple[int, BatchHeader]] = []
     position = 0
     while position < len(batches):
@@ -113,7 +122,7 @@ def _joining(batches: memoryview, end_offset: int) -> tuple[tuple[tuple[int, Bat
         if position + header.size_bytes > len(batches):
             raise FrameError(f"mirrored batches: {len(batches) - position} bytes of {header.size_bytes}")
         if header.base_offset != end_offset:
-            return None, end_offset
+            return (), end_offset
         found.append((position, header))
         position, end_offset = position + header.size_bytes, header.next_offset
     return tuple(found), end_offset

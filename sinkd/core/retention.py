@@ -32,7 +32,8 @@ def trims(
 ) -> Trim | None:
     """The trim that `stream`'s retention asks for, or None. `segments` are in offset order, the last one is active.
 
-    All zones that get a copy hold what lies below `held_through`; None: there are none.
+    All zones that get a copy hold what lies below `held_through`; None: there are none. The last batch of that stays
+    too: by it a mirror is compared with its origin.
     """
     to_offset, size_bytes = start_offset, sum(segment.size_bytes for segment in segments)
     for segment in segments[:-1]:
@@ -42,7 +43,7 @@ def trims(
             break
         if (
             held_through is not None
-            and segment.next_offset > held_through
+            and segment.next_offset >= held_through
             and _is_kept(stream, segment, size_bytes, now_ms)
         ):
             break

@@ -66,11 +66,12 @@ class Stream(msgspec.Struct, array_like=True):
 class Mirror(Stream, array_like=True):
     """Of another zone's log (`sinkd.core.mirrors`); `generation` counts the incarnations that its origin has had.
 
-    `diverged` says of a partition why it takes nothing more.
+    `diverged` says of a partition why it takes nothing more; `last_crcs` has the CRC of each one's last batch.
     """
 
     generation: int = 1
     diverged: dict[int, str] = {}
+    last_crcs: dict[int, int] = {}
 
 
 class State(msgspec.Struct, array_like=True):

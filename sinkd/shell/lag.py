@@ -9,6 +9,7 @@ from typing import Any
 from protocol.limits import MIRROR_TAIL_BYTES, MIRROR_TELL_MS
 from protocol.link import Behind, Mirrored
 
+STATES = ("tail", "catching-up", "limited", "stalled", "gap", "diverged", "recreated")  # that a mirror may be in
 SILENT_MS = 3 * MIRROR_TELL_MS  # an origin that has not spoken for so long may have more than it has told
 
 

@@ -5,6 +5,9 @@
           │ lost, silent, a bad frame: the next sink          ▼
           └────────────────────────────────────────── Subscribe ─► Mirrored ─► the group ─► Durable
 
+Only the word of a sink that leads makes a mirror, or makes one anew: one that was left behind with an old disk may say
+what is long over. What is there already is pulled from any sink.
+
 One link to each origin, for all partitions that are led here. What was sent twice, or arrives when another sink has
 taken over, does not join on and is refused by the state machine (`sinkd.core.mirrors`); then, as after any failure, the
 partition is subscribed to anew from where its mirror ends. Where the disk becomes full, mirrors stop before own writes.
@@ -78,9 +81,9 @@ class _Followed:
         self.is_asking = False
         self.lag = Lag()
 
-    @property
-    def head(self) -> MirroredHead:
-        return MirroredHead(self.stream.name, self.stream.incarnation, self.number)
+    def head(self, after: int) -> MirroredHead:
+        """Of batches that follow one with this CRC."""
+        return MirroredHead(self.stream.name, self.stream.incarnation, self.number, after)
 
 
 class Origin:
@@ -95,7 +98,7 @@ class Origin:
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
         self._connection: _Connection | None = None
-        self.problem = "not connected yet"
+        self.problem, self._next_sink = "not connected yet", ""
         self.refused: Counter[str] = Counter()  # bad frames, by reason
         self.gaps = self.wire_bytes = self.raw_bytes = 0
 
@@ -107,11 +110,16 @@ class Origin:
         try:
             while True:
                 if self._leading():
-                    pause_ms = PAUSE_MS_MIN if await self._try(next(self._sinks)) else pause_ms * 2
+                    pause_ms = PAUSE_MS_MIN if await self._try(self._choose()) else pause_ms * 2
                 await asyncio.sleep(min(pause_ms, MIRROR_RETRY_MS_MAX) / 1000)
         finally:
             for task in self._tasks:
                 task.cancel()
+
+    def _choose(self) -> config.Sink:
+        """The one that is said to lead, if that is to be asked, or the next."""
+        name, self._next_sink = self._next_sink, ""
+        return self.zone.sinks.get(name) or next(self._sinks)
 
     def _leading(self) -> "list[Replica]":
         return [replica for replica in self._sink.replicas if replica.group.leads]
@@ -183,6 +191,7 @@ class Origin:
             connection.end(f"calls itself {message.node} of zone {message.zone}")
             return
         connection.is_welcome = True
+        connection.leads, connection.leader = message.leads, message.leader
         self._connection, self.problem = connection, ""
         log.info("origin_link_up", zone=self.zone.name, sink=connection.sink)
 
@@ -197,7 +206,7 @@ class Origin:
         for stream in self._streams:
             if stream.is_for(self._sink.zone.name):
                 for replica in self._leading():
-                    self._propose_mirror(replica, stream)
+                    self._propose_mirror(connection, replica, stream)
                     for state, number in self._mirrored(replica, stream):
                         wanted[state.incarnation, number] = replica, state
         for key in self._followed.keys() - wanted.keys():
@@ -216,7 +225,7 @@ class Origin:
                 if number not in mirror.diverged:
                     yield mirror.state, number
 
-    def _propose_mirror(self, replica: "Replica", stream: StreamState) -> None:
+    def _propose_mirror(self, connection: "_Connection", replica: "Replica", stream: StreamState) -> None:
         """If the group has not got it as it should be."""
         wanted = mirror_of(self.zone.name, stream)
         present = replica.machine.state.mirrors.get(wanted.name)
@@ -232,7 +241,10 @@ class Origin:
                 present.state == decided.state or present.generation > decided.generation
             )
         key = wanted.name, replica.number
-        if not is_there and key not in self._proposing:
+        if not is_there and replica.number == 0 and not connection.leads:
+            self._next_sink = connection.leader
+            connection.end(f"a stream is not known as this sink has it; sink {self._next_sink or '?'} leads")
+        elif not is_there and key not in self._proposing:
             self._proposing.add(key)
             self._start(self._make(replica, request), partial(self._proposing.discard, key))
 
@@ -262,6 +274,8 @@ class Origin:
         store = followed.replica.store
         partition = store.incarnation(followed.stream.incarnation, followed.number)
         end, last_offset, digest = partition.high_watermark, -1, b""
+        mirror = followed.replica.machine.state.mirrors[followed.stream.name]
+        last_crc = mirror.last_crcs.get(followed.number, 0)
         if end > partition.start_offset:
             (*_, batch) = split_batches(await store.read(partition, end - 1, 1))
             header = read_header(batch)
@@ -269,7 +283,7 @@ class Origin:
                 last_offset, digest = header.base_offset, digest_of(batch)
         if connection.lost.done():
             return
-        followed.pull = Pull(self.zone.name, followed.stream.incarnation, end)
+        followed.pull = Pull(self.zone.name, followed.stream.incarnation, end, last_crc)
         followed.subscription = next(self._numbers)
         followed.lag.stalled = ""
         name, _ = followed.stream.mirrored
@@ -291,7 +305,7 @@ class Origin:
         followed = self._of(message.subscription)
         if followed is None or followed.pull is None:  # cancelled meanwhile
             return
-        gaps = followed.pull.gaps
+        gaps, after = followed.pull.gaps, followed.pull.last_crc
         data, _ = followed.pull.take(message, tail)
         self.wire_bytes += len(tail)
         self.raw_bytes += message.raw_bytes
@@ -302,7 +316,7 @@ class Origin:
         if not data:
             return
         try:
-            future = followed.replica.group.append_mirrored(followed.head, data)
+            future = followed.replica.group.append_mirrored(followed.head(after), data)
         except (LogError, UnknownOutcome) as error:
             self._pause(connection, followed, str(error))
         else:
@@ -414,7 +428,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._reader = link.FrameReader()
         self._transport: asyncio.Transport | None = None
         self._silent_looks = 0
-        self.is_welcome = False
+        self.is_welcome = self.leads = False
+        self.leader = ""  # in its opinion
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no asyncio.Transport by name, only by what they can.

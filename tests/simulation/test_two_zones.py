@@ -1,0 +1,90 @@
+"""A mirror is its origin's prefix or an explicit gap, whatever happens; and each rule is there for a reason."""
+
+import pytest
+
+from protocol.records import read_header
+from simulation.zones import Receiver, Violation, World, simulate
+from sinkd.core import mirrors
+from sinkd.core.mirroring import Pull
+
+SEEDS = 60
+
+
+def test_mirrors_are_prefixes_of_their_origins_or_say_where_they_are_not():
+    audits = [simulate(seed) for seed in range(SEEDS)]
+    assert sum(len(batches) for audit in audits for batches in audit.took.values()) > 20 * SEEDS
+    for what in ("gaps", "refused", "anew", "diverged"):  # all of it was met, and often enough to matter
+        assert sum(getattr(audit, what) for audit in audits) > SEEDS / 10, what
+
+
+class AnyIncarnation(Pull):
+    """Takes what comes under the stream's name."""
+
+    def take(self, message, tail):
+        self._incarnation = message.incarnation
+        return super().take(message, tail)
+
+
+class TakesAnyIncarnation(Receiver):
+    pull_class = AnyIncarnation
+
+
+class TellsAtReceipt(Receiver):
+    tells_at_receipt = True
+
+
+class BelievesAnySink(Receiver):
+    any_sink_makes = True
+
+
+class WithoutIncarnation(World):
+    receiver_class = TakesAnyIncarnation
+
+
+class DurableAtReceipt(World):
+    receiver_class = TellsAtReceipt
+
+
+class ByAnySinksWord(World):
+    receiver_class = BelievesAnySink
+
+
+class WithoutDigest(World):
+    checks_digest = False
+
+
+def found(world: type[World], first: int = 0) -> str:
+    """What is seen without a rule; `first` is a seed that sees it soon."""
+    for seed in range(first, first + SEEDS):
+        try:
+            simulate(seed, world)
+        except Violation as violation:
+            return str(violation)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("world", "says", "first"),
+    [
+        (WithoutIncarnation, "a gap up to", 0),
+        (DurableAtReceipt, "was told, the mirror ends at", 0),
+        (ByAnySinksWord, "does not become level", 110),
+        (WithoutDigest, "is not what its origin wrote", 0),
+    ],
+)
+def test_without_a_rule_a_violation_is_found(world, says, first):
+    assert says in found(world, first)
+
+
+def test_without_the_join_check_a_violation_is_found(monkeypatch):
+    def anything(batches, end_offset):
+        headers, position = [], 0
+        while position < len(batches):
+            header = read_header(batches, position)
+            headers.append((position, header))
+            position += header.size_bytes
+        return tuple(headers), headers[-1][1].next_offset
+
+    monkeypatch.setattr(mirrors, "_joining", anything)
+    monkeypatch.setattr(mirrors, "_follows", lambda mirror, head: True)
+    assert "in a mirror that ends at" in found(World)

@@ -1,0 +1,443 @@
+"""Two zones in one thread: an origin that writes, trims, is made anew and rolled back, and a zone that mirrors it.
+
+Real are the state machine of the zone that mirrors, both ends of a subscription, and what decides about retention; the
+links, the leaders and the logs of the origin stand for theirs:
+
+    Origin: sinks that lag ── Wire: slow, cut, one bit flipped ── Receiver: proposals that commit late, or never
+
+A leader's proposals are committed in order, some later; when another leads, what was not is gone, and the new leader
+subscribes from where the mirror ends. Everything is chosen by the seed.
+
+What must hold is in `Audit`: at every moment each mirror is a prefix of what its origin wrote under that incarnation,
+at the same offsets, but for gaps, and those only where the origin had nothing any more. What a mirror has called
+durable is in it.
+"""
+
+import itertools
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+import msgspec
+from support.streams import event, state
+
+from protocol import link
+from protocol.errors import FrameError
+from protocol.gaps import read_gap
+from protocol.link import Message
+from protocol.records import CONTROL, check_batch, encode_batch, place_batch, read_header
+from protocol.streams import StreamState
+from sinkd.core import commands
+from sinkd.core.commands import Diverged, MakeMirror, MirroredHead
+from sinkd.core.machine import Machine, Mirrored
+from sinkd.core.mirroring import (
+    BadFrame,
+    Feed,
+    Pull,
+    SubscriptionRefused,
+    check_end,
+    check_last,
+    digest_of,
+    pack_batches,
+)
+from sinkd.core.mirrors import mirror_of, was_left
+
+NAME = "orders@eu"
+FRAME_BATCHES_MAX = 4
+WINDOW_BYTES = 1_200
+
+
+class Violation(AssertionError):
+    """A promise is broken; the message says by what."""
+
+
+@dataclass
+class Log:
+    """The origin's log under one incarnation: batches by base offset, of which those below `start` are gone."""
+
+    incarnation: bytes
+    batches: dict[int, bytes] = field(default_factory=dict)
+    start: int = 0
+    end: int = 0
+
+    def write(self, payload: bytes, records: int) -> None:
+        batch = place_batch(encode_batch([event(payload)] * records), self.end, 3)
+        self.batches[self.end] = batch
+        self.end += records
+
+    def read(self, offset: int, end: int) -> list[bytes]:
+        bases = sorted(base for base in self.batches if offset <= base < end)
+        return [self.batches[base] for base in bases[:FRAME_BATCHES_MAX]]
+
+    def trim(self, to_offset: int) -> None:
+        self.start = max([base for base in (*self.batches, self.end) if base <= to_offset], default=self.start)
+        self.batches = {base: batch for base, batch in self.batches.items() if base >= self.start}
+
+
+class Origin:
+    """Zone eu; `applied` is how far each of its sinks has come, the first of them leads."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self._chance = chance
+        self.log = self._new_log()
+        self.before: Log | None = None  # what a sink that lags still says after the origin was made anew
+        self.applied = [0, 0, 0]
+        self.held = 0  # durable in the mirror of this incarnation, as it was told
+        self.copy: Log | None = None
+        self.is_rolled_back = False
+
+    def _new_log(self) -> Log:
+        return Log(self._chance.randbytes(16))
+
+    def write(self) -> None:
+        self.log.write(self._chance.randbytes(self._chance.randint(1, 200)), self._chance.randint(1, 3))
+        self.applied[0] = self.log.end
+
+    def catch_up(self) -> None:
+        for number in (1, 2):
+            self.applied[number] = self._chance.choice((self.applied[number], self.log.end))
+
+    def trim(self, *, beyond: bool) -> None:
+        """What retention may: up to the last batch that is held, or `beyond` where the bounds of holding are passed.
+
+        An origin that has let go of a mirror's last batch cannot compare it: such a one is not rolled back.
+        """
+        if beyond and not self.is_rolled_back:
+            self.copy = None
+            self.log.trim(self.log.end)
+        else:
+            self.log.trim(self.held - 1)
+
+    def make_anew(self) -> None:
+        self.before, self.log = self.log, self._new_log()
+        self.applied, self.held, self.copy, self.is_rolled_back = [0, 0, 0], 0, None, False
+
+    def save(self) -> None:
+        self.copy = Log(self.log.incarnation, dict(self.log.batches), self.log.start, self.log.end)
+
+    def roll_back(self) -> None:
+        """All disks of the origin are replaced by an old copy: the same incarnation holds less, then other bytes."""
+        if self.copy is not None and self.copy.end < self.log.end:
+            self.log = self.copy
+            self.applied = [self.log.end] * 3
+            self.copy, self.is_rolled_back, self.held = None, True, 0
+
+    def stream(self, sink: int) -> StreamState:
+        """What a sink says that the zone has; one that lags may say what was."""
+        log = self.before if sink and self.before is not None and self._chance.random() < 0.5 else self.log
+        return state("orders", incarnation=log.incarnation)
+
+
+class Wire:
+    """One link: frames both ways, in order; `deliver` takes some of those that wait."""
+
+    def __init__(self, sink: int) -> None:
+        self.sink, self.number = sink, 0
+        self.feed: Feed | None = None
+        self.fed = 0  # the subscription that it is for
+        self.to_origin: deque[Message] = deque()
+        self.to_receiver: deque[tuple[Message, bytes]] = deque()
+
+
+class Audit:
+    """What each mirror took, and what the origin ever wrote."""
+
+    def __init__(self) -> None:
+        self.starts: dict[bytes, int] = {}  # the furthest that each has let go
+        self.branches: dict[bytes, list[dict[int, bytes]]] = {}
+        self.took: dict[bytes, list[bytes]] = {}
+        self.gaps = self.refused = self.anew = self.diverged = 0
+
+    def note_origin(self, log: Log) -> None:
+        """After every write: the branch that the origin is on holds these."""
+        branches = self.branches.setdefault(log.incarnation, [{}])
+        branches[-1].update(log.batches)
+        self.starts[log.incarnation] = max(log.start, self.starts.get(log.incarnation, 0))
+
+    def note_roll_back(self, log: Log) -> None:
+        before = self.branches[log.incarnation][-1]
+        kept = {base: batch for base, batch in before.items() if base < log.end}
+        self.branches[log.incarnation].append(kept)
+
+    def took_batch(self, incarnation: bytes, batch: bytes) -> None:
+        taken = self.took.setdefault(incarnation, [])
+        end = read_header(taken[-1]).next_offset if taken else 0
+        header = check_batch(batch)
+        if header.base_offset != end:
+            raise Violation(f"a batch at {header.base_offset} in a mirror that ends at {end}")
+        taken.append(batch)
+        if header.attributes == CONTROL:
+            self.gaps += 1
+            self._check_gap(incarnation, batch)
+        elif not any(self._is_prefix(taken, branch) for branch in self.branches.get(incarnation, ())):
+            raise Violation(f"offset {header.base_offset} of {incarnation.hex()[:8]} is not what its origin wrote")
+
+    def _check_gap(self, incarnation: bytes, batch: bytes) -> None:
+        _, gap = read_gap(batch)
+        header = read_header(batch)
+        if gap.events != header.next_offset - header.base_offset:
+            raise Violation(f"a gap of {gap.events} events spans {header.next_offset - header.base_offset} offsets")
+        if header.next_offset > self.starts.get(incarnation, 0):
+            raise Violation(f"a gap up to {header.next_offset}, the origin begins at {self.starts.get(incarnation, 0)}")
+
+    @staticmethod
+    def _is_prefix(taken: list[bytes], branch: dict[int, bytes]) -> bool:
+        whole = (batch for batch in taken if read_header(batch).attributes != CONTROL)
+        return all(branch.get(read_header(batch).base_offset) == batch for batch in whole)
+
+
+class Receiver:
+    """Zone us: its state machine, and the one who leads it."""
+
+    pull_class = Pull
+    tells_at_receipt = any_sink_makes = False
+
+    def __init__(self, world: "World") -> None:
+        self.world = world
+        self.machine = Machine()
+        self._numbers = itertools.count(1)
+        self.pending: deque[tuple[bytes, bytes, int]] = deque()  # (command, incarnation, wire's number)
+        self.wire: Wire | None = None
+        self.pull: Pull | None = None
+        self.head = MirroredHead(NAME, b"", 0)
+
+    @property
+    def mirror(self):
+        return self.machine.state.mirrors.get(NAME)
+
+    # -- the leader ---------------------------------------------------------------------------------------------------
+
+    def connect(self, sink: int) -> None:
+        """A new link; the mirror is made, or made anew, as this sink says."""
+        self.wire, self.pull = Wire(sink), None
+        self.look(self.world.origin.stream(sink))
+
+    def look(self, stream: StreamState) -> None:
+        wanted = mirror_of("eu", stream)
+        mirror = self.mirror
+        if mirror is None or mirror.state.incarnation != wanted.incarnation:
+            if self.wire.sink and not self.any_sink_makes:  # only the leader's word makes a mirror
+                self.wire = None
+            elif not was_left(self.machine.state, wanted):
+                self._propose(commands.encode(commands.MIRROR, 1, MakeMirror(wanted)), b"")
+        elif not mirror.diverged:
+            self._subscribe(mirror)
+
+    def told(self, stream: StreamState) -> None:
+        """The origin has said anew what streams it has."""
+        if stream.incarnation != self.head.incarnation:
+            self.pull = None
+
+    def _subscribe(self, mirror) -> None:
+        end, last_offset, digest = mirror.partitions[0].end_offset, -1, b""
+        taken = self.world.audit.took.get(mirror.state.incarnation, [])
+        if taken and read_header(taken[-1]).attributes != CONTROL:
+            last_offset, digest = read_header(taken[-1]).base_offset, digest_of(taken[-1])
+        self.pull = self.pull_class("eu", mirror.state.incarnation, end, mirror.last_crcs.get(0, 0))
+        self.head = MirroredHead(NAME, mirror.state.incarnation, 0)
+        self.wire.number = next(self._numbers)
+        asked = link.Subscribe(
+            self.wire.number, "orders", mirror.state.incarnation, 0, end, WINDOW_BYTES, last_offset, digest
+        )
+        self.wire.to_origin.append(asked)
+
+    def take(self, message: Message, tail: bytes) -> None:
+        if isinstance(message, link.Failed):
+            self.pull = None
+            if message.name == "DIVERGED":
+                body = Diverged(NAME, self.head.incarnation, 0, message.message)
+                self._propose(commands.encode(commands.DIVERGED, 1, body), b"")
+            elif message.name == "NOT_CAUGHT_UP":
+                self.wire = None
+        elif self.pull is not None and message.subscription == self.wire.number:
+            head = msgspec.structs.replace(self.head, after=self.pull.last_crc)
+            try:
+                data, end = self.pull.take(message, tail)
+            except BadFrame:
+                self.world.audit.refused += 1
+                self.wire = None
+                return
+            if data:
+                self._propose(commands.encode_mirrored(1, head, data), head.incarnation)
+            if self.tells_at_receipt:
+                self._tell(self.head.incarnation, end)
+
+    def _propose(self, command: bytes, incarnation: bytes) -> None:
+        self.pending.append((command, incarnation, self.wire.number if self.wire is not None else 0))
+
+    def commit(self) -> None:
+        """The oldest proposal is committed and applied."""
+        command, incarnation, number = self.pending.popleft()
+        before = self.mirror.state.incarnation if self.mirror is not None else b""
+        result = self.machine.apply(command)
+        audit = self.world.audit
+        audit.anew += bool(before) and self.mirror.state.incarnation != before
+        if not isinstance(result, Mirrored):
+            return
+        for place in result.placements:
+            batch = command[place.position : place.position + place.header.size_bytes]
+            audit.took_batch(place.stream.incarnation, batch)
+        is_current = self.wire is not None and self.pull is not None and self.wire.number == number
+        if result.refusal and is_current:
+            self.pull = None  # subscribes anew
+        elif not result.refusal and is_current and not self.tells_at_receipt:
+            self._tell(incarnation, result.end_offset)
+
+    def _tell(self, incarnation: bytes, through: int) -> None:
+        mirror = self.mirror
+        held = mirror.partitions[0].end_offset if mirror.state.incarnation == incarnation else through
+        if held < through:
+            raise Violation(f"durable through {through} was told, the mirror ends at {held}")
+        self.wire.to_origin.append(link.Durable(self.wire.number, through))
+
+    def lead_anew(self, chance: random.Random) -> None:
+        """Another sink leads: of what was proposed the first few are committed, the rest is gone."""
+        for _ in range(chance.randint(0, len(self.pending))):
+            self.commit()
+        self.pending.clear()
+        self.machine = Machine(self.machine.snapshot())
+        self.wire = self.pull = None
+
+
+class World:
+    """Steps until `run` is over; then everything is well again, and the mirror has to become level."""
+
+    receiver_class = Receiver
+    checks_digest = True
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.audit = Audit()
+        self.origin = Origin(self.chance)
+        self.receiver = self.receiver_class(self)
+
+    def run(self, steps: int = 400) -> Audit:
+        for _ in range(steps):
+            self.step()
+        self.settle()
+        return self.audit
+
+    def step(self) -> None:
+        chance, origin, receiver = self.chance.random(), self.origin, self.receiver
+        if chance < 0.25:
+            origin.write()
+            self.audit.note_origin(origin.log)
+        elif chance < 0.35:
+            origin.catch_up()
+        elif chance < 0.40:
+            origin.trim(beyond=self.chance.random() < 0.2)
+            self.audit.note_origin(origin.log)
+        elif chance < 0.405:
+            origin.make_anew()
+        elif chance < 0.42:
+            origin.save()
+        elif chance < 0.425:
+            self._roll_back()
+        elif chance < 0.44:
+            receiver.lead_anew(self.chance)
+        elif chance < 0.46:
+            receiver.wire = None
+        elif chance < 0.60 and receiver.pending:
+            receiver.commit()
+        else:
+            self.move(self.chance.randrange(3))
+
+    def _roll_back(self) -> None:
+        end = self.origin.log.end
+        self.origin.roll_back()
+        if self.origin.log.end != end:
+            self.audit.note_roll_back(self.origin.log)
+            self.receiver.wire = None  # those who served are other processes now
+
+    def move(self, sink: int) -> None:
+        """Something passes on the link; without one it is dialled, and what has ended is begun anew."""
+        receiver = self.receiver
+        if receiver.wire is None:
+            receiver.connect(sink)
+        if (wire := receiver.wire) is None:
+            return
+        if receiver.pull is not None and self.chance.random() < 0.3:
+            receiver.told(self.origin.stream(wire.sink))
+        if receiver.pull is None and not receiver.pending and receiver.wire is wire:
+            receiver.look(self.origin.stream(wire.sink))
+        if receiver.wire is None:
+            return
+        while wire.to_origin and self.chance.random() < 0.8:
+            self.serve(wire, wire.to_origin.popleft())
+        self.feed(wire)
+        while wire.to_receiver and self.chance.random() < 0.7 and receiver.wire is wire:
+            receiver.take(*self.damaged(*wire.to_receiver.popleft()))
+
+    def damaged(self, message: Message, tail: bytes) -> tuple[Message, bytes]:
+        """One in fifty frames has lost a bit."""
+        if tail and self.chance.random() < 0.02:
+            at = self.chance.randrange(len(tail))
+            tail = tail[:at] + bytes((tail[at] ^ 1 << self.chance.randrange(8),)) + tail[at + 1 :]
+        return message, tail
+
+    # -- the origin's end ---------------------------------------------------------------------------------------------
+
+    def serve(self, wire: Wire, message: Message) -> None:
+        if isinstance(message, link.Durable):
+            if wire.feed is not None and message.subscription == wire.fed:
+                wire.feed.durable_through(message.through)
+                if wire.feed.zone == self.origin.log.incarnation.hex():
+                    self.origin.held = max(self.origin.held, message.through)
+            return
+        wire.feed = None
+        log, applied = self.origin.log, self.origin.applied[wire.sink]
+        try:
+            if message.incarnation != log.incarnation:
+                raise SubscriptionRefused("RECREATED", "another incarnation")
+            check_end(message.offset, applied, leads=wire.sink == 0)
+            if self.checks_digest and message.last_offset >= log.start and message.digest:
+                check_last(message.last_offset, message.digest, log.batches.get(message.last_offset, bytes(61)))
+        except SubscriptionRefused as refusal:
+            self.audit.diverged += refusal.name == "DIVERGED"
+            wire.to_receiver.append((link.Failed(message.subscription, refusal.name, str(refusal)), b""))
+        else:
+            wire.feed = Feed(log.incarnation.hex(), message.offset, WINDOW_BYTES)
+            wire.fed = message.subscription
+
+    def feed(self, wire: Wire) -> None:
+        """Sends what there is under the stream's name, whichever incarnation that is by now."""
+        feed, log, applied = wire.feed, self.origin.log, self.origin.applied[wire.sink]
+        while feed is not None and feed.has_room and feed.offset < applied:
+            batches = log.read(max(feed.offset, log.start), applied)
+            if not batches and log.start <= feed.offset:
+                return  # another log's offsets
+            data = b"".join(batches)
+            packed, compressed = pack_batches(data)
+            begin = read_header(batches[0]).base_offset if batches else log.start
+            facts = begin, len(data), compressed, log.start, applied
+            wire.to_receiver.append((link.Mirrored(wire.fed, log.incarnation, *facts), bytes(packed)))
+            feed.sent(read_header(batches[-1]).next_offset if batches else log.start, len(data))
+
+    # -- the end ------------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Nothing fails any more: the mirror becomes level, unless its origin holds other bytes than it did."""
+        origin, receiver = self.origin, self.receiver
+        self.damaged = lambda message, tail: (message, tail)
+        origin.before = None
+        origin.applied = [origin.log.end] * 3
+        for _ in range(500):
+            while receiver.pending:
+                receiver.commit()
+            mirror = receiver.mirror
+            is_it = mirror is not None and mirror.state.incarnation == origin.log.incarnation
+            if is_it and (mirror.diverged or mirror.partitions[0].end_offset == origin.log.end):
+                break
+            self.move(0)
+        else:
+            raise Violation(f"the mirror does not become level: {receiver.mirror}, the origin ends at {origin.log.end}")
+        if receiver.mirror.diverged and not origin.is_rolled_back:
+            raise Violation(f"diverged without a reason: {receiver.mirror.diverged}")
+
+
+def simulate(seed: int, world: type[World] = World) -> Audit:
+    """Violation, with the seed that shows it again."""
+    try:
+        return world(seed).run()
+    except (Violation, FrameError) as error:
+        raise Violation(f"seed {seed}: {error}") from error
