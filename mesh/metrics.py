@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # a gateway runs without the code of sinks, and the other way
     from gateway.shell.gateway_links import GatewayLinks
     from gateway.shell.links import SinkLinks
     from gateway.shell.spool import SpoolFolder
+    from sinkd.shell.mirrors import Mirroring
     from sinkd.shell.replica import Replica
     from sinkd.shell.sink import Sink
 
@@ -202,6 +203,7 @@ class SinkMetrics(Collector):
         sink = self._sink
         for replicas in (_raft, _member_state, _peers, _logs):
             yield from replicas(sink.replicas)
+        yield from _mirrors(sink.mirroring)
         yield _gauge("mesh_sink_disk_free_bytes", "Free bytes on the data folder's disk", sink.free_bytes)
         yield _gauge("mesh_sink_storage_full", "1 while appends are refused for lack of space", sink.is_storage_full())
         written = CounterMetricFamily("mesh_audit_notes", "Audit events that this sink has written", labels=["kind"])
@@ -308,6 +310,47 @@ def _logs(replicas: "list[Replica]") -> Iterator[Metric]:
         end.add_metric(names, partition.high_watermark)
         size.add_metric(names, partition.size_bytes)
     yield from (start, end, size)
+
+
+def _mirrors(mirroring: "Mirroring") -> Iterator[Metric]:
+    """Of what this sink leads."""
+    from sinkd.shell.lag import STATES
+
+    labels = ["origin", "stream", "partition"]
+    lag = {
+        name: GaugeMetricFamily(f"mesh_mirror_{name}", what, labels=labels)
+        for name, what in (
+            ("lag_events", "Events of another zone's log that its mirror lacks"),
+            ("lag_bytes", "Bytes of them, as an estimate"),
+            ("lag_seconds", "Age of the oldest of them, or how long the origin has been silent"),
+        )
+    }
+    state = GaugeMetricFamily("mesh_mirror_state", "1 for the state that the mirror is in", labels=[*labels, "state"])
+    for row in mirroring.rows():
+        names = [row["origin"], row["stream"], str(row["partition"])]
+        for name, family in lag.items():
+            family.add_metric(names, row[name])
+        for name in STATES:
+            state.add_metric([*names, name], float(row["state"] == name))
+    yield from (*lag.values(), state)
+    yield from _copies(mirroring)
+
+
+def _copies(mirroring: "Mirroring") -> Iterator[Metric]:
+    from sinkd.core.mirroring import REASONS
+
+    gaps = CounterMetricFamily("mesh_mirror_gaps", "Gap records that were put into mirrors", labels=["origin"])
+    what = "Frames of an origin that were wrong, each of which ended its link"
+    refused = CounterMetricFamily("mesh_mirror_refused", what, labels=["origin", "reason"])
+    what = "Bytes of batches that came from another zone, on the wire and as they are"
+    copied = CounterMetricFamily("mesh_copy_bytes", what, labels=["origin", "kind"])
+    for zone, origin in mirroring.origins.items():
+        gaps.add_metric([zone], origin.gaps)
+        for reason in REASONS:
+            refused.add_metric([zone, reason], origin.refused[reason])
+        copied.add_metric([zone, "wire"], origin.wire_bytes)
+        copied.add_metric([zone, "raw"], origin.raw_bytes)
+    yield from (gaps, refused, copied)
 
 
 class MonitorMetrics(Collector):
