@@ -12,8 +12,8 @@ told, and what is known of them, is in `gateway.core.interest`.
     a gateway that leads to a zone         nothing                         nothing more
     a gateway that we lead to a zone       what that zone wants            (it tells nothing)
 
-Where several links lead to one zone, the other ones are spare, so that nothing crosses twice: our own border link comes
-first, then the gateway with the lowest `rank`.
+Where several links lead to one zone, all but one are spare, so that nothing crosses twice: one that is heard comes
+first, of those our own border link, then the gateway with the lowest `rank`.
 
 A client that has subscribed and then sends PING may take the PONG as a promise: what is published from now on,
 anywhere, reaches it. So its PONG waits until every peer has confirmed what it was told up to that subscription, by
@@ -182,12 +182,15 @@ class Peers:
         self._forwarder.invalidate()
 
     def _ways(self, zone: str) -> list[Session]:
-        leading = [link.session for link in self.links.values() if self._leads(link.session, zone)]
-        leading.sort(key=lambda each: (each.scope is not Scope.ZONE, routes.rank(self._zone, zone, each.peer)))
-        return leading
+        leading = [link for link in self.links.values() if self._leads(link.session, zone)]
+        leading.sort(key=lambda each: (each.is_silent, *self._place_of_way(each.session)))
+        return [link.session for link in leading]
 
     def _leads(self, peer: Session, zone: str) -> bool:
         return peer.zone == zone and peer.scope is not Scope.BORDER and peer.closing is None
+
+    def _place_of_way(self, peer: Session) -> tuple[bool, int]:
+        return peer.scope is not Scope.ZONE, routes.rank(self._zone, peer.zone, peer.peer)
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
@@ -296,6 +299,8 @@ class Peers:
             self.ping(peer)
             link.answered_by = link.pings + (link.rest is not None)  # a table ends with PING
             self._judge(link)
+            if peer.zone:
+                self._choose(peer.zone)
 
     def _judge(self, link: Link) -> None:
         if link.session.closing is None and link.session.scope is not Scope.BORDER:
@@ -321,9 +326,12 @@ class Peers:
         link = self.links.get(peer)
         if link is None or not link.pinged:
             return []
+        was_silent = link.is_silent
         link.pongs += 1
         link.confirmed = link.pinged.popleft()
         self._judge(link)
+        if was_silent and peer.zone and not link.is_silent:
+            self._choose(peer.zone)
         return self._release()
 
     def answer(self, peer: Session) -> None:

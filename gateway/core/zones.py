@@ -40,7 +40,7 @@ class Zones:
         self.links: dict[str, Channels] = {}  # to gateways of ours
         self.borders: dict[str, Channels] = {}  # those that we hold, by zone
         self._zone, self._name = zone, name
-        self._dials = {
+        self.dials = {  # by zone that it is ours to dial
             other: _Dial(sorted(gateways, key=lambda each: rank(zone, other, each)))
             for other, gateways in zones.items()
             if zone < other
@@ -83,7 +83,7 @@ class Zones:
     def due(self, now_ms: int) -> list[tuple[str, str]]:
         """Which zones to dial now, and which gateway there; `dialled` says how it ended."""
         found = []
-        for zone, dial in self._dials.items():
+        for zone, dial in self.dials.items():
             if dial.is_under_way:
                 continue
             if self.holders(zone):
@@ -100,7 +100,7 @@ class Zones:
 
     def dialled(self, zone: str, now_ms: int, jitter: float, *, was_open: bool) -> None:
         """What was `due` has failed, or has ended. `jitter` from 0 to 1."""
-        dial = self._dials[zone]
+        dial = self.dials[zone]
         dial.is_under_way = False
         dial.attempts += 1
         dial.pause_ms = PEER_RETRY_MS_MIN if was_open else min(dial.pause_ms * 2, GATEWAY_RETRY_MS_MAX)
@@ -108,7 +108,7 @@ class Zones:
 
     def superfluous(self) -> list[Channels]:
         """Links that we have dialled and a gateway that comes before us holds, too."""
-        own = [(zone, rank(self._zone, zone, self._name)) for zone in self.borders if zone in self._dials]
+        own = [(zone, rank(self._zone, zone, self._name)) for zone in self.borders if zone in self.dials]
         return [
             self.borders[zone]
             for zone, ours in own

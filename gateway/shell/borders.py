@@ -38,7 +38,9 @@ class BorderStream:
         self.waiting_bytes = 0
         self._transport, self._rate_bytes, self._now_ms = transport, rate_bytes, now_ms
         self._deflate = zstandard.ZstdCompressor(level=_LEVEL).compressobj() if compresses else None
-        self._inflate = zstandard.ZstdDecompressor(max_window_size=GATEWAY_WINDOW_BYTES_MAX).decompressobj() if compresses else None
+        self._inflate = (
+            zstandard.ZstdDecompressor(max_window_size=GATEWAY_WINDOW_BYTES_MAX).decompressobj() if compresses else None
+        )
         self._waiting: deque[bytes] = deque()
         self._credit_bytes = 0.0
         self._credited_ms = now_ms()

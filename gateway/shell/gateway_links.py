@@ -223,7 +223,7 @@ class GatewayLinks:
         while self.missing and loop.time() < begin_s:  # noqa: ASYNC110
             await asyncio.sleep(_POLL_S)
         try:
-            while self.far:
+            while self.zones.dials:
                 for zone, name in self.zones.due(self.server.now_ms()):
                     task = loop.create_task(self._reach(zone, name))
                     under_way.add(task)
@@ -337,7 +337,6 @@ class GatewayLinks:
         self._tell_clients()
 
     def closed(self, connection: "GatewayConnection") -> None:
-        self._dropped_before.update(connection.dropped())
         zone = connection.channels.border
         if zone:
             self.zones.closed(connection.channels)
@@ -348,6 +347,10 @@ class GatewayLinks:
         if self.links.get(connection.name) is connection:
             del self.links[connection.name]
             self._tell_clients()
+
+    def ended(self, counts: Counter[tuple[str, str]]) -> None:
+        """A channel has, on which so much was dropped."""
+        self._dropped_before.update(counts)
 
     def refuse(self, connection: "GatewayConnection", error: FrameError) -> None:
         """A link is not wanted, by us or by the peer."""
@@ -472,7 +475,7 @@ class GatewayConnection(Connection):
             ip=address[0],
             port=address[1],
             added=self._added,
-            removed=self._server.released,
+            removed=self._removed,
         )
         self.session = self.channels.main
         self._links.opened(self)
@@ -484,6 +487,10 @@ class GatewayConnection(Connection):
     def _added(self, session: Session) -> None:
         session.measure_unsent = self._unsent_bytes
         self._server.opened(self, session)
+
+    def _removed(self, session: Session) -> None:
+        self._links.ended(self._dropped_on(session))
+        self._server.released(session)
 
     def _unsent_bytes(self) -> int:
         """What waits behind the sessions."""
@@ -533,9 +540,11 @@ class GatewayConnection(Connection):
         """As `GatewayLinks.dropped`."""
         counts = Counter[tuple[str, str]]()
         for session in self.channels.sessions.values():
-            counts[self.name, "behind"] += session.dropped_msgs
-            counts[self.name, "unwanted"] += session.unwanted_msgs
+            counts.update(self._dropped_on(session))
         return counts
+
+    def _dropped_on(self, session: Session) -> Counter[tuple[str, str]]:
+        return Counter({(self.name, "behind"): session.dropped_msgs, (self.name, "unwanted"): session.unwanted_msgs})
 
     def watch(self) -> None:
         """Counted in calls, not by the clock: when this process was held up, what waits to be read is no silence."""
