@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
     from gateway.core.engine import Engine
+    from gateway.shell.discovery import Cluster
     from gateway.shell.gateway import Gateway
     from gateway.shell.gateway_links import LinkTls
     from gateway.shell.link import Dial, SinkDial
@@ -242,12 +243,16 @@ def run_configured(
     engine: "Engine",
     made: Callable[[Node], None],
     started: Callable[[Node], None],
+    cluster: "Cluster | None" = None,
 ) -> int:
-    """A gateway of a configuration at hand that keeps nothing; `made` is called before it listens, `started` then."""
+    """A gateway of a configuration at hand that keeps nothing; `made` is called before it listens, `started` then.
+
+    `cluster` says how it finds others.
+    """
     from gateway.shell.gateway import Gateway
 
     def make() -> Node:
-        running = Node(Gateway(configuration, node, (), VERSION, engine=engine), None)
+        running = Node(Gateway(configuration, node, (), VERSION, engine=engine, cluster=cluster), None)
         made(running)
         return running
 

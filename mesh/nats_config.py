@@ -95,12 +95,13 @@ def _say(problem: Problem, tables: Tables) -> str:
 def tables(options: Options, findings: Findings) -> Tables:
     """What our file would say. `findings` gets what it cannot say."""
     made = Tables(gateway=_gateway_name(options, findings))
-    made.put(("mesh", "name"), MESH)
+    made.put(("mesh", "name"), options.cluster.name or MESH, options.cluster.origins.get("name", _OURS))
     made.put(("mesh", "mode"), "delivery-fabric")
     if options.no_auth_user:
         made.put(("mesh", "no_auth_user"), options.no_auth_user, options.origins["no_auth_user"])
     _put_limits(made, options)
     _put_gateway(made, options, findings)
+    _put_cluster(made, options, findings)
     _put_users(made, options, findings)
     if options.tls is not None:
         _put_tls(made, options, options.tls)
@@ -173,6 +174,23 @@ def _put_gateway(made: Tables, options: Options, findings: Findings) -> None:
                 origins["http_host"].render("another host than the clients' is not available with client_advertise")
             )
         made.put((*at, "monitor"), _address(monitor_host, _port(options.http_port)), origins["http_port"])
+
+
+def _put_cluster(made: Tables, options: Options, findings: Findings) -> None:
+    """Where other servers connect. Which those are is in no file: see `gateway.shell.discovery`."""
+    cluster = options.cluster
+    cluster.check(findings)
+    if not cluster.port:
+        return
+    at, came_from = ("zones", ZONE, "gateways", made.gateway), cluster.origins["port"]
+    host = cluster.host or DEFAULT_HOST
+    table = made.data["zones"][ZONE]["gateways"][made.gateway]
+    if "listen" in table and table["listen"] != host:
+        findings.problems.append(
+            came_from.render("another host than the clients' is not available with client_advertise")
+        )
+    made.put((*at, "mesh"), _address(host, _port(cluster.port)), came_from)
+    made.put(("mesh", "insecure"), True, came_from)
 
 
 def _advertised(options: Options, port: int, findings: Findings) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from mesh.nats_config_cluster import ClusterOptions, read_cluster
 from mesh.nats_config_identity import Identity, read_identity
 from mesh.nats_config_reader import Node, Tree
 from mesh.nats_config_values import (
@@ -47,7 +48,6 @@ _LACKS: Final = {
     "https": Lacking("monitoring over HTTPS", only(0)),
     "https_port": Lacking("monitoring over HTTPS", only(0)),
     "http_base_path": Lacking("a base path of monitoring", only("", "/")),
-    "cluster": Lacking(_ROUTES),
     "gateway": Lacking("a super-cluster of nats-servers"),
     "leaf": Lacking("leaf nodes"),
     "leafnodes": Lacking("leaf nodes"),
@@ -159,6 +159,7 @@ class Options:
     identity: Identity = field(default_factory=Identity)
     no_auth_user: str = ""
     tls: TlsOptions | None = None
+    cluster: ClusterOptions = field(default_factory=ClusterOptions)
     allow_non_tls: bool = False
     debug: bool = False
     trace: bool = False
@@ -222,6 +223,7 @@ class _Handlers:
             "lame_duck_grace_period": put("lame_duck_grace_period_ms", duration_ms),
             "no_auth_user": put("no_auth_user", text),
             "tls": self._tls,
+            "cluster": self._cluster,
             "allow_non_tls": put("allow_non_tls", boolean),
             "debug": put("debug", boolean),
             **dict.fromkeys(("trace", "trace_verbose"), put("trace", boolean)),
@@ -266,6 +268,9 @@ class _Handlers:
     def _trace_headers(self, key: str, node: Node) -> None:
         for name in ("trace", "trace_headers"):
             self._options.put(name, boolean(key, node), origin(key, node))
+
+    def _cluster(self, key: str, node: Node) -> None:
+        read_cluster(key, node, self._findings, self._options.cluster)
 
     def _tls(self, key: str, node: Node) -> None:
         self._options.put("tls", read_tls(key, node, self._findings), origin(key, node))

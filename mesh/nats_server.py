@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -32,6 +33,7 @@ from protocol.errors import ConfigError, MeshError
 
 if TYPE_CHECKING:
     from gateway.core.engine import Engine
+    from gateway.shell.discovery import Cluster
     from mesh.daemon import Node
 
 NAME: Final = "nats-server"
@@ -119,6 +121,8 @@ def _run(line: nats_server_flags.CommandLine) -> int:
     options = nats_config.load(file, nats_config.environment(), findings) if file else Options()
     if not checks_only:
         nats_server_flags.override(options, line, findings)
+    if options.cluster.port and not options.server_name:
+        options.server_name = f"gw-{secrets.token_hex(8)}"  # another one for each server of the cluster
     configuration = _configuration(options, findings)
     for notice in findings.notices:
         print(notice, file=sys.stderr)
@@ -184,7 +188,17 @@ class _Server:
         from mesh import daemon
 
         node = next(iter(self._configuration.zones[nats_config.ZONE].gateways))
-        return daemon.run_configured(self._configuration, node, self._engine(), self._made, self._started)
+        return daemon.run_configured(
+            self._configuration, node, self._engine(), self._made, self._started, self._cluster()
+        )
+
+    def _cluster(self) -> "Cluster | None":
+        from gateway.shell.discovery import Cluster
+
+        cluster = self._options.cluster
+        if not cluster.port:
+            return None
+        return Cluster(tuple(cluster.routes), cluster.advertised(), not cluster.no_advertise)
 
     def _engine(self) -> "Engine":
         from gateway.core import engine, tracing
@@ -241,9 +255,19 @@ class _Server:
             log.info(f"TLS {'available' if clients.allow_non_tls else 'required'} for client connections")
             if clients.first and not clients.first_fallback_ms:
                 log.warning('Clients that are not using "TLS Handshake First" option will fail to connect')
+        if (links := self._takes_links_at(node)) is not None:
+            log.info(f"Cluster name is {self._configuration.mesh.name}")
+            log.info(f"Listening for route connections on {_shown(links)}")
         if self._options.ports_file_dir:
             self._write_ports(node)
         log.info("Server is ready")
+
+    @staticmethod
+    def _takes_links_at(node: "Node") -> tuple[str, int] | None:
+        from gateway.shell.discovery import DiscoveredLinks
+
+        mesh = node.gateway.mesh if node.gateway is not None else None
+        return (mesh.bind.host, mesh.port) if isinstance(mesh, DiscoveredLinks) else None
 
     def _write_ports(self, node: "Node") -> None:
         assert node.clients is not None
@@ -252,6 +276,8 @@ class _Server:
         ports = {"nats": [f"{scheme}://{address}" for address in _reachable(node.clients)]}
         if node.monitored is not None:
             ports["monitoring"] = [f"http://{address}" for address in _reachable(node.monitored)]
+        if (links := self._takes_links_at(node)) is not None:
+            ports["cluster"] = [f"nats://{address}" for address in _reachable(links)]
         program = Path(sys.argv[0]).name
         self._ports_file = Path(self._options.ports_file_dir) / f"{program}_{os.getpid()}.ports"
         try:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple
 
+from mesh import nats_config_cluster
 from mesh.nats_config_options import Options, TlsOptions
 from mesh.nats_config_values import Findings, Origin
 from protocol.config_units import shown
@@ -24,7 +25,6 @@ _OCTAL: Final = re.compile(r"([-+]?)0([0-7_]+)")
 _TRUE: Final = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE: Final = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 _JETSTREAM: Final = "JetStream"
-_CLUSTER: Final = "a cluster of nats-servers"
 _SYSLOG: Final = "logging to syslog"
 
 
@@ -65,10 +65,9 @@ FLAGS: Final[dict[str, Flag]] = {
     **dict.fromkeys(("r", "remote_syslog"), Flag("text", lacks=_SYSLOG)),
     "max_traced_msg_len": Flag("int", "max_traced_msg_len"),
     "profile": Flag("int", lacks="a profiling port"),
-    **dict.fromkeys(("routes", "cluster", "cluster_listen", "cluster_advertise"), Flag("text", lacks=_CLUSTER)),
-    "cluster_name": Flag("text", lacks=_CLUSTER),
-    "no_advertise": Flag("bool", lacks=_CLUSTER),
-    "connect_retries": Flag("int", lacks=_CLUSTER),
+    **dict.fromkeys(("routes", "cluster", "cluster_listen", "cluster_advertise", "cluster_name"), Flag("text")),
+    "no_advertise": Flag("bool"),
+    "connect_retries": Flag("int"),  # we do not give up
     **dict.fromkeys(("tls", "tlsverify"), Flag("bool")),
     **dict.fromkeys(("tlscert", "tlskey", "tlscacert"), Flag("text")),
     **dict.fromkeys(("js", "jetstream"), Flag("bool", lacks=_JETSTREAM)),
@@ -116,13 +115,21 @@ TLS Options:
         --tlsverify                  Enable TLS, verify client certificates
         --tlscacert <file>           Client certificate CA for verification
 
+Cluster Options:
+        --cluster, --cluster_listen <url>  URL where other servers connect, e.g. nats://0.0.0.0:6222
+        --cluster_name <string>      Cluster name, the same on all servers (default: local)
+        --routes <url, ...>          Where other servers of the cluster may be
+        --cluster_advertise <string> Address that other servers are told
+        --no_advertise               Do not tell other servers' clients of this one (default: false)
+        --connect_retries <number>   Taken; routes are tried for ever
+
 Common Options:
     -h, --help                       Show this message
     -v, --version                    Show version
         --help_tls                   TLS help
 
 This is the gateway of Event Mesh under nats-server's name; it keeps nothing. Refused by name, because it is not
-there yet: JetStream, clusters, syslog, profiling, https monitoring.
+there yet: JetStream, syslog, profiling, https monitoring.
 """
 
 TLS_USAGE: Final = """
@@ -217,6 +224,10 @@ def override(options: Options, line: CommandLine, findings: Findings) -> None:
             findings.problems.append(came_from.render(f"{flag.lacks} is not available in this version"))
         for wanted in flag.field.split():
             options.put(wanted, value, came_from)
+        try:
+            nats_config_cluster.override(options.cluster, name, value, came_from)
+        except ValueError as error:
+            findings.problems.append(came_from.render(str(error)))
     if any(name.startswith("tls") for name, _ in line.given):
         _override_tls(options, line, findings)
 

@@ -188,6 +188,20 @@ class _Connect(msgspec.Struct):
     name: str
 
 
+class Meeting(msgspec.Struct, frozen=True):
+    """How gateways that are in no file find each other (`gateway.shell.discovery`): addresses as "host:port".
+
+    `links` and `clients` are those of the sender, "" where clients of others are not to be told; a host that means all
+    interfaces stands for the one from which the connection comes. `known` are those of its links to others. With
+    `introduces` there will be no link: the connection ends with the HELLOs.
+    """
+
+    links: str
+    clients: str = ""
+    known: tuple[str, ...] = ()
+    introduces: bool = False
+
+
 class Hello(msgspec.Struct, frozen=True):
     """Which gateway speaks. `server_id` is another one for each process; `compression` is `ZSTD` or nothing.
 
@@ -202,6 +216,7 @@ class Hello(msgspec.Struct, frozen=True):
     compression: str = ""
     revision: int = 0
     digests: dict[str, str] = {}
+    meeting: Meeting | msgspec.UnsetType = msgspec.UNSET
 
 
 def hello_line(hello: Hello) -> bytes:

@@ -128,7 +128,7 @@ def test_what_asks_for_nothing_is_taken(text: str) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        *("jetstream", "cluster", "gateway", "leafnodes", "websocket", "mqtt", "operator", "resolver", "mappings"),
+        *("jetstream", "gateway", "leafnodes", "websocket", "mqtt", "operator", "resolver", "mappings"),
         *("https", "remote_syslog", "server_tags", "trusted_keys", "max_closed_clients", "prof_port", "system_account"),
     ],
 )

@@ -17,9 +17,9 @@ import pytest
 from support import natsconf
 from support.certificates import Authority
 from support.natsserver import BINARY
-from support.processes import until
+from support.processes import free_ports, until
 
-from mesh import nats_config_identity, nats_config_options, nats_server, nats_server_flags
+from mesh import nats_config_cluster, nats_config_identity, nats_config_options, nats_server, nats_server_flags
 from mesh.nats_config_reader import Tree
 from mesh.nats_config_values import Findings, Handlers, each_key
 
@@ -151,6 +151,31 @@ async def test_one_token_of_the_command_line(tmp_path: Path) -> None:
         await server.ready()
         connection = await nats.connect(f"nats://secret@{server.address()}")
         await connection.close()
+
+
+async def test_two_servers_form_a_cluster_by_flags_and_by_a_file(tmp_path: Path) -> None:
+    seed, other = (tmp_path / name for name in ("seed", "other"))
+    for folder in (seed, other):
+        folder.mkdir()
+    (port,) = free_ports(1)
+    flags = "--addr=127.0.0.1", "--port=-1"
+    with _running(seed, *flags, "--cluster", f"nats://127.0.0.1:{port}", "--cluster_name", "acme") as first:
+        (other / "nats.conf").write_text(
+            f'cluster {{ name: acme, listen: "127.0.0.1:-1", routes: ["nats://127.0.0.1:{port}"] }}'
+        )
+        with _running(other, *flags, "-c", "nats.conf") as second:
+            await first.ready()
+            await second.ready()
+            assert first.address("Listening for route connections on ") == f"127.0.0.1:{port}"
+            here, there = [await nats.connect(f"nats://{each.address()}") for each in (first, second)]
+            await until(lambda: len(here.discovered_servers) == len(there.discovered_servers) == 1, "they are linked")
+            got = await there.subscribe("news")
+            for _ in range(2):  # the first PING of nats-py may overtake its SUB
+                await there.flush()
+            await here.publish("news", b"first")
+            assert (await got.next_msg(5)).data == b"first"
+            await here.close()
+            await there.close()
 
 
 async def test_tls_of_the_command_line(tmp_path: Path) -> None:
@@ -306,6 +331,7 @@ EVERY_MAP = """
 authorization { users [ {user: a, password: b, permissions { publish { allow: x }, allow_responses { max: 1 } } } ] }
 accounts { A {} }
 tls { cert_file: c }
+cluster { port: 1 }
 """
 
 
@@ -316,12 +342,12 @@ def test_the_document_names_every_key_and_every_flag(monkeypatch: pytest.MonkeyP
         keys.update(handlers)
         each_key(tree, handlers, findings)
 
-    for module in (nats_config_options, nats_config_identity):
+    for module in (nats_config_options, nats_config_identity, nats_config_cluster):
         monkeypatch.setattr(module, "each_key", recording)
     natsconf.options(EVERY_MAP)
     document = (Path(__file__).parent.parent / "docs/nats-server.md").read_text()
     named = set(re.findall(r"`-{0,2}([A-Za-z_]+)`", document))
 
-    assert len(keys) > 140
+    assert len(keys) > 150
     assert keys - named == set()
     assert set(nats_server_flags.FLAGS) - named == set()

@@ -77,8 +77,6 @@ def test_tls_comes_whole_from_the_flags() -> None:
     ("arguments", "problem"),
     [
         (["-js"], "-js: JetStream is not available in this version"),
-        (["--cluster", "nats://h:1"], "--cluster: a cluster of nats-servers is not available in this version"),
-        (["--routes", "nats://h:1"], "--routes: a cluster of nats-servers is not available in this version"),
         (["-s"], "-s: logging to syslog is not available in this version"),
         (["--profile", "1"], "--profile: a profiling port is not available in this version"),
         (["-ms", "1"], "-ms: monitoring over HTTPS is not available in this version"),

@@ -32,6 +32,7 @@ from gateway.shell import lame_duck
 from gateway.shell.audit import AuditTrail
 from gateway.shell.contracts import PREFIX as CONTRACTS
 from gateway.shell.contracts import ContractService
+from gateway.shell.discovery import Cluster, DiscoveredLinks
 from gateway.shell.gateway_links import FarZone, GatewayLinks, LinkTls
 from gateway.shell.history import HistoryService
 from gateway.shell.link import SinkDial
@@ -63,7 +64,8 @@ def wall_clock_ms() -> int:
 class Gateway:
     """`await start()`, `await stop()`. `sinks` are those of the zone; none where it keeps no log.
 
-    `link_tls` is for the links to other gateways; None where they are plain.
+    `link_tls` is for the links to other gateways; None where they are plain. With `cluster` no file names these, and
+    it says how they are found.
     """
 
     def __init__(
@@ -77,15 +79,17 @@ class Gateway:
         worker: Worker = ALONE,
         link_tls: LinkTls | None = None,
         engine: Engine = BEST,
+        cluster: Cluster | None = None,
     ) -> None:
         self.configuration = configuration
         self.node = configuration.gateway(node)
         self.zone = self.node.zone
         self._wall_ms = wall_ms
-        self.plane = Plane(_options(configuration, self.node, version, worker), self, random.randrange, engine)
+        options = _options(configuration, self.node, version, worker, meets_others=cluster is not None)
+        self.plane = Plane(options, self, random.randrange, engine)
         self.server = _server(configuration, self.node, self.plane, worker)
         self.peers = PeerLinks(self.server, worker, random.random) if worker.count > 1 else None
-        self.mesh = self._mesh(link_tls)
+        self.mesh = self._mesh(link_tls, cluster)
         self.spool = _spool(configuration, self.node, worker, self._answer) if sinks else None
         self.outbox = _outbox(self.zone, self._answer, self.plane.answer, self.spool, engine)
         self.audit = AuditTrail(self.outbox, self.zone, node, monotonic_ms, wall_ms, self._flush_outbox_soon)
@@ -107,7 +111,7 @@ class Gateway:
         self.started_ms = monotonic_ms()
         self._calendar = Moment(self.started_ms, wall_ms())
 
-    def _mesh(self, link_tls: LinkTls | None) -> GatewayLinks | None:
+    def _mesh(self, link_tls: LinkTls | None, cluster: Cluster | None) -> GatewayLinks | None:
         """The links to other gateways, of this zone and of others; None where there are none."""
         configuration = self.configuration
         others = [other for other in configuration.zones[self.zone].gateways.values() if other is not self.node]
@@ -117,7 +121,7 @@ class Gateway:
             )
             for name in self.plane.options.zones
         }
-        if not others and not far:
+        if not others and not far and cluster is None:
             return None
         hello = Hello(
             configuration.mesh.name,
@@ -126,8 +130,10 @@ class Gateway:
             self.plane.options.server_id,
             compression=ZSTD,
             revision=configuration.mesh.revision,
-            digests=digests(configuration),
+            digests=digests(configuration) if cluster is None else {},
         )
+        if cluster is not None:
+            return DiscoveredLinks(self.server, hello, self.node, cluster, random.random, self._link_refused)
         told = self._link_refused, self._file_differs
         return GatewayLinks(self.server, hello, self.node, others, far, link_tls, random.random, *told)
 
@@ -427,7 +433,9 @@ def new_server_id() -> str:
     return f"M{secrets.token_hex(16).upper()}"
 
 
-def _options(configuration: config.Config, node: config.Gateway, version: str, worker: Worker) -> PlaneOptions:
+def _options(
+    configuration: config.Config, node: config.Gateway, version: str, worker: Worker, *, meets_others: bool
+) -> PlaneOptions:
     limits, tls = configuration.limits, configuration.tls_clients
     return PlaneOptions(
         server_id=worker.server_id or new_server_id(),
@@ -451,7 +459,7 @@ def _options(configuration: config.Config, node: config.Gateway, version: str, w
         accounts=configuration.accounts,
         no_auth_user=configuration.mesh.no_auth_user or "",
         maps_certificates=configuration.tls_clients is not None and configuration.tls_clients.map,
-        has_gateways=len(configuration.zones[node.zone].gateways) > 1,
+        has_gateways=meets_others or len(configuration.zones[node.zone].gateways) > 1,
         broadcasts=configuration.mesh.routing == "broadcast",
         zone=node.zone,
         zones=configuration.live_zones(node.zone),

@@ -72,6 +72,9 @@ def _head(file: str, gateway: str, options: Options) -> Iterator[str]:
         if name in options.origins:
             hint = f"; instead: {instead}" if instead else ""
             yield f"{options.origins[name]} is for one process and has no place here{hint}"
+    if options.cluster.port:
+        origin = options.cluster.origins["port"]
+        yield f"{origin}: the other servers of the cluster have to be named here, each as [zones.local.gateways.NAME]"
 
 
 def _write(output: str, text: str) -> None:

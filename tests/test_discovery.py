@@ -1,0 +1,162 @@
+"""Gateways that are in no file find each other, and let go of those that have gone."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+from support.gateways import url_of
+from support.processes import client, free_ports, until
+
+from gateway.shell import discovery
+from gateway.shell.discovery import Cluster
+from gateway.shell.gateway import Gateway
+from protocol import config
+from protocol.config import Address
+from protocol.routes import Hello, Meeting, hello_line
+
+
+def address(port: int) -> Address:
+    return Address("127.0.0.1", port)
+
+
+class Members:
+    """Gateways of a cluster by name; they are stopped at the end."""
+
+    def __init__(self) -> None:
+        self.gateways: dict[str, Gateway] = {}
+
+    def make(
+        self, name: str, mesh: int, *routes: int, cluster: str = "acme", client: int | None = None, **options: object
+    ) -> Gateway:
+        text = f'[mesh]\nname = "{cluster}"\nmode = "delivery-fabric"\ninsecure = true\n[zones.local.gateways.{name}]\n'
+        client = free_ports(1)[0] if client is None else client
+        text += f'client = "0.0.0.0:{client}"\nmesh = "0.0.0.0:{mesh}"\n'
+        options = {"routes": [address(port) for port in routes], **options}
+        made = Gateway(config.parse(text, "mesh.toml"), name, (), "test", cluster=Cluster(**options))
+        self.gateways[name] = made
+        return made
+
+    async def start(self, *names: str) -> None:
+        await asyncio.gather(*(self.gateways[name].start() for name in names or self.gateways))
+
+    async def stop(self, name: str) -> None:
+        await self.gateways.pop(name).stop()
+
+    def is_whole(self) -> bool:
+        """Each is linked with all others, and no other is known."""
+        names = set(self.gateways)
+        return all(
+            set(gateway.mesh.others) == set(gateway.mesh.links) == names - {name}
+            and gateway.plane.peers.agreed == len(names) - 1
+            for name, gateway in self.gateways.items()
+        )
+
+    async def whole(self) -> None:
+        await until(self.is_whole, f"all are linked: { {n: list(g.mesh.links) for n, g in self.gateways.items()} }", 10)
+
+
+@contextlib.asynccontextmanager
+async def cluster() -> AsyncIterator[Members]:
+    members = Members()
+    try:
+        yield members
+    finally:
+        await asyncio.gather(*(gateway.stop() for gateway in members.gateways.values()))
+
+
+@pytest.mark.parametrize("seed", ["a", "c", "e"], ids="the seed's name is {}".format)
+async def test_all_who_know_one_find_each_other_though_they_start_at_once(seed: str) -> None:
+    """Whichever name comes first: who dials is another question than who knows whom."""
+    port, *others = free_ports(4)
+    async with cluster() as members:
+        members.make(seed, port)
+        for name, own in zip("bdf", others, strict=True):
+            members.make(name, own, port, own)  # as with nats-server, one's own address may be among them
+        await members.start()
+        await members.whole()
+
+
+async def test_events_cross_and_clients_are_told_of_the_others() -> None:
+    ports = free_ports(3)
+    async with cluster() as members:
+        one = members.make("one", ports[0])
+        two = members.make("two", ports[1], ports[0])
+        members.make("three", ports[2], ports[0], tells_clients=False)
+        await members.start()
+        await members.whole()
+        urls = [url_of(each.configuration, name) for each, name in ((one, "one"), (two, "two"))]
+        async with client(urls[0]) as here, client(urls[1]) as there:
+            got = await there.subscribe("news")
+            for _ in range(2):  # the first PING of nats-py may overtake its SUB
+                await there.flush()
+            await here.publish("news", b"first")
+            assert (await got.next_msg(5)).data == b"first"
+        client_ports = {name: each.node.client.port for name, each in members.gateways.items()}
+        assert f"127.0.0.1:{client_ports['two']}" in one.plane._connect_urls
+        assert all(str(client_ports["three"]) not in url for url in one.plane._connect_urls)
+
+
+async def test_a_client_port_that_is_any_free_one_is_told_when_it_is_known() -> None:
+    ports = free_ports(2)
+    async with cluster() as members:
+        one = members.make("one", ports[0])
+        two = members.make("two", ports[1], ports[0], client=0)
+        await members.start()
+        await members.whole()
+        address = f"127.0.0.1:{two.plane.port}"
+        await until(lambda: address in one.plane._connect_urls, "clients of the other one are told", 5)
+
+
+async def test_who_comes_at_the_address_of_another_takes_its_place() -> None:
+    seed, *ports = free_ports(3)
+    async with cluster() as members:
+        members.make("b", seed)
+        members.make("a", ports[0], seed)
+        members.make("c", ports[1], seed)
+        await members.start()
+        await members.whole()
+        await members.stop("a")
+        members.make("z", ports[0], seed)
+        await members.start("z")
+        await members.whole()
+
+
+async def test_who_has_gone_for_long_is_forgotten_and_met_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(discovery, "GATEWAY_FORGET_MS", 100)
+    monkeypatch.setattr(discovery, "GATEWAY_MEET_AGAIN_MS", 200)
+    seed, *ports = free_ports(3)
+    async with cluster() as members:
+        members.make("b", seed)
+        members.make("a", ports[0], seed)
+        await members.start()
+        await members.whole()
+        await members.stop("b")
+        await until(members.is_whole, "the other one is alone", 10)
+        members.make("b", seed)
+        await members.start("b")
+        await members.whole()
+
+
+async def test_a_gateway_of_another_cluster_is_no_member() -> None:
+    ports = free_ports(2)
+    async with cluster() as members:
+        one = members.make("one", ports[0])
+        two = members.make("two", ports[1], ports[0], cluster="other")
+        await members.start()
+        await until(lambda: one.mesh.refused["mesh"] > 0, "it was refused", 5)
+        assert one.mesh.others == two.mesh.others == {}
+
+
+async def test_a_meeting_without_addresses_is_refused_by_name() -> None:
+    (port,) = free_ports(1)
+    async with cluster() as members:
+        one = members.make("one", port)
+        await members.start()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await reader.readline()
+        writer.write(hello_line(Hello("acme", "local", "x", "M", meeting=Meeting("nowhere"))))
+        assert b"has no address in 'nowhere'" in await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        assert one.mesh.refused["protocol"] == 1
+        assert not one.mesh.others
