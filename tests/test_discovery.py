@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator
 
 import pytest
@@ -13,6 +14,7 @@ from gateway.shell.discovery import Cluster
 from gateway.shell.gateway import Gateway
 from protocol import config
 from protocol.config import Address
+from protocol.limits import GATEWAY_HELLO_BYTES_MAX, GATEWAY_KNOWN_MAX
 from protocol.routes import Hello, Meeting, hello_line
 
 
@@ -136,6 +138,19 @@ async def test_who_has_gone_for_long_is_forgotten_and_met_again(monkeypatch: pyt
         members.make("b", seed)
         await members.start("b")
         await members.whole()
+
+
+async def test_long_addresses_do_not_make_a_hello_that_is_refused() -> None:
+    (port,) = free_ports(1)
+    async with cluster() as members:
+        one = members.make("one", port)
+        await members.start()
+        for number in range(GATEWAY_KNOWN_MAX):
+            name, host = f"n{number}", f"{number:0200}.example"
+            one.mesh.others[name] = dataclasses.replace(one.node, name=name, mesh=Address(host, 6222))
+        line = hello_line(one.mesh.hello(one.mesh._accepted()))
+        assert GATEWAY_HELLO_BYTES_MAX // 2 - 300 < len(line) < GATEWAY_HELLO_BYTES_MAX
+        one.mesh.others.clear()
 
 
 async def test_a_gateway_of_another_cluster_is_no_member() -> None:

@@ -14,7 +14,7 @@ met at the address of another one has taken its place.
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, cast
 
 import msgspec
@@ -26,6 +26,7 @@ from protocol.config import Address, Gateway
 from protocol.errors import FrameError
 from protocol.limits import (
     GATEWAY_FORGET_MS,
+    GATEWAY_HELLO_BYTES_MAX,
     GATEWAY_HELLO_MS_MAX,
     GATEWAY_KNOWN_MAX,
     GATEWAY_MEET_AGAIN_MS,
@@ -111,7 +112,7 @@ class DiscoveredLinks(GatewayLinks):
     def hello(self, connection: GatewayConnection) -> Hello:
         """With where we are and whom we know."""
         clients = Address(self._node.client.host, self.server.plane.port) if self._cluster.tells_clients else ""
-        known = tuple(str(other.mesh) for other in self.others.values())
+        known = _fitting(str(other.mesh) for other in self.others.values())
         meeting = Meeting(str(self.takes_links_at), str(clients), known, isinstance(connection, _Introduction))
         return msgspec.structs.replace(self.own, meeting=meeting)
 
@@ -238,6 +239,18 @@ class _Introduction(GatewayConnection):
     def __init__(self, links: DiscoveredLinks, address: Address) -> None:
         super().__init__(links, "")
         self.address = address
+
+
+def _fitting(addresses: Iterable[str]) -> tuple[str, ...]:
+    """As many as half a HELLO has room for: all of them, unless they are names of hosts of unusual length."""
+    fitting: list[str] = []
+    room_bytes = GATEWAY_HELLO_BYTES_MAX // 2
+    for address in addresses:
+        room_bytes -= len(address) + len('"",')
+        if room_bytes < 0:
+            break
+        fitting.append(address)
+    return tuple(fitting)
 
 
 def _parsed(address: str) -> Address:
