@@ -78,6 +78,30 @@ async def test_another_leader_goes_on_with_the_mirror(tmp_path):
         await gateway.close()
 
 
+async def test_the_groups_of_a_zone_share_the_partitions_of_a_mirror(tmp_path):
+    async with running(tmp_path, stream="partitions = 4", groups=2) as zones:
+        gateway = await zones.gateway()
+        await gateway.append(b"1", b"2")
+        replicas = zones.sinks["u1"].replicas
+
+        def ends() -> dict[int, list[int]]:
+            """Of each group, those of the partitions that it has."""
+            mirrors = [replica.machine.state.mirrors.get(MIRROR) for replica in replicas]
+            return {
+                number: [mirror.partitions[each].end_offset for each in mirror.state.partitions_of(number)]
+                for number, mirror in enumerate(mirrors)
+                if mirror is not None
+            }
+
+        await zones.until(lambda: sum(map(sum, ends().values())) == 2, "both events are in the mirror")
+        assert [len(found) for found in ends().values()] == [2, 2]
+        rows = zones.sinks["u1"].mirroring.rows()
+        found = {row["partition"]: row["group"] for row in rows if row["stream"] == MIRROR}
+        assert found.keys() == {0, 1, 2, 3}
+        assert set(found.values()) == {0, 1}
+        await gateway.close()
+
+
 async def test_what_the_origin_let_go_of_is_a_gap(tmp_path):
     async with running(tmp_path, "e1") as zones:
         gateway = await zones.gateway()

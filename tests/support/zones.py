@@ -21,10 +21,10 @@ MIRROR = "orders@eu"
 
 
 class TwoZones:
-    """Sink e1 of eu, and u1 to uN of us. `more` are lines of the file, of zones and streams."""
+    """Sink e1 of eu, and u1 to uN of us, which has so many `groups`; `more` are lines of the file."""
 
-    def __init__(self, folder: Path, sinks: int = 1, *, stream: str = "", more: str = "") -> None:
-        self.folder, self._stream, self._more = folder, stream, more
+    def __init__(self, folder: Path, sinks: int = 1, *, stream: str = "", more: str = "", groups: int = 1) -> None:
+        self.folder, self._stream, self._more, self._groups = folder, stream, more, groups
         self.zones = {"eu": ["e1"], "us": [f"u{number}" for number in range(1, sinks + 1)]}
         self.names = [name for names in self.zones.values() for name in names]
         ports = iter(free_ports(2 * len(self.names)))
@@ -38,6 +38,7 @@ class TwoZones:
 
     def text(self, reader: str) -> str:
         lines = ["[mesh]", 'name = "acme"', "revision = 1"]
+        lines += ["[zones.us]", f"groups = {self._groups}"]
         for zone, names in self.zones.items():
             for name in names:
                 port = self.dialled[name] if reader != zone else self.links[name]
