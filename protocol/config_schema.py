@@ -355,7 +355,7 @@ class Link(Table):
     """What passes between a pair of zones."""
 
     live: bool = Field(default=True, description="Pass live events between the two zones.")
-    live_rate: Rate = Field(default=0, description="Bound for live events; 0 = no limit.")
+    live_rate: Rate = Field(default=0, description="Bound for live events, each way, compressed; 0 = none.")
     copy_rate: Rate = Field(default=0, description="Bound for the copying of logs; 0 = no limit.")
 
 
