@@ -179,6 +179,24 @@ def test_history_counts_only_if_it_is_what_was_published(
     assert (ended.returncode, said in ended.stderr) == (1 if said else 0, True)
 
 
+def pulled(number: int, payload: bytes) -> bytes:
+    reply = b"$JS.ACK.orders.c.1.%d.1.0.0" % (number + 1)
+    return b"MSG orders.x 1 %b %d\r\n%b\r\n" % (reply, len(payload), payload)
+
+
+def test_a_reader_of_jetstream_asks_again_for_what_a_new_cluster_has_lost() -> None:
+    events = b"".join(pulled(number, payload) for number, payload in enumerate(payloads(3)))
+
+    def answer(number: int, inbox: str) -> bytes:  # the first request for a consumer is lost, and the first two pulls
+        return {1: message(inbox, b'{"name":"c"}') * 2, 4: events}.get(number, b"")
+
+    with fake_server(answer) as port:
+        command = [str(program("history")), "pull", str(port), "orders", "64", "0", "3"]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["seconds"] < 4  # twice 2 s of silence are not in it
+
+
 # -- what is made of the figures --------------------------------------------------------------------------------------
 
 
