@@ -195,6 +195,7 @@ GATEWAY_HELLO_BYTES_MAX: Final = 4 * KIB
 GATEWAY_MEET_AGAIN_MS: Final = 30_000  # in a mesh without a file: known addresses are asked again for others
 GATEWAY_FORGET_MS: Final = 60_000  # in such a mesh: a gateway without a link for so long is no member any more
 GATEWAY_KNOWN_MAX: Final = 64  # in such a mesh: other gateways; their addresses fit into a HELLO
+GATEWAY_MEETINGS_MAX: Final = 128  # in such a mesh: addresses that are dialled at a time to meet whoever is there
 GATEWAY_TAKEOVER_MS: Final = 1_000  # a gateway waits so long for each that comes before it to link its zone to another
 GATEWAY_INFLATE_BYTES: Final = 1 * KIB  # of what is compressed, at a time: at most 32 MiB come out of it
 GATEWAY_WINDOW_BYTES_MAX: Final = 8 * MIB  # that a peer may make us remember, to decompress what it sends

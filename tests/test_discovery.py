@@ -14,7 +14,7 @@ from gateway.shell.discovery import Cluster
 from gateway.shell.gateway import Gateway
 from protocol import config
 from protocol.config import Address
-from protocol.limits import GATEWAY_HELLO_BYTES_MAX, GATEWAY_KNOWN_MAX
+from protocol.limits import GATEWAY_HELLO_BYTES_MAX, GATEWAY_KNOWN_MAX, GATEWAY_MEETINGS_MAX
 from protocol.routes import Hello, Meeting, hello_line
 
 
@@ -138,6 +138,31 @@ async def test_who_has_gone_for_long_is_forgotten_and_met_again(monkeypatch: pyt
         members.make("b", seed)
         await members.start("b")
         await members.whole()
+
+
+async def test_a_peer_cannot_make_a_gateway_dial_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    dialled = []
+
+    async def dial(address: Address, connection: object) -> None:
+        if address.host.startswith("10."):
+            dialled.append(address)
+        await asyncio.sleep(60)
+
+    async with cluster() as members:
+        one = members.make("one", port)
+        await members.start()
+        monkeypatch.setattr(one.mesh, "_dial", dial)
+        for number in range(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            await reader.readline()
+            known = tuple(f"10.0.{number}.{host}:1" for host in range(GATEWAY_KNOWN_MAX))
+            meeting = Meeting("127.0.0.1:1", "", known, introduces=True)
+            writer.write(hello_line(Hello("acme", "local", "x", "M", meeting=meeting)))
+            assert b"know each other" in await asyncio.wait_for(reader.read(), 5)
+            writer.close()
+        assert 0 < len(dialled) <= GATEWAY_MEETINGS_MAX
+        assert len(one.mesh.others) == 1
 
 
 async def test_long_addresses_do_not_make_a_hello_that_is_refused() -> None:

@@ -30,6 +30,7 @@ from protocol.limits import (
     GATEWAY_HELLO_MS_MAX,
     GATEWAY_KNOWN_MAX,
     GATEWAY_MEET_AGAIN_MS,
+    GATEWAY_MEETINGS_MAX,
     GATEWAY_RETRY_MS_MAX,
     GATEWAY_WAIT_MS_MAX,
     PEER_RETRY_MS_MIN,
@@ -119,10 +120,10 @@ class DiscoveredLinks(GatewayLinks):
     def check(self, connection: GatewayConnection, hello: Hello) -> None:
         """Introduced, besides LinkRefused."""
         own, meeting = self.own, hello.meeting
-        if isinstance(connection, _Introduction):
+        if isinstance(connection, _Introduction) and connection.address in self._cluster.routes:
             self._met.add(connection.address)
         if hello.server_id == own.server_id:
-            if isinstance(connection, _Introduction):
+            if isinstance(connection, _Introduction) and len(self._own_addresses) < GATEWAY_KNOWN_MAX:
                 self._own_addresses.add(connection.address)
             raise Introduced(f"{own.node} has dialled itself")
         is_ours = (hello.version, hello.mesh, hello.zone) == (HELLO_VERSION, own.mesh, own.zone)
@@ -186,6 +187,8 @@ class DiscoveredLinks(GatewayLinks):
         """Dials once, or until somebody answers, to say who we are and to hear who is there."""
         if address in self._introducing or address in self._own_addresses:
             return
+        if len(self._introducing) >= GATEWAY_MEETINGS_MAX and not until_met:
+            return  # whoever it is, is asked again later, if anybody still knows of it
         task = asyncio.get_running_loop().create_task(self._meet(address, until_met))
         self._introducing[address] = task
         task.add_done_callback(lambda _: self._introducing.pop(address, None))
