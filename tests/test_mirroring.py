@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import os
 import shutil
+import ssl
 
 import msgspec
 import pytest
+from support.certificates import Authority
 from support.sinks import LinkedGateway
 from support.streams import event, state
 from support.zones import MIRROR, TwoZones
@@ -274,3 +276,42 @@ async def test_a_wrong_frame_ends_the_link_is_counted_and_leaves_the_mirror_as_i
         await zones.stop()
         server.close()
         await server.wait_closed()
+
+
+def secured(folder) -> tuple[Authority, str]:
+    """An authority with certificates of both sinks, and the lines of a file that uses them."""
+    authority = Authority(folder)
+    for zone, node in (("eu", "e1"), ("us", "u1")):
+        authority.node(node, f"mesh://acme/{zone}/sink/{node}")
+    files = f'cert = "{folder}/{{node}}-cert.pem"\nkey = "{folder}/{{node}}-key.pem"'
+    return authority, f'[tls.nodes]\nca = "{authority.cert}"\n{files}'
+
+
+async def test_sinks_of_two_zones_know_each_other_by_their_certificates(tmp_path):
+    authority, more = secured(tmp_path)
+    async with running(tmp_path, more=more) as zones:
+        await zones.until(lambda: zones.row("$AUDIT@eu").get("state") == "tail", "a mirror over TLS")
+        authority.node("gateway", "mesh://acme/us/gateway/u1")
+        authority.node("other", "mesh://acme/ap/sink/u1")
+        for cert, says in (("gateway", "a gateway of us"), ("other", "a sink of ap")):
+            context = ssl.create_default_context(cafile=str(authority.cert))
+            context.check_hostname = False
+            context.load_cert_chain(tmp_path / f"{cert}-cert.pem", tmp_path / f"{cert}-key.pem")
+            reader, writer = await asyncio.open_connection("127.0.0.1", zones.links["e1"], ssl=context)
+            writer.write(link.pack(link.Hello("acme", "us", "u1", role="sink")))
+            frame = next(link.FrameReader().feed(await asyncio.wait_for(reader.read(65_536), 5)))
+            assert frame.message.message == f"u1 of zone us has shown the certificate of {says}"
+            writer.close()
+
+
+async def test_a_sink_that_is_not_who_it_should_be_is_not_mirrored(tmp_path):
+    _, more = secured(tmp_path)
+    async with running(tmp_path, "e1", more=more) as zones:
+        zones.zones["eu"] = ["e2"]  # what us knows: another sink at the same place
+        zones.links["e2"] = zones.dialled["e2"] = zones.links["e1"]
+        zones._rafts["e2"] = zones._rafts["e1"]
+        await zones.start("u1")
+        own = zones.sinks["u1"].mirroring.origins["eu"]
+        await zones.until(lambda: "expected eu/sink/e2" in own.problem, "refused by name")
+        assert own.problem == "sink e2: the peer is eu/sink/e1, expected eu/sink/e2"
+        assert not zones.sinks["u1"].machine.state.mirrors

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.shell.gateway import Gateway
+from mesh import node_tls
 from mesh.daemon import dial_sinks
 from protocol import config
 from protocol.records import split_batches
@@ -52,7 +53,8 @@ class TwoZones:
     async def start(self, *names: str) -> None:
         for name in names or self.names:
             file = self.file("eu" if name in self.zones["eu"] else "us")
-            self.sinks[name] = Sink(file, name, journal_file_bytes=FILE_BYTES, segment_bytes=FILE_BYTES)
+            sizes = {"journal_file_bytes": FILE_BYTES, "segment_bytes": FILE_BYTES}
+            self.sinks[name] = Sink(file, name, tls=node_tls.for_sink(file, name), **sizes)
             await self.sinks[name].start()
 
     async def stop(self, *names: str) -> None:
