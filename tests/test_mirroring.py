@@ -80,6 +80,24 @@ async def test_another_leader_goes_on_with_the_mirror(tmp_path):
         await gateway.close()
 
 
+async def test_a_sink_that_was_wiped_gets_the_mirror_from_its_peers(tmp_path):
+    async with running(tmp_path, sinks=3) as zones:
+        gateway = await zones.gateway()
+        await gateway.append(*(b"x" * 40_000 for _ in range(40)))
+        await zones.level()
+        wiped = next(name for name in zones.zones["us"] if name != zones.leader)
+        await zones.stop(wiped)
+        await gateway.append(*(b"y" * 40_000 for _ in range(40)))
+        await zones.level()
+        await zones.until(lambda: zones.sinks[zones.leader].journal.first_index > 1, "the journal is cut")
+        zones.wipe(wiped)
+        await zones.start(wiped)
+        await zones.until(lambda: not zones.sinks[wiped].group.member.muted, "whole")
+        await zones.level()
+        assert await zones.batches(wiped, MIRROR) == await zones.batches("e1", "orders")
+        await gateway.close()
+
+
 async def test_the_groups_of_a_zone_share_the_partitions_of_a_mirror(tmp_path):
     async with running(tmp_path, stream="partitions = 4", groups=2) as zones:
         gateway = await zones.gateway()
