@@ -221,6 +221,8 @@ class World:
             link.session.zone for link in links if link.session.zone and link.session.scope is not Scope.BORDER
         )
         is_linked = len(gateway.wires) == list(self.zone_of.values()).count(gateway.zone) - 1
+        if any(wire.is_cut for wire in (*gateway.wires.values(), *gateway.borders.values())):
+            return False  # nobody has noticed yet: that takes longer than it has to be calm
         return is_linked and led == zones and not any(link.learned.is_stale or link.confirmed < 0 for link in links)
 
     # -- what happens -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ it again.
 """
 
 import argparse
+import asyncio
 import random
 import shutil
 import tempfile
@@ -291,6 +292,8 @@ class Zone:
     async def _compare_log(self, node: Node) -> None:
         assert node.sink is not None
         for key, log in self.audit.logs.items():
+            while node.sink.group.applied_index < self.audit.last_index:  # noqa: ASYNC110  what is audited meanwhile
+                await asyncio.sleep(0.01)
             partition = node.sink.store._partitions[key]
             end = log[-1].next_offset
             self.audit.is_promised(

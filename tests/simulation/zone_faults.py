@@ -36,6 +36,7 @@ class Faults:
         self.copied_index: dict[str, int] = {}  # where the journals ended of which there are copies
         self.added: str | None = None  # the sink that the file did not name at first
         self.removed: str | None = None  # the sink that is, or may be, no member
+        self.forgotten_in = -1  # the term in which nobody remembers any more what others held
 
     def begin(self) -> None:
         if self.kinds:
@@ -79,6 +80,7 @@ class Faults:
         self.zone.restart_later(node)
 
     def power_of_all(self, node: Node) -> None:
+        self.forgotten_in = max(self.zone.audit.leaders, default=0)
         for each in self.zone.nodes.values():
             self.power(each)
 
@@ -172,6 +174,8 @@ class Faults:
     def _may_lose(self, node: Node) -> bool:
         """Whether a majority keeps what it has if this one's disk is damaged; then it counts as damaged."""
         others = [other for other in self.zone.nodes.values() if other is not node and not other.is_whole]
+        if max(self.zone.audit.leaders, default=0) <= self.forgotten_in:
+            return False  # whoever saw the end of its journal has forgotten it (docs/promises.md)
         if self.removed is not None or len(others) >= (len(self.zone.nodes) - 1) // 2:
             return False
         ends = [each.sink.journal.last_index for each in self.zone.nodes.values() if each.is_running]

@@ -31,7 +31,7 @@ class Watch:
         self.zone, self.audit = zone, zone.audit
         self._said: dict[str, list[tuple[str, Any]]] = {}  # (to whom, what), to leave with a member's answers
         self._append: Append | None = None  # that is being taken
-        self._restarts: dict[tuple[str, str], int] = {}  # of a leader with a follower, since they were connected
+        self._restarts: dict[tuple[str, str], tuple[int, int]] = {}  # of a leader with a follower: term, how many
 
     def patches(self) -> list[Any]:
         patched = mock.patch.object
@@ -202,8 +202,10 @@ class Watch:
         self._look_at_belief(member, name, 0)
 
     def _look_at_restarts(self, member: Member, name: str) -> None:
-        """To find where two logs part takes a few attempts, not one for every append that was on its way."""
-        count = self._restarts[member.name, name] = self._restarts.get((member.name, name), 0) + 1
+        """To find where two logs part takes a few attempts in a term, not one for every append that was on its way."""
+        term, count = self._restarts.get((member.name, name), (member.term, 0))
+        count = count + 1 if term == member.term else 1
+        self._restarts[member.name, name] = member.term, count
         who = self.zone.nodes[member.name].who
         self.audit.is_promised(count <= RESTARTS_MAX, f"{who} starts over with {name} for the {count}th time")
 
