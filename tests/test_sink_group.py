@@ -40,6 +40,18 @@ async def all_have(zone, payloads):
         assert await zone.contents(name) == payloads, name
 
 
+async def wiped(zone):
+    """A follower that has stopped, with an empty disk; the journals no longer hold all that it will lack."""
+    victim = next(name for name in zone.names if name != zone.leader)
+    for at in range(0, 400, 20):
+        await publish(zone, PAYLOADS[at : at + 20])
+    await zone.level()
+    await zone.until(lambda: zone.sinks[zone.leader].journal.first_index > 2, "the journal is cut")
+    await zone.stop(victim)
+    zone.wipe(victim)
+    return victim
+
+
 async def test_what_is_acknowledged_is_on_all_three(tmp_path):
     async with running(SinkZone(tmp_path)) as zone:
         await publish(zone, PAYLOADS[:50])
@@ -97,13 +109,7 @@ async def test_a_sink_that_was_away_for_long_is_filled_from_segments(tmp_path):
 
 async def test_a_sink_that_has_no_space_to_be_filled_waits_for_it(tmp_path, monkeypatch):
     async with running(SinkZone(tmp_path)) as zone:
-        victim = next(name for name in zone.names if name != zone.leader)
-        for at in range(0, 400, 20):
-            await publish(zone, PAYLOADS[at : at + 20])
-        await zone.level()
-        await zone.until(lambda: zone.sinks[zone.leader].journal.first_index > 2, "the journal is cut")
-        await zone.stop(victim)
-        zone.wipe(victim)
+        victim = await wiped(zone)
         append, refusals = PartitionLog.append, iter(range(2))
 
         def full(self, *arguments):
@@ -120,13 +126,7 @@ async def test_a_sink_that_has_no_space_to_be_filled_waits_for_it(tmp_path, monk
 async def test_a_sink_stops_in_the_middle_of_being_filled_and_goes_on_from_there(tmp_path, monkeypatch):
     """Its journal begins anew behind the checkpoint, its state is not there yet: neither is saved without the other."""
     async with running(SinkZone(tmp_path)) as zone:
-        victim = next(name for name in zone.names if name != zone.leader)
-        for at in range(0, 400, 20):
-            await publish(zone, PAYLOADS[at : at + 20])
-        await zone.level()
-        await zone.until(lambda: zone.sinks[zone.leader].journal.first_index > 2, "the journal is cut")
-        await zone.stop(victim)
-        zone.wipe(victim)
+        victim = await wiped(zone)
         is_installing, may_end, install = threading.Event(), threading.Event(), Replica._write_installed
 
         def slow(self, saved):

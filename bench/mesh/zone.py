@@ -35,7 +35,7 @@ class Zone(Server):
                 other.wait_until_it_listens(client)
             self.route_ports = [mesh for _, mesh, _ in self._ports]
             wait_until_linked(self.name, [monitor for _, _, monitor in self._ports])
-        except BaseException:
+        except BaseException:  # whatever it was, nobody else ends the other processes
             self.stop()
             raise
 
