@@ -102,7 +102,7 @@ def test_the_cache_is_bounded():
 def test_the_cache_is_bounded_for_long_subjects_too():
     routes = StreamRoutes((EVENTS,))
     long = "a." * (STREAM_PLAN_CHARACTERS_MAX // 8)
-    for number in range(40):
+    for number in range(6):
         assert stream_of(routes, f"{long}{number}") == "events"
         assert sum(len(subject) for _, subject in routes._plans) <= STREAM_PLAN_CHARACTERS_MAX
     assert stream_of(routes, long * 5 + "x") == "events"
