@@ -9,6 +9,12 @@ def advice(configuration: Config) -> list[str]:
     nodes = (gateway for zone in configuration.zones.values() for gateway in zone.gateways)
     has_use = any(configuration.mode_of(node) == "delivery-fabric" for node in nodes)
     lines = [unused] if configuration.mesh.buffer_bytes and not has_use else []
+    guest = configuration.mesh.no_auth_user
+    lines += [
+        f"mesh.no_auth_user: {guest!r} has a bcrypt password, so who presents nothing is refused, as by nats-server"
+        for user in configuration.users
+        if guest and user.user == guest and (user.password or "").startswith("$2")
+    ]
     return lines + [
         f"zones.{zone.name}.sinks: of {count} sinks no more may fail than of {count - 1}, and more have to agree on "
         "every event; have an odd number, except while one is being replaced"

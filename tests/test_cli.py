@@ -405,6 +405,13 @@ def test_check_says_what_is_allowed_but_unwise(tmp_path: Path) -> None:
     assert (status, out) == (0, f"{file}: ok: 1 zone, 1 gateway, 4 sinks, 1 stream, 0 users\n")
     assert f"{file}: zones.eu.sinks: of 4 sinks no more may fail than of 3" in err
     assert [line[:16] for line in json.loads(run("check", str(file), "--json")[1])["advice"]] == ["zones.eu.sinks: "]
+    guest = "[[users]]\nuser = 'guest'\npassword = '$2b$04$abc'\n"
+    file.write_text(
+        "[mesh]\nname = 'acme'\nmode = 'delivery-fabric'\nno_auth_user = 'guest'\n"
+        + guest
+        + "[zones.eu.gateways.g]\nclient = 'h:1'\n"
+    )
+    assert f"{file}: mesh.no_auth_user: 'guest' has a bcrypt password" in run("check", str(file))[2]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

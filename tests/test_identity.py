@@ -168,7 +168,7 @@ def test_an_nkey_is_proved_by_a_signature_over_the_nonce_of_this_connection() ->
 # -- who says nothing -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("password", [None, "secret", "$2b$04$abc"])
+@pytest.mark.parametrize("password", [None, "secret"])
 def test_who_presents_nothing_is_no_auth_user_whatever_the_password(password: str | None) -> None:
     guest = UserEntry("guest", password)
     directory = Directory((guest, PLAIN), "guest")
@@ -185,6 +185,14 @@ def test_who_presents_nothing_is_no_auth_user_whatever_the_password(password: st
     ):
         assert directory.check(presented) is None
     assert directory.check(Credentials("plain", "secret")) is PLAIN
+
+
+def test_nobody_is_a_no_auth_user_with_a_bcrypt_password_by_saying_nothing() -> None:
+    directory = Directory((UserEntry("guest", "$2b$04$abc"), PLAIN), "guest")
+    assert directory.check(Credentials()) is None
+    assert directory.without_connect() is None
+    assert not directory.asks  # as nats-server's INFO
+    assert isinstance(directory.check(Credentials("guest", "secret")), Verification)
 
 
 def test_an_nkey_as_no_auth_user_needs_no_signature_but_connect() -> None:

@@ -1,8 +1,7 @@
 """Who is let in, as whom, and into which account: the same conversations with the real nats-server and with ours.
 
-Two known differences are left out: a `no_auth_user` with a bcrypt password, whom nats-server never lets in; and a
-second CONNECT of somebody who was let in as `no_auth_user`, to whom nats-server has given that user's own credentials:
-it adds to those, and ours to what the client has said.
+A known difference is left out: a second CONNECT of somebody who was let in as `no_auth_user`, to whom nats-server has
+given that user's own credentials: it adds to those, and ours to what the client has said.
 """
 
 import base64
@@ -84,6 +83,11 @@ MESHES: dict[str, tuple[str, dict[str, Any]]] = {
     "guest without password": (
         "no_auth_user: guest\nauthorization { users = [ {user: guest}, {user: bob, password: y} ] }",
         {"users": (UserEntry("guest"), BOB), "no_auth_user": "guest"},
+    ),
+    "guest with a hash": (
+        f"no_auth_user: guest\nauthorization {{ users = [ {{user: guest, password: '{HASH}'}}, "
+        "{user: bob, password: y} ] }",
+        {"users": (UserEntry("guest", HASH), BOB), "no_auth_user": "guest"},
     ),
     "nkey guest": (
         f"no_auth_user: {NKEY}\nauthorization {{ users = [ {{nkey: {NKEY}}}, {{user: bob, password: y}} ] }}",

@@ -264,7 +264,7 @@ def test_above_the_maximum_a_connection_is_told_and_not_let_in() -> None:
     assert re.fullmatch(rb"INFO \{.*\} \r\n-ERR 'maximum connections exceeded'\r\n", session.take())
     assert session.closing == Closed.CONNECTIONS_EXCEEDED
     plane.disconnect(session)
-    assert (plane.stats.connections, plane.stats.total_connections, hooks.closed) == (1, 2, [])
+    assert (plane.stats.connections, plane.stats.total_connections, hooks.closed) == (1, 2, [session])
     plane.disconnect(first.session)
     assert plane.connect("10.0.0.2", 1, 0).closing is None
 

@@ -22,8 +22,8 @@ published. Without users everybody is an operator; a user without a role may do 
 
 A client is known by the first of these that decides: its nkey and a signature over the nonce of INFO; the certificate
 of its TLS connection, where those name users; user and password; a token. Who presents nothing at all is
-`no_auth_user`, if there is one. A JWT counts for nothing, as with a nats-server without operators. One rule differs: a
-`no_auth_user` with a bcrypt password is let in too (nats-server compares the hash with itself and refuses).
+`no_auth_user`, if there is one; but nobody where that has a bcrypt password: nats-server compares the hash with
+itself, and so refuses. A JWT counts for nothing, as with a nats-server without operators.
 
 Passwords and tokens are plain or bcrypt. Bcrypt is slow on purpose, so this module never computes it: `Directory.check`
 hands out a `Verification`, and whoever runs threads gives the verdict back.
@@ -47,6 +47,11 @@ from protocol.config import Role
 from protocol.limits import PERMISSION_VERDICTS_MAX, RESPONSES_EXPIRE_MS, RESPONSES_MAX, RESPONSES_TRACKED_MAX
 
 _BCRYPT = re.compile(r"\$2[abxy]\$\d{2}\$.+")
+
+
+def is_hash(password: str | None) -> bool:
+    """Whether that is a bcrypt hash instead of the password itself."""
+    return password is not None and _BCRYPT.fullmatch(password) is not None
 
 
 @dataclass(frozen=True)
@@ -281,6 +286,8 @@ class Directory:
         self._with_token = [entry for entry in users if entry.token is not None]
         self._permissions = {entry: Permissions(entry) for entry in users}
         self._no_auth_user = no_auth_user
+        guest = self._by_name.get(no_auth_user)
+        self._guest = None if guest is None or is_hash(guest.password) else guest
         self._certificate_users = CertificateUsers(self._by_name) if maps_certificates and self._by_name else None
 
     @property
@@ -300,7 +307,7 @@ class Directory:
 
     def without_connect(self) -> UserEntry | None:
         """Who a client is that begins with something else than CONNECT, if that is anybody."""
-        return None if self._certificate_users is not None else self._by_name.get(self._no_auth_user)
+        return None if self._certificate_users is not None else self._guest
 
     def permissions(self, entry: UserEntry) -> Permissions:
         return self._permissions[entry]
@@ -313,7 +320,7 @@ class Directory:
         if self._certificate_users is not None:
             return self._check_certificate(self._certificate_users, presented)
         if presented.are_absent and self._no_auth_user in self._by_name:
-            return self._by_name[self._no_auth_user]
+            return self._guest
         if presented.user and self._by_name:
             entry = self._by_name.get(presented.user)
             return None if entry is None else _compare(presented.password, [(entry.password or "", entry)])
@@ -338,7 +345,7 @@ class Directory:
 def _compare(secret: str, expected: Iterable[tuple[str, UserEntry]]) -> UserEntry | Verification | None:
     hashed = []
     for right, entry in expected:
-        if _BCRYPT.fullmatch(right):
+        if is_hash(right):
             hashed.append((right, entry))
         elif compare_digest(right.encode("utf-8", "surrogatepass"), secret.encode("utf-8", "surrogatepass")):
             return entry

@@ -129,6 +129,7 @@ class Plane:
         self._send(session, nats.info_line(self._info(session, greets=True)))
         if len(self.sessions) >= options.max_connections:
             self._refuse(session, nats.CONNECTIONS_EXCEEDED, Closed.CONNECTIONS_EXCEEDED)
+            self._hooks.session_closed(session)  # it never was one of `sessions`
             return session
         self.sessions[session.id] = session
         self.stats.connections += 1
