@@ -99,6 +99,7 @@ def _sink(name: str, zone: str, sink: schema.Sink) -> model.Sink:
         data=sink.data,
         disk_reserve_bytes=sink.disk_reserve,
         fsync=sink.fsync,
+        scrub_rate_bytes_per_second=sink.scrub_rate,
     )
 
 

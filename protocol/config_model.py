@@ -80,6 +80,7 @@ class Sink:
     data: str
     disk_reserve_bytes: int
     fsync: Literal["always", "interval"]
+    scrub_rate_bytes_per_second: int
 
     def bind(self, address: Address) -> Address:
         """Where to listen so that `address`, one of this node's, can be dialled."""

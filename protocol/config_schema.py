@@ -332,6 +332,10 @@ class Sink(Table):
         default="always",
         description="`always`: acknowledged means synced to disk; `interval`: faster, a power cut loses some.",
     )
+    scrub_rate: Rate = Field(
+        default=limits.SCRUB_RATE_BYTES,
+        description="How fast old segments are read again, to find what the disk has spoilt; 0 = only by `mesh scrub`.",
+    )
 
 
 class Zone(Table):

@@ -99,6 +99,7 @@ def test_a_small_file_has_every_default() -> None:
         data="data",
         disk_reserve_bytes=1024**3,
         fsync="always",
+        scrub_rate_bytes_per_second=4 * 1024**2,
     )
     assert (parsed.streams, parsed.users, parsed.links) == ({}, (), ())
     assert (parsed.accounts, parsed.account_catch_alls, parsed.all_accounts()) == ((), (), ("$G",))

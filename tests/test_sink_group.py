@@ -199,13 +199,13 @@ async def test_a_folder_that_was_set_back_is_found_by_what_others_saw_in_it(tmp_
         await all_have(zone, PAYLOADS[:10])
 
 
-async def test_damage_that_is_met_while_reading_is_never_served(tmp_path):
+async def test_damage_to_what_is_still_written_is_never_served(tmp_path):
     async with running(SinkZone(tmp_path)) as zone:
         victim = next(name for name in zone.names if name != zone.leader)
         await publish(zone, PAYLOADS)
         await zone.level()
         await zone.until(lambda: not zone.sinks[victim].store.hot_bytes, "everything is in segments")
-        flip(min((tmp_path / victim / "log").glob("orders-*/0/*.segment")), 20_000)
+        flip(max((tmp_path / victim / "log").glob("orders-*/0/*.segment")), 20_000)
         gateway = await zone.gateway(victim)
         with pytest.raises((AssertionError, ConnectionError), match=r"STORAGE_ERROR|closed"):
             await gateway.payloads()

@@ -104,6 +104,11 @@ class AuditNotes:
         event = self._event(audit.LEADERSHIP_MOVED, self._sink.now_ms(), source=source, what=what)
         self._add_own(f"{event.time}: {what}", event)
 
+    def segment_mended(self, what: str, why: str) -> None:
+        """Something that this disk had spoilt is whole again."""
+        event = self._event(audit.SEGMENT_MENDED, self._sink.now_ms(), what=what, why=why)
+        self._add_own(f"{event.time}: {what}", event)
+
     def link_refused(self, host: str, what: str, why: str) -> None:
         event = self._event(audit.LINK_REFUSED, self._sink.now_ms(), source=host, what=what, why=why)
         if (first := self._summary.note(event, self._clock_ms())) is not None:

@@ -97,7 +97,7 @@ def write_at(descriptor: int, buffers: Sequence[bytes], position: int) -> None:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """`path` holds either what it held before or all of `data`, whatever happens; durable when this returns."""
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = temporary_of(path)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         write_at(descriptor, [data], 0)
@@ -105,6 +105,11 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         os.close(descriptor)
     rename(temporary, path)
+
+
+def temporary_of(path: Path) -> Path:
+    """Under which name a file is written that will have the name `path`."""
+    return path.with_name(path.name + TEMPORARY_SUFFIX)
 
 
 def rename(old: Path, new: Path) -> None:

@@ -194,13 +194,15 @@ class Peers:
 
     # -- pulls --------------------------------------------------------------------------------------------------------
 
-    async def pull(self, name: str, stream: StreamState, partition: int, offset: int) -> tuple[int, bytes]:
+    async def pull(
+        self, name: str, stream: StreamState, partition: int, offset: int, bytes_max: int = PULL_BYTES
+    ) -> tuple[int, bytes]:
         """(start offset, whole batches from the one that holds `offset`) of sink `name`; LogError: it has none."""
         number = next(self._numbers)
         future: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._pulls[number] = name, future
         try:
-            message = Pull(number, stream.name, stream.incarnation, partition, offset, PULL_BYTES)
+            message = Pull(number, stream.name, stream.incarnation, partition, offset, bytes_max)
             self.links.send(name, CODEC.pack_parts(message))
             frame = await asyncio.wait_for(future, PULL_MS_MAX / 1000)
         except TimeoutError as error:
@@ -222,7 +224,8 @@ class Peers:
             if asked.offset >= partition.high_watermark:
                 problem = f"{asked.stream} partition {asked.partition} ends at {partition.high_watermark} here"
             else:
-                batches = await self._store.read(partition, max(asked.offset, start_offset), asked.bytes_max)
+                offset = max(asked.offset, start_offset)
+                batches = await self._store.read(partition, offset, asked.bytes_max, for_peer=True)
         except LogError as error:
             problem = str(error)
         except (DamagedFile, OSError) as error:

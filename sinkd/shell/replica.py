@@ -27,6 +27,7 @@ import structlog
 from protocol import limits
 from protocol.errors import DamagedFile, LogError
 from protocol.frames import Parts
+from protocol.streams import StreamState
 from sinkd.core import commands
 from sinkd.core.birth import ACTIVE
 from sinkd.core.machine import Machine, Trimmed
@@ -46,7 +47,8 @@ from sinkd.shell.link_server import LinkServer
 from sinkd.shell.operating import Operator
 from sinkd.shell.peers import UNBORN, Peers
 from sinkd.shell.raft_links import RaftPort
-from sinkd.shell.store import Store
+from sinkd.shell.scrubbing import Scrubber
+from sinkd.shell.store import Partition, Store
 
 if TYPE_CHECKING:
     from sinkd.shell.sink import Sink
@@ -66,6 +68,7 @@ class Replica:
         self.holding = Holding(sink.other_zones)
         self._running: asyncio.Task[None] | None = None  # the group
         self._keeping_house: asyncio.Task[None] | None = None
+        self._scrubbing: asyncio.Task[None] | None = None
         self._being_filled: asyncio.Task[None] | None = None
         self.checkpoint_index = 0
         self._lacks_space = False  # for segments or a checkpoint
@@ -109,6 +112,8 @@ class Replica:
             sink.links_by_group, self.holding, sink.bucket_of, sink.identify_node,
         )  # fmt: skip
         sink.links_by_group[self.number] = self.links
+        rate_bytes = node.scrub_rate_bytes_per_second
+        self.scrubber = Scrubber(self.store, sink.writer, self._pull, self._sources, self._mended, rate_bytes)
 
     def _open_log(self) -> None:
         """Checkpoint, journal and segments, as they were left. DamagedFile: they contradict each other."""
@@ -147,6 +152,7 @@ class Replica:
             self.configuring.take, sink.audit.take, self.holding.take, self.fail,
         )  # fmt: skip
         self.filling = Filling(self.peers, self.store, sink.writer, self._sources)
+        self.store.mend, self.store.mend_later = self.scrubber.mend, self.scrubber.mend_later
 
     def dial(self) -> None:
         """The port listens: the group may begin, or go on."""
@@ -156,6 +162,7 @@ class Replica:
     def keep_house(self) -> None:
         """From now on."""
         self._keeping_house = self.watch(self._keep_house())
+        self._scrubbing = self.watch(self.scrubber.run())
 
     async def leave(self) -> None:
         """Another one leads, if one can; then no more is taken, and only the group goes on."""
@@ -163,7 +170,7 @@ class Replica:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.group.hand_over(), HAND_OVER_S_MAX)
         await self.links.close()
-        for task in (self._keeping_house, self._being_filled):
+        for task in (self._scrubbing, self._keeping_house, self._being_filled):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
@@ -269,10 +276,19 @@ class Replica:
 
     def _sources(self) -> list[str]:
         """Whom to pull from: the leader has all of it for sure."""
-        assert self.peers is not None
-        leader = self.group.leader
-        whole = [hello.node for hello in self.peers.hellos.values() if hello.state == ACTIVE and not hello.muted]
+        leader, hellos = self.group.leader, self.peers.hellos.values() if self.peers is not None else ()
+        whole = [hello.node for hello in hellos if hello.state == ACTIVE and not hello.muted]
         return sorted(whole, key=lambda name: (name != leader, name))
+
+    async def _pull(
+        self, name: str, stream: StreamState, partition: int, offset: int, bytes_max: int
+    ) -> tuple[int, bytes]:
+        assert self.peers is not None
+        return await self.peers.pull(name, stream, partition, offset, bytes_max)
+
+    def _mended(self, partition: Partition, base_offset: int, pulled_bytes: int) -> None:
+        what = f"{partition.stream.name}/{partition.number}: segment from offset {base_offset}"
+        self._sink.audit.segment_mended(what, f"the disk had spoilt it; {pulled_bytes} bytes came from other sinks")
 
     # -- housekeeping -------------------------------------------------------------------------------------------------
 

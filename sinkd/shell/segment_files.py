@@ -2,6 +2,7 @@
 
     <base offset:020d>.segment   64 bytes of header, then record batches as a Kafka broker stores them, back to back
     <base offset:020d>.index     of a finished segment; a summary and the sparse index, made anew when it is wrong
+    <base offset:020d>.damaged   what a segment was before it was mended, for whoever wants to see what the disk did
 
 Every batch is checked against the offset that is due (offsets are dense) and, where its bytes are handed out or
 scanned, against its CRC-32C. Kafka's CRC does not cover a batch's leader epoch: a flipped bit there is not seen.
@@ -9,6 +10,7 @@ scanned, against its CRC-32C. Kafka's CRC does not cover a batch's leader epoch:
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +38,7 @@ log = structlog.get_logger()
 
 SEGMENT_SUFFIX = ".segment"
 INDEX_SUFFIX = ".index"
+ASIDE_SUFFIX = ".damaged"
 
 
 @dataclass(eq=False)
@@ -52,6 +55,10 @@ class Segment:
     @property
     def index_path(self) -> Path:
         return self.path.with_suffix(INDEX_SUFFIX)
+
+    @property
+    def aside_path(self) -> Path:
+        return self.path.with_suffix(ASIDE_SUFFIX)
 
     def is_full(self, batch_bytes: int, segment_bytes: int) -> bool:
         """Whether a batch of that size belongs into a new segment; an empty one takes a batch of any size."""
@@ -135,13 +142,20 @@ class SegmentFiles:
             raise
         return opened
 
-    def begins_anew(self, segment: Segment) -> bool:
-        """Whether this one was made by `create(begins_anew=True)`. DamagedFile: its header is wrong."""
+    @contextmanager
+    def opened_alone(self, segment: Segment) -> Iterator[OpenSegment]:
+        """Without its index, for one reader. DamagedFile: its header is wrong. FileNotFoundError: it was trimmed."""
         opened = self._open(segment.path, os.O_RDONLY)
         try:
-            return bool(self._check_header(opened).begins_anew)
+            self._check_header(opened)
+            yield opened
         finally:
             opened.retire()
+
+    def begins_anew(self, segment: Segment) -> bool:
+        """Whether this one was made by `create(begins_anew=True)`. DamagedFile: its header is wrong."""
+        with self.opened_alone(segment) as opened:
+            return bool(self._check_header(opened).begins_anew)
 
     def write_index(self, segment: Segment, index: BlockIndex) -> None:
         """The index file of a segment that is finished and fsynced."""

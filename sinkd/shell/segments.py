@@ -29,7 +29,16 @@ from protocol.limits import SEGMENTS_OPEN_MAX
 from protocol.records import HEADER_BYTES, BatchHeader, check_batch, place_batch, read_header
 from sinkd.core.blocks import Block
 from sinkd.core.retention import SegmentFacts
-from sinkd.shell.files import NO_SPACE, FileGone, make_folder, read_at, remove_temporary_files, unlink, write_at
+from sinkd.shell.files import (
+    NO_SPACE,
+    FileGone,
+    make_folder,
+    read_at,
+    remove_temporary_files,
+    rename,
+    unlink,
+    write_at,
+)
 from sinkd.shell.segment_files import (
     SEGMENT_SUFFIX,
     OpenSegment,
@@ -62,7 +71,7 @@ class PartitionLog:
     """The log of one partition of one stream incarnation; open it with `PartitionLog.open`."""
 
     def __init__(self, files: SegmentFiles, segment_bytes: int, first_offset: int) -> None:
-        self._files, self._segment_bytes, self._first_offset = files, segment_bytes, first_offset
+        self.files, self._segment_bytes, self._first_offset = files, segment_bytes, first_offset
         self._lock = threading.Lock()
         self._loading = threading.Lock()
         self._segments: tuple[Segment, ...] = ()
@@ -103,9 +112,9 @@ class PartitionLog:
 
     def _load(self, durable_end: int) -> None:
         paths = sorted(self.folder.glob("*" + SEGMENT_SUFFIX))
-        segments = [self._files.summary(path) for path in paths[:-1]]
+        segments = [self.files.summary(path) for path in paths[:-1]]
         if paths:
-            last, self._active = self._files.open_last(paths[-1], durable_end)
+            last, self._active = self.files.open_last(paths[-1], durable_end)
             segments.append(last)
             self._end_offset, self._durable_bytes = last.next_offset, last.size_bytes
         self._segments = tuple(self._without_old(segments))
@@ -120,7 +129,7 @@ class PartitionLog:
         for position, (before, after) in enumerate(pairwise(segments), 1):
             if before.next_offset == after.base_offset:
                 continue
-            if before.next_offset > after.base_offset or not self._files.begins_anew(after):
+            if before.next_offset > after.base_offset or not self.files.begins_anew(after):
                 what = f"the segment before it ends at offset {before.next_offset}, it begins at {after.base_offset}"
                 raise DamagedFile(str(after.path), 0, what)
             begin = position
@@ -178,7 +187,7 @@ class PartitionLog:
     def _roll(self) -> OpenSegment:
         """Finishes the active segment, if there is one, and begins the next."""
         finished = self._finish()
-        segment, active = self._files.create(self.append_end)
+        segment, active = self.files.create(self.append_end)
         with self._lock:
             if finished is not None:
                 self._keep(self._segments[-1].base_offset, finished)
@@ -190,7 +199,7 @@ class PartitionLog:
         """The active segment, durable and with its index: another may be made behind it."""
         self.sync()
         if self._active is not None:
-            self._files.write_index(self._segments[-1], self._active.index)
+            self.files.write_index(self._segments[-1], self._active.index)
         return self._active
 
     def _check_usable(self) -> None:
@@ -209,7 +218,7 @@ class PartitionLog:
                 raise ValueError(f"{self.folder} ends at offset {self.append_end}, it cannot begin at {offset}")
             return
         self._finish()
-        segment, active = self._files.create(offset, begins_anew=True)
+        segment, active = self.files.create(offset, begins_anew=True)
         with self._lock:
             dropped, self._segments = self._segments, (segment,)
             self._retire_all()
@@ -227,6 +236,20 @@ class PartitionLog:
                 if opened is not None:
                     opened.retire()
         _remove(dropped)
+
+    def put(self, segment: Segment, path: Path) -> None:
+        """Has the file at `path`, of the same folder and with the same batches, be a finished segment, unless that was
+        trimmed; the old file is set aside. On the writer's thread. The index stays true: every batch is where it was.
+        """
+        if segment not in self.finished():
+            return
+        segment.aside_path.unlink(missing_ok=True)
+        os.link(segment.path, segment.aside_path)
+        rename(path, segment.path)
+        with self._lock:
+            opened = self._opened.pop(segment.base_offset, None)
+            if opened is not None:
+                opened.retire()
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -369,7 +392,7 @@ class PartitionLog:
             opened = self._acquire_at_hand(segment)  # another reader may have loaded it meanwhile
             if opened is not None:
                 return opened
-            opened = self._files.open_finished(segment)
+            opened = self.files.open_finished(segment)
             opened.acquire()
             with self._lock:
                 if segment in self._segments:
@@ -410,7 +433,11 @@ class PartitionLog:
 
     @property
     def folder(self) -> Path:
-        return self._files.folder
+        return self.files.folder
+
+    def finished(self) -> tuple[Segment, ...]:
+        """The segments that are written no more."""
+        return self._segments[:-1]
 
     @property
     def start_offset(self) -> int:
@@ -446,6 +473,7 @@ class PartitionLog:
 def _remove(segments: Sequence[Segment]) -> None:
     """Oldest first: a crash in between leaves no hole."""
     for segment in segments:
+        segment.aside_path.unlink(missing_ok=True)
         unlink(segment.path)
         unlink(segment.index_path)
 

@@ -8,10 +8,12 @@ restart, commands behind the checkpoint are applied again: a batch that the segm
 """
 
 import asyncio
+import contextlib
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -25,6 +27,8 @@ from sinkd.shell.journal import Journal, Position
 from sinkd.shell.segments import PartitionLog
 
 T = TypeVar("T")
+Mend = Callable[["Partition", DamagedFile], Awaitable[str | None]]
+"""Makes whole what that is about: "", or why it is not. None: no finished segment is damaged."""
 COMMAND_TYPE_BYTES = 1  # stands before our bytes in every journal entry
 
 
@@ -79,6 +83,8 @@ class Store:
         self.group = machine.number
         self.hot_bytes = 0
         self.wants_flush = asyncio.Event()
+        self.mend: Mend | None = None  # of a finished segment, where there are peers; `mend_later` does not wait for it
+        self.mend_later: Mend | None = None
         for state, number, replicated in machine.partitions():
             self._open(state, number, replicated, replicated.end_offset)
 
@@ -213,10 +219,13 @@ class Store:
         finally:
             partition.waiters.discard(waiter)
 
-    async def read(self, partition: Partition, offset: int, bytes_max: int) -> bytes | memoryview:
+    async def read(
+        self, partition: Partition, offset: int, bytes_max: int, *, for_peer: bool = False
+    ) -> bytes | memoryview:
         """Whole committed batches from the one that holds `offset` on, at least one; b"" at the high watermark.
 
-        LogError OFFSET_OUT_OF_RANGE. DamagedFile: bytes on this disk are wrong; they are not served.
+        What is bad is never served: mended first where that can be, but not while a peer waits that may mend its own.
+        LogError OFFSET_OUT_OF_RANGE, STORAGE_ERROR. DamagedFile: it is in no place where it could be mended.
         """
         start_offset, high_watermark = partition.start_offset, partition.high_watermark
         if not start_offset <= offset <= high_watermark:
@@ -229,7 +238,8 @@ class Store:
             )
         if offset == high_watermark:
             return b""
-        return await self._run(lambda hot: self._read(partition, hot, offset, bytes_max), partition, offset)
+        mend = self.mend_later if for_peer else self.mend
+        return await self._run(lambda hot: self._read(partition, hot, offset, bytes_max), partition, offset, mend)
 
     def bytes_from(self, partition: Partition, offset: int) -> int:
         """How many bytes lie at and behind `offset`; an estimate within the segment that holds it."""
@@ -242,7 +252,7 @@ class Store:
 
     async def offset_for_time(self, partition: Partition, timestamp_ms: int) -> tuple[int, int] | None:
         """(offset, time) of the first record at or after `timestamp_ms`."""
-        return await self._run(lambda hot: self._find_time(partition, hot, timestamp_ms), partition, 0)
+        return await self._run(lambda hot: self._find_time(partition, hot, timestamp_ms), partition, 0, self.mend)
 
     async def offset_until_time(self, partition: Partition, timestamp_ms: int) -> int:
         """An offset below which every record before `timestamp_ms` lies: behind the last batch that holds one."""
@@ -253,19 +263,32 @@ class Store:
                     return batch.next_offset
             return max(partition.log.offset_until_time(timestamp_ms), partition.start_offset)
 
-        return await self._run(find, partition, 0)
+        return await self._run(find, partition, 0, self.mend)
 
-    async def _run(self, work: Callable[[list[HotBatch]], T], partition: Partition, offset: int) -> T:
+    async def _run(
+        self, work: Callable[[list[HotBatch]], T], partition: Partition, offset: int, mend: Mend | None
+    ) -> T:
         """Runs `work` on a thread with the hot batches of this moment.
 
         Hot batches move into segments meanwhile, and their journal file may be written anew behind the reader's back.
-        What it then reads fails its checksum, and the second look finds it in the segments.
+        What it then reads fails its checksum, and the second look finds it in the segments. What is bad there is mended
+        first, where there are peers to mend it from. LogError STORAGE_ERROR: they cannot.
         """
-        loop = asyncio.get_running_loop()
+        with contextlib.suppress(FrameError, OSError, DamagedFile):
+            return await self.on_reader(partial(work, partition.hot_from(offset)))
         try:
-            return await loop.run_in_executor(self._reader, work, partition.hot_from(offset))
-        except (FrameError, OSError, DamagedFile):
-            return await loop.run_in_executor(self._reader, work, partition.hot_from(offset))
+            return await self.on_reader(partial(work, partition.hot_from(offset)))
+        except DamagedFile as damage:
+            problem = await mend(partition, damage) if mend is not None else None
+            if problem is None:
+                raise
+            if problem:
+                raise LogError("STORAGE_ERROR", f"{damage}; {problem}") from damage
+        return await self.on_reader(partial(work, partition.hot_from(offset)))
+
+    async def on_reader(self, work: Callable[[], T]) -> T:
+        """On a thread that reads."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, work)
 
     def _read(self, partition: Partition, hot: list[HotBatch], offset: int, bytes_max: int) -> bytes | memoryview:
         if not hot or offset < hot[0].base_offset:
