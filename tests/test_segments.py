@@ -265,13 +265,13 @@ def test_a_reader_whose_segment_is_trimmed_goes_on_with_what_is_left(folder):
     log.sync()
     log.close()
     log = reopen(folder, durable_end=80)  # nothing is open but the active segment
-    open_finished = log._files.open_finished
+    open_finished = log.files.open_finished
 
     def trim_first(segment):
         log.trim(40)
         return open_finished(segment)
 
-    with mock.patch.object(log._files, "open_finished", trim_first):
+    with mock.patch.object(log.files, "open_finished", trim_first):
         assert log.offset_for_time(0) == log.start_offset > 20
     log.close()
 
