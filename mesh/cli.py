@@ -21,6 +21,7 @@ from mesh.cli_certs import certs
 from mesh.cli_contracts import contracts
 from mesh.cli_options import Command, Parsed, client_settings, global_options, header, pattern, publishable, wants_json
 from mesh.cli_running import body_of, load, load_client, os_error, run
+from mesh.cli_zones import zones
 from mesh.commands.failure import Failure
 from mesh.settings import (
     LOG_FORMATS,
@@ -404,28 +405,6 @@ def status(context: click.Context, config: str, zone: str | None) -> None:
     run(show())
 
 
-def _zones(context: click.Context, file: str, zone: str | None) -> Any:
-    from mesh.commands.zones import zones_of
-    from protocol import config
-
-    text = Path(file).read_text("utf-8", "surrogateescape")
-    return zones_of(config.parse(text, file), zone, client_settings(context).timeout_ms / 1000)
-
-
-@cli.command()
-@global_options(on_group=False)
-@_zone_options
-@click.pass_context
-def zones(context: click.Context, config: str, zone: str | None) -> None:
-    """Show how far mirrors of other zones' logs are behind. Exit status 1 if one stands still or has diverged."""
-    from mesh.commands import zones as asking
-
-    async def show() -> None:
-        await asking.run(_zones(context, config, zone), wants_json(context))
-
-    run(show())
-
-
 @cli.command()
 @global_options(on_group=False)
 @click.option("--config", metavar="FILE", help="The mesh's configuration: all of its nodes.")
@@ -556,6 +535,7 @@ def check(context: click.Context, file: str) -> None:
 
 cli.add_command(certs)
 cli.add_command(contracts)
+cli.add_command(zones)
 
 
 @cli.group("config")

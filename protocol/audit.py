@@ -34,6 +34,8 @@ CONFIGURATION_REFUSED: Final = "configuration_refused"
 CONFIGURATION_DIFFERS: Final = "configuration_differs"
 MEMBERSHIP_CHANGED: Final = "membership_changed"
 LEADERSHIP_MOVED: Final = "leadership_moved"
+REBUILD_BEGUN: Final = "rebuild_begun"
+REBUILD_ENDED: Final = "rebuild_ended"
 SEGMENT_MENDED: Final = "segment_mended"
 SUPPRESSED: Final = "suppressed"
 

@@ -81,8 +81,9 @@ class StreamState(_Stream, array_like=True, frozen=True, kw_only=True):
     hold_bytes: int = HOLD_BYTES
 
     def group_of(self, partition: int) -> int:
-        """The number of the Raft group that has this partition."""
-        return 0 if self.groups == 1 else (zlib.crc32(self.name.encode()) + partition) % self.groups
+        """The number of the Raft group that has this partition; a mirror that is left stays where it was."""
+        name = self.name.partition("~")[0]
+        return 0 if self.groups == 1 else (zlib.crc32(name.encode()) + partition) % self.groups
 
     def partitions_of(self, group: int) -> list[int]:
         """The partitions that this group has."""

@@ -358,7 +358,7 @@ def test_a_state_that_cannot_be_understood_is_named(machine):
     with pytest.raises(FrameError, match="state"):
         Machine(b"\xc1")
     machine.state.version = 9
-    with pytest.raises(FrameError, match="state of version 9, ours are 1 and 2"):
+    with pytest.raises(FrameError, match="state of version 9, ours are 1 to 3"):
         Machine(machine.snapshot())
 
 

@@ -36,7 +36,7 @@ Told = dict[str, dict[str, Any]]  # by sink: what it says of itself in one group
 async def ask(
     address: Address,
     hello: link.Hello,
-    question: link.Status | link.ChangeMembers | link.Transfer,
+    question: link.Status | link.ChangeMembers | link.Transfer | link.Rebuild,
     timeout_s: float,
     expected: Expected | None = None,
 ) -> link.Frame:
@@ -104,7 +104,7 @@ class Zone:
         answer: dict[str, Any] = msgspec.json.decode(frame.tail)
         return answer
 
-    async def tell_leader(self, question: link.ChangeMembers | link.Transfer, group: int = 0) -> None:
+    async def tell_leader(self, question: link.ChangeMembers | link.Transfer | link.Rebuild, group: int = 0) -> None:
         """Failure: the leader refuses, or there is none."""
         status = await self.status(group)
         leader = _leader(status)
@@ -119,7 +119,7 @@ class Zone:
             raise Failure(f"sink {leader['node']}: {_why(error)}; `mesh status` shows what is so") from error
 
     async def _ask(
-        self, sink: config.Sink, question: link.Status | link.ChangeMembers | link.Transfer, group: int
+        self, sink: config.Sink, question: link.Status | link.ChangeMembers | link.Transfer | link.Rebuild, group: int
     ) -> link.Frame:
         hello = link.Hello(self._mesh, self.name, link.OPERATOR, group)
         return await ask(sink.link, hello, question, self._timeout_s, self._expected.get(sink.name))

@@ -22,6 +22,7 @@ from protocol.streams import StreamDefinition, StreamState
 
 COMMAND_VERSION = 1
 CONFIGURE, OPEN, APPEND, TRIM, MEMBERS, ADOPT, CONTRACT, MIRROR, MIRRORED, DIVERGED = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+BEGIN_REBUILD, END_REBUILD = 11, 12
 _PREFIX = struct.Struct("<BBQ")
 _HEAD_SIZE = struct.Struct("<I")
 BODY_POSITION = _PREFIX.size
@@ -102,7 +103,30 @@ class Diverged(msgspec.Struct, array_like=True, frozen=True):
     why: str
 
 
-Body = TypeVar("Body", Configure, OpenProducer, Trim, MembersAre, Adopt, ChangeContract, MakeMirror, Diverged)
+class BeginRebuild(msgspec.Struct, array_like=True, frozen=True):
+    """Old logs of this `zone` come back from zone `source`, which calls them as in `logs`. For group 0 alone.
+
+    A rebuild that is under way is refused, unless it `replaces` that from this zone.
+    """
+
+    zone: str
+    source: str
+    logs: tuple[StreamState, ...]
+    replaces: str = ""
+
+
+class EndRebuild(msgspec.Struct, array_like=True, frozen=True):
+    """The rebuild that began at `begun_ms` has brought back all that there was. For group 0 alone."""
+
+    begun_ms: int
+    events: int
+    size_bytes: int
+
+
+Body = TypeVar(
+    "Body", Configure, OpenProducer, Trim, MembersAre, Adopt, ChangeContract, MakeMirror, Diverged, BeginRebuild,
+    EndRebuild,
+)  # fmt: skip
 
 
 class Command(NamedTuple):

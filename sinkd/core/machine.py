@@ -27,21 +27,24 @@ from protocol.limits import PRODUCER_RESULTS_KEPT
 from protocol.link import Answer, Appended, Opened, Reached, Refused
 from protocol.records import CONTROL, BatchHeader, read_header
 from protocol.streams import StreamDefinition, StreamState
-from sinkd.core import commands, mirrors
+from sinkd.core import commands, mirrors, rebuilding
 from sinkd.core.commands import (
     BODY_POSITION,
     Adopt,
+    BeginRebuild,
     ChangeContract,
     Command,
     Configure,
     Diverged,
+    EndRebuild,
     MakeMirror,
     MembersAre,
     OpenProducer,
     Trim,
 )
 from sinkd.core.mirrors import MirrorMade
-from sinkd.core.state import MIRRORS_VERSION, STATE_VERSION, PartitionState, Producer, Progress, State, Stream
+from sinkd.core.rebuilding import RebuildChanged
+from sinkd.core.state import REBUILD_VERSION, STATE_VERSION, Mirror, PartitionState, Producer, Progress, State, Stream
 
 
 class Placement(NamedTuple):
@@ -90,7 +93,16 @@ class ContractChanged(NamedTuple):
 
 
 Result: TypeAlias = (
-    list[Taken] | Opened | Configured | Trimmed | MembersAre | ContractChanged | MirrorMade | Mirrored | None
+    list[Taken]
+    | Opened
+    | Configured
+    | Trimmed
+    | MembersAre
+    | ContractChanged
+    | MirrorMade
+    | Mirrored
+    | RebuildChanged
+    | None
 )
 
 
@@ -138,6 +150,10 @@ class Machine:
         if command.kind == commands.DIVERGED:
             mirrors.diverge(self.state, commands.read_body(command, Diverged))
             return None
+        if command.kind == commands.BEGIN_REBUILD:
+            return rebuilding.begin(self.state, commands.read_body(command, BeginRebuild))
+        if command.kind == commands.END_REBUILD:
+            return rebuilding.end(self.state, commands.read_body(command, EndRebuild))
         raise FrameError(f"raft command of unknown kind {command.kind}")
 
     def stream_states(self) -> tuple[StreamState, ...]:
@@ -149,6 +165,11 @@ class Machine:
     def log(self, name: str) -> Stream | None:
         """The stream or the mirror of that name."""
         return self.state.streams.get(name) or self.state.mirrors.get(name)
+
+    def mirror_of_incarnation(self, incarnation: bytes) -> Mirror | None:
+        """Under whatever name it is here."""
+        mirrors_here = self.state.mirrors.values()
+        return next((mirror for mirror in mirrors_here if mirror.state.incarnation == incarnation), None)
 
     def partitions(self) -> Iterator[tuple[StreamState, int, PartitionState]]:
         """Every partition that this group has, of retired streams and of mirrors too."""
@@ -343,8 +364,8 @@ def _restored(snapshot: bytes) -> State:
         state = msgspec.msgpack.decode(snapshot, type=State)
     except UNREADABLE as error:
         raise FrameError(f"state: {error}") from error
-    if not STATE_VERSION <= state.version <= MIRRORS_VERSION:
-        raise FrameError(f"state of version {state.version}, ours are {STATE_VERSION} and {MIRRORS_VERSION}")
+    if not STATE_VERSION <= state.version <= REBUILD_VERSION:
+        raise FrameError(f"state of version {state.version}, ours are {STATE_VERSION} to {REBUILD_VERSION}")
     return state
 
 

@@ -12,6 +12,7 @@ from protocol.streams import StreamState
 
 STATE_VERSION = 1
 MIRRORS_VERSION = 2  # of a state that has mirrors: who knows of none must not lose them
+REBUILD_VERSION = 3  # the same, of a rebuild
 
 
 class PartitionState(msgspec.Struct, array_like=True):
@@ -74,12 +75,26 @@ class Mirror(Stream, array_like=True):
     last_crcs: dict[int, int] = {}
 
 
+class Rebuild(msgspec.Struct, array_like=True):
+    """Old `incarnations` of this zone's logs come back from zone `source`; `ended_ms` is 0 while they do.
+
+    When it has ended `events` and `size_bytes` are what came.
+    """
+
+    source: str
+    incarnations: list[bytes]
+    begun_ms: int
+    ended_ms: int = 0
+    events: int = 0
+    size_bytes: int = 0
+
+
 class State(msgspec.Struct, array_like=True):
     """`now_ms` is the latest time of any command: it never goes back, whatever the leaders' clocks do.
 
     `members` are the sinks of the group, with the addresses of their raft ports. `groups` is how many Raft groups share
     the partitions of streams that are made under `revision`. `contracts` are those of the zone, in group 0. `mirrors`
-    are those of other zones' logs, by their names (`orders@eu`).
+    are those of other zones' logs, by their names (`orders@eu`). `rebuild` is the latest one, in group 0.
     """
 
     version: int = STATE_VERSION
@@ -91,6 +106,7 @@ class State(msgspec.Struct, array_like=True):
     groups: int = 1
     contracts: dict[Key, Contract] = {}
     mirrors: dict[str, Mirror] = {}
+    rebuild: Rebuild | None = None
 
     def producer_of(self, node: str, worker: int) -> Producer | None:
         return next((p for p in self.producers.values() if (p.node, p.worker) == (node, worker)), None)

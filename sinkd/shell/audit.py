@@ -32,6 +32,7 @@ from sinkd.core.commands import MembersAre, OpenProducer
 from sinkd.core.machine import Configured
 from sinkd.core.membership import Members
 from sinkd.core.raft_messages import CODEC, Note
+from sinkd.core.rebuilding import RebuildChanged, described
 from sinkd.shell.group import Change, UnknownOutcome
 
 if TYPE_CHECKING:
@@ -90,6 +91,10 @@ class AuditNotes:
         elif isinstance(result, MembersAre) and (what := _changes(change.members_before, result)):
             source, what = self._asked_by, f"group {group}: {what}"
             self._add(at, self._event(audit.MEMBERSHIP_CHANGED, change.time_ms, source=source, what=what))
+        elif isinstance(result, RebuildChanged) and result.rebuild is not None and not result.refusal:
+            kind = audit.REBUILD_ENDED if result.rebuild.ended_ms else audit.REBUILD_BEGUN
+            what = described(result.rebuild)
+            self._add(at, self._event(kind, change.time_ms, source=self._asked_by, what=what))
 
     def configuration_problems(self, sink: str, revision: int, in_force: int, problems: tuple[str, ...]) -> None:
         """The file of `sink` (this one: "") is not in force, or not all of it. Said once within the window."""

@@ -33,6 +33,7 @@ from sinkd.core.formats import Checkpoint
 from sinkd.core.machine import Configured, ContractChanged, Machine, Mirrored, Result, Taken
 from sinkd.core.membership import Members, Membership, problem_of_change
 from sinkd.core.mirrors import MirrorMade
+from sinkd.core.rebuilding import RebuildChanged
 from sinkd.shell.files import NO_SPACE
 from sinkd.shell.journal import Journal
 from sinkd.shell.raft import REGULAR, TICK_S, Member
@@ -62,11 +63,11 @@ class _Command(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What the command at `log_index` has done to the configuration or the members; `time_ms` is the state's then."""
+    """What the command at `log_index` has done to what operators decide; `time_ms` is the state's then."""
 
     log_index: int
     time_ms: int
-    result: Configured | MembersAre
+    result: Configured | MembersAre | RebuildChanged
     revision_before: int
     members_before: Members
 
@@ -208,7 +209,9 @@ class Group:
         | commands.MembersAre
         | commands.ChangeContract
         | commands.MakeMirror
-        | commands.Diverged,
+        | commands.Diverged
+        | commands.BeginRebuild
+        | commands.EndRebuild,
     ) -> Result:
         """The result of a command once it is committed, fsynced and applied. UnknownOutcome: see there.
 
@@ -634,10 +637,10 @@ class Group:
         elif isinstance(result, Mirrored):
             for placement in result.placements:
                 self._store.note(placement, index, term)
-        elif isinstance(result, (Configured, ContractChanged, MirrorMade)):
+        elif isinstance(result, (Configured, ContractChanged, MirrorMade, RebuildChanged)):
             self._store.renew()
             self._decided.append(self._configured)
-        if isinstance(result, Configured | MembersAre):
+        if isinstance(result, Configured | MembersAre | RebuildChanged):
             self._decided.append(partial(self._seen, Change(index, state.now_ms, result, revision, members)))
         return result
 

@@ -11,6 +11,9 @@ what is long over. What is there already is pulled from any sink.
 One link to each origin, for all partitions that are led here. What was sent twice, or arrives when another sink has
 taken over, does not join on and is refused by the state machine (`sinkd.core.mirrors`); then, as after any failure, the
 partition is subscribed to anew from where its mirror ends. Where the disk becomes full, mirrors stop before own writes.
+
+A zone also says what it mirrors itself. While the origin of a log cannot be asked, or has let go of what comes next,
+it is pulled from whoever has most of it (`sinkd.core.completing`): the same link, the same checks.
 """
 
 import asyncio
@@ -37,13 +40,14 @@ from protocol.limits import (
 )
 from protocol.link import MIRROR_ROLE, Message
 from protocol.records import CONTROL, read_header, split_batches
-from protocol.streams import StreamState, mirror_name
+from protocol.streams import StreamState
 from sinkd.core import commands
 from sinkd.core.commands import Diverged, MakeMirror, MirroredHead
 from sinkd.core.machine import Mirrored, Result
 from sinkd.core.mirroring import BadFrame, Pull, digest_of
 from sinkd.core.mirrors import mirror_of, was_left
 from sinkd.core.state import Mirror
+from sinkd.shell.completing import Completing
 from sinkd.shell.group import UnknownOutcome
 from sinkd.shell.lag import Lag
 from sinkd.shell.pacing import unpace
@@ -60,15 +64,67 @@ class Mirroring:
     """Of one sink: an `Origin` for each other zone that keeps logs, by its name."""
 
     def __init__(self, sink: "Sink", zones: list[config.Zone]) -> None:
-        self.origins = {zone.name: Origin(sink, zone) for zone in zones}
+        self._sink = sink
+        self.origins: dict[str, Origin] = {}
+        self.completing = Completing(sink, self.origins)
+        for zone in zones:
+            self.origins[zone.name] = Origin(sink, zone, self.completing)
 
     async def run(self) -> None:
         """Until it is cancelled."""
         await asyncio.gather(*(origin.run() for origin in self.origins.values()))
 
+    # -- how it is ----------------------------------------------------------------------------------------------------
+
     def rows(self) -> list[dict[str, Any]]:
         """How each mirrored partition is that is led here."""
-        return [row for origin in self.origins.values() for row in origin.rows()]
+        return [
+            {"group": replica.number, **self._row(mirror, number)}
+            for replica in self._sink.replicas
+            if replica.group.leads
+            for mirror in replica.machine.state.mirrors.values()
+            for number in mirror.state.partitions_of(replica.number)
+        ]
+
+    def _row(self, mirror: Mirror, number: int) -> dict[str, Any]:
+        state, held, zone = mirror.state, mirror.partitions[number], mirror.state.mirrored[1]
+        name = {"origin": zone, "stream": state.name, "partition": number}
+        ends = {"start_offset": held.start_offset, "end_offset": held.end_offset}
+        of_origin = self.origins[zone].followed(state.incarnation, number) if zone in self.origins else None
+        source, followed = self._pulled(state.incarnation, number)
+        lag = followed.lag if followed is not None else of_origin.lag if of_origin is not None else Lag()
+        facts = lag.facts(held.end_offset, self._sink.now_ms())
+        if of_origin is not None:  # where another zone stands in for it, what that has is not all
+            told = of_origin.lag.facts(held.end_offset, self._sink.now_ms())
+            facts["lag_seconds"] = max(facts["lag_seconds"], told["lag_seconds"])
+        what, why = self._state(mirror, number, source, followed)
+        return name | ends | facts | {"state": what, "why": why}
+
+    def _pulled(self, incarnation: bytes, number: int) -> "tuple[str, _Followed | None]":
+        """The zone that it comes from at this moment, "" for none."""
+        for zone, origin in self.origins.items():
+            followed = origin.followed(incarnation, number)
+            if followed is not None and followed.subscription:
+                return zone, followed
+        return "", None
+
+    def _state(self, mirror: Mirror, number: int, source: str, followed: "_Followed | None") -> tuple[str, str]:
+        """(one of STATES, why)."""
+        state, zone, end_offset = mirror.state, mirror.state.mirrored[1], mirror.partitions[number].end_offset
+        if number in mirror.diverged:
+            return "diverged", mirror.diverged[number]
+        what = followed.lag.state(end_offset) if followed is not None else ""
+        is_over, origin = "~" in state.name, self.origins.get(zone)
+        if what in ("catching-up", "limited") and source != zone:
+            return what, f"zone {source} has more of it" + (f"; {origin.problem}" if origin and origin.problem else "")
+        if is_over:
+            return "recreated", "its origin was made anew"
+        if what and source == zone:
+            return what, ""
+        if origin is None:
+            return "stalled", f"the file names no zone {zone} with sinks"
+        of_origin = origin.followed(state.incarnation, number)
+        return "stalled", origin.problem or (of_origin.lag.stalled if of_origin is not None else "not subscribed yet")
 
 
 class _Followed:
@@ -89,10 +145,12 @@ class _Followed:
 class Origin:
     """Another zone, as this sink follows it."""
 
-    def __init__(self, sink: "Sink", zone: config.Zone) -> None:
-        self._sink, self.zone = sink, zone
+    def __init__(self, sink: "Sink", zone: config.Zone, completing: Completing) -> None:
+        self._sink, self.zone, self._completing = sink, zone, completing
         self._sinks = itertools.cycle(zone.sinks.values())
         self._streams: tuple[StreamState, ...] = ()
+        self.mirrors: tuple[StreamState, ...] = ()  # that it has of other zones' logs
+        self.begins_at: dict[tuple[bytes, int], int] = {}  # of logs that it has let go of more than is here
         self._followed: dict[tuple[bytes, int], _Followed] = {}
         self._proposing: set[tuple[str, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -137,7 +195,8 @@ class Origin:
             await self._keep(connection)
         finally:
             connection.abort()
-            self._connection = None
+            self._connection, self.mirrors = None, ()
+            self._completing.lost(self.zone.name)
             for followed in self._followed.values():
                 followed.subscription = 0
         self.problem = f"sink {sink.name}: {connection.lost.result()}"
@@ -156,7 +215,7 @@ class Origin:
                 transport.abort()
                 raise FrameError(f"the peer is {'/'.join(peer)}, expected {'/'.join(expected)}")
         own = self._sink
-        connection.send(link.Hello(own.mesh, own.zone.name, own.node.name, role=MIRROR_ROLE))
+        connection.send(link.Hello(own.mesh, own.zone.name, own.node.name, role=MIRROR_ROLE, mirrors=True))
 
     async def _keep(self, connection: "_Connection") -> None:
         """Until the link is lost, or no group is led here any more."""
@@ -180,6 +239,11 @@ class Origin:
             self._welcomed(connection, message)
         elif isinstance(message, link.Streams):
             self._streams = message.streams
+            self._look(connection)
+        elif isinstance(message, link.Mirrors):
+            self.mirrors = message.streams
+        elif isinstance(message, link.MirrorEnds):
+            self._completing.told(self.zone.name, message)
             self._look(connection)
         elif isinstance(message, link.Failed):
             self._failed(connection, message)
@@ -207,23 +271,47 @@ class Origin:
             if stream.is_for(self._sink.zone.name):
                 for replica in self._leading():
                     self._propose_mirror(connection, replica, stream)
-                    for state, number in self._mirrored(replica, stream):
-                        wanted[state.incarnation, number] = replica, state
+        for replica in self._leading():
+            for state, number in self._pulled(replica):
+                wanted[state.incarnation, number] = replica, state
         for key in self._followed.keys() - wanted.keys():
             self._leave(connection, self._followed.pop(key))
         for key, (replica, state) in wanted.items():
             followed = self._followed.get(key)
-            if followed is None or followed.replica is not replica:
+            if followed is None or followed.replica is not replica or followed.stream.name != state.name:
+                if followed is not None:
+                    self._leave(connection, followed)
                 followed = self._followed[key] = _Followed(replica, state, key[1])
             self._follow(connection, followed)
 
-    def _mirrored(self, replica: "Replica", stream: StreamState) -> Iterator[tuple[StreamState, int]]:
-        """The partitions of `stream`'s mirror that `replica` has and that go on."""
-        mirror = replica.machine.state.mirrors.get(mirror_name(stream.name, self.zone.name))
-        if mirror is not None and mirror.state.incarnation == stream.incarnation:
+    def _pulled(self, replica: "Replica") -> Iterator[tuple[StreamState, int]]:
+        """The partitions of mirrors that `replica` has and that go on from this zone."""
+        for mirror in replica.machine.state.mirrors.values():
             for number in mirror.state.partitions_of(replica.number):
-                if number not in mirror.diverged:
+                if number not in mirror.diverged and self._completing.source(mirror, number) == self.zone.name:
                     yield mirror.state, number
+
+    def has(self, incarnation: bytes) -> bool:
+        """Whether it can be asked for its own log of this incarnation."""
+        own = self._sink.zone.name
+        is_up = self._connection is not None
+        return is_up and any(each.incarnation == incarnation and each.is_for(own) for each in self._streams)
+
+    @property
+    def leads(self) -> bool:
+        """Whether the sink at the other end leads group 0, so that it knows for sure what its zone has."""
+        return self._connection is not None and self._connection.leads
+
+    @property
+    def is_told(self) -> bool:
+        """Whether such a sink has said what its zone mirrors, if anything."""
+        return self.leads and self._completing.has_told(self.zone.name)
+
+    def go_to_leader(self) -> None:
+        """The next link is to the sink that is said to lead there."""
+        if self._connection is not None and not self._connection.leads:
+            self._next_sink = self._connection.leader
+            self._connection.end(f"sink {self._next_sink or '?'} is asked, which leads")
 
     def _propose_mirror(self, connection: "_Connection", replica: "Replica", stream: StreamState) -> None:
         """If the group has not got it as it should be."""
@@ -286,8 +374,13 @@ class Origin:
         followed.pull = Pull(self.zone.name, followed.stream.incarnation, end, last_crc)
         followed.subscription = next(self._numbers)
         followed.lag.stalled = ""
-        name, _ = followed.stream.mirrored
-        place = name, followed.stream.incarnation, followed.number, end
+        name, zone = followed.stream.mirrored
+        place = (
+            name if zone == self.zone.name else followed.stream.name,
+            followed.stream.incarnation,
+            followed.number,
+            end,
+        )
         connection.send(link.Subscribe(followed.subscription, *place, MIRROR_WINDOW_BYTES, last_offset, digest))
 
     def _leave(self, connection: "_Connection", followed: _Followed) -> None:
@@ -305,7 +398,11 @@ class Origin:
         followed = self._of(message.subscription)
         if followed is None or followed.pull is None:  # cancelled meanwhile
             return
-        gaps, after = followed.pull.gaps, followed.pull.last_crc
+        due, gaps, after = followed.pull.next_offset, followed.pull.gaps, followed.pull.last_crc
+        if message.start_offset > due and self._completing.is_elsewhere(followed.stream, followed.number, due):
+            self.begins_at[followed.stream.incarnation, followed.number] = message.start_offset
+            self._leave(connection, followed)
+            return
         data, _ = followed.pull.take(message, tail)
         self.wire_bytes += len(tail)
         self.raw_bytes += message.raw_bytes
@@ -346,7 +443,7 @@ class Origin:
             return
         followed.subscription = 0  # it never began
         self._pause(connection, followed, message.message)
-        if message.name == "DIVERGED":
+        if message.name == "DIVERGED" and followed.stream.mirrored[1] == self.zone.name:
             request = Diverged(followed.stream.name, followed.stream.incarnation, followed.number, message.message)
             log.error("mirror_diverged", mirror=request.name, partition=request.partition, why=request.why)
             self._start(self._mark(followed, request))
@@ -381,29 +478,8 @@ class Origin:
 
     # -- how it is ----------------------------------------------------------------------------------------------------
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Of each partition of this zone's mirrors that is led here."""
-        for replica in self._leading():
-            for mirror in replica.machine.state.mirrors.values():
-                if mirror.state.mirrored[1] == self.zone.name:
-                    for number in mirror.state.partitions_of(replica.number):
-                        yield {"group": replica.number, **self._row(mirror, number)}
-
-    def _row(self, mirror: Mirror, number: int) -> dict[str, Any]:
-        state, held = mirror.state, mirror.partitions[number]
-        name = {"origin": self.zone.name, "stream": state.name, "partition": number}
-        ends = {"start_offset": held.start_offset, "end_offset": held.end_offset}
-        followed = self._followed.get((state.incarnation, number))
-        lag = followed.lag if followed is not None else Lag()
-        facts = lag.facts(held.end_offset, self._sink.now_ms())
-        if number in mirror.diverged:
-            return name | ends | facts | {"state": "diverged", "why": mirror.diverged[number]}
-        if "~" in state.name:
-            return name | ends | facts | {"state": "recreated", "why": "its origin was made anew"}
-        problem = self.problem or (lag.stalled if followed is not None else "not subscribed yet")
-        is_up = self._connection is not None and followed is not None and followed.subscription
-        what = lag.state(held.end_offset) if is_up else "stalled"
-        return name | ends | facts | {"state": what, "why": "" if is_up else problem}
+    def followed(self, incarnation: bytes, partition: int) -> _Followed | None:
+        return self._followed.get((incarnation, partition))
 
 
 def _is_as(present: Mirror | None, wanted: StreamState) -> bool:

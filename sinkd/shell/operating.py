@@ -55,6 +55,7 @@ class Operator:
             "configuration_problems": list(sink.config_problems),
             "last_error": sink.last_error,
             "logs": self._logs(),
+            "rebuild": sink.rebuilding.facts() if replica.number == 0 and group.leads else None,
             "mirrors": [row for row in sink.mirroring.rows() if row["group"] == replica.number],
         }
 
@@ -172,3 +173,9 @@ class Operator:
         if problem:
             raise LogError("INVALID_REQUEST", problem)
         self._sink.audit.leadership_moved(self._replica.number, to, source)
+
+    async def rebuild(self, zone: str, source: str = "") -> None:
+        """Old logs of this zone come back from `zone`. LogError as above."""
+        if self._replica.number != 0:
+            raise LogError("INVALID_REQUEST", "group 0 decides what is brought back")
+        await self._sink.rebuilding.begin(zone, source)

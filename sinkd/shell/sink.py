@@ -40,6 +40,7 @@ from sinkd.shell.journal import Journal
 from sinkd.shell.link_server import LinkServer
 from sinkd.shell.mirrors import Mirroring
 from sinkd.shell.raft_links import NodeTls, Port, RaftPort
+from sinkd.shell.rebuilding import Rebuilding
 from sinkd.shell.replica import Replica
 from sinkd.shell.store import Store
 
@@ -85,7 +86,9 @@ class Sink:
         self._buckets: dict[str, TokenBucket] = {}  # by zone
         self.audit = AuditNotes(self)
         self.mirroring = Mirroring(self, [configuration.zones[name] for name in self.other_zones])
+        self.rebuilding = Rebuilding(self)
         self._mirroring: asyncio.Task[None] | None = None
+        self._rebuilding: asyncio.Task[None] | None = None
         self._auditing: asyncio.Task[None] | None = None
         self._port: RaftPort | None = None
         self._listener: Port | None = None
@@ -113,6 +116,7 @@ class Sink:
             replica.keep_house()
         self._auditing = self.main.watch(self.audit.run())
         self._mirroring = self.main.watch(self.mirroring.run())
+        self._rebuilding = self.main.watch(self.rebuilding.run())
         if not self.is_embedded:
             self._listener = await self._listen()
         streams = len(self.machine.state.streams)
@@ -180,7 +184,7 @@ class Sink:
         if not self.replicas:  # it never opened; what it had is closed
             self.writer.shutdown()
             return
-        for task in (self._auditing, self._mirroring):
+        for task in (self._auditing, self._mirroring, self._rebuilding):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})

@@ -22,11 +22,17 @@ MIRROR = "orders@eu"
 
 
 class TwoZones:
-    """Sink e1 of eu, and u1 to uN of us, which has so many `groups`; `more` are lines of the file."""
+    """Sink e1 of eu, and u1 to uN of us, which has so many `groups`; `more` are lines of the file.
 
-    def __init__(self, folder: Path, sinks: int = 1, *, stream: str = "", more: str = "", groups: int = 1) -> None:
+    With a `third` zone sink a1 of ap.
+    """
+
+    def __init__(
+        self, folder: Path, sinks: int = 1, *, stream: str = "", more: str = "", groups: int = 1, third: bool = False
+    ) -> None:
         self.folder, self._stream, self._more, self._groups = folder, stream, more, groups
         self.zones = {"eu": ["e1"], "us": [f"u{number}" for number in range(1, sinks + 1)]}
+        self.zones |= {"ap": ["a1"]} if third else {}
         self.names = [name for names in self.zones.values() for name in names]
         ports = iter(free_ports(2 * len(self.names)))
         self.links = {name: next(ports) for name in self.names}
@@ -52,7 +58,7 @@ class TwoZones:
 
     async def start(self, *names: str) -> None:
         for name in names or self.names:
-            file = self.file("eu" if name in self.zones["eu"] else "us")
+            file = self.file(next(zone for zone, names in self.zones.items() if name in names))
             sizes = {"journal_file_bytes": FILE_BYTES, "segment_bytes": FILE_BYTES}
             self.sinks[name] = Sink(file, name, tls=node_tls.for_sink(file, name), **sizes)
             await self.sinks[name].start()
