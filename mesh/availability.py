@@ -10,7 +10,7 @@ from protocol.config import Config
 
 def not_available(configuration: Config) -> list[str]:
     """One line for each thing that `configuration` asks for in vain: where, what, and what to write instead."""
-    return [*_of_mesh(configuration), *_of_nodes(configuration), *_of_streams(configuration)]
+    return [*_of_mesh(configuration), *_of_nodes(configuration)]
 
 
 def _of_mesh(configuration: Config) -> Iterator[str]:
@@ -32,9 +32,3 @@ def _of_nodes(configuration: Config) -> Iterator[str]:
             if gateway.workers > 1:
                 where = f"zones.{zone.name}.gateways.{gateway.name}.workers"
                 yield f"{where}: a gateway with others to link with runs as one process in this version; write 1"
-
-
-def _of_streams(configuration: Config) -> Iterator[str]:
-    for stream in configuration.effective_streams():
-        if stream.ack == "geo":
-            yield f"streams.{stream.name}.ack: 'geo' is not available in this version; write 'quorum'"

@@ -4,12 +4,13 @@ The gateway dials, says `Hello`, and the sink answers `Welcome` or `Failed` and 
 pipelined; what answers what is told by names in the frames (producer, partition and first sequence for appends, a
 request number for reads), never by order alone.
 
-    gateway → sink    Hello · Open · Append + parcel · Fetch · Offsets · Describe · ChangeContract · Cancel · Ping
-    sink → gateway    Welcome · Streams, Contracts (whenever they change) · Opened · Appended · Refused ·
+    gateway → sink    Hello · Open · Append + parcel · Fetch · Offsets · Describe · ChangeContract · WatchCopies ·
+                      Cancel · Ping
+    sink → gateway    Welcome · Streams, Contracts, Copies (whenever they change) · Opened · Appended · Refused ·
                       Fetched + batches · OffsetsAre · Described · ContractIs · Failed · Pong
     sink → sink of another zone   Hello · Subscribe · Durable · Cancel · Ping
-    ... and back                  Welcome · Streams · Mirrors · MirrorEnds · Mirrored + batches · Behind · Failed · Pong
-    operator → sink   Hello · Status · ChangeMembers · Transfer · Rebuild
+    ... and back                  Welcome · Streams · Mirrored + batches · Behind · Failed · Pong
+    operator → sink   Hello · Status · ChangeMembers · Transfer
     sink → operator   StatusIs · Done · Failed
 """
 
@@ -83,8 +84,6 @@ class Mirrors(Message, frozen=True):
 class Subscribe(Message, frozen=True):
     """Asks for the committed batches of a partition from `offset` on, and for those that come, until `Cancel`.
 
-    `stream` is one of the zone that is asked, or as a mirror there one of another (its incarnation counts then).
-
     At most `window_bytes` of batches are under way beyond what `Durable` has told. `last_offset` is where the last
     batch that the mirror holds begins, -1 if it holds none or if that is a gap; `digest` is its SHA-256 from the
     attributes on.
@@ -136,21 +135,23 @@ class Behind(Message, frozen=True):
     limited: bool = False
 
 
-class MirrorEnd(msgspec.Struct, array_like=True, frozen=True):
-    """A sink has [start_offset, end_offset) of the mirror `stream`, committed by its group."""
+class WatchCopies(Message, frozen=True):
+    """Asks how far other zones hold a partition for good: `Copies` at once, and whenever that changes on this link."""
 
-    stream: str
+    incarnation: bytes
+    partition: int
+
+
+class Copies(Message, frozen=True):
+    """By zone, below which offset it holds a partition for good; zones that have not spoken are not there.
+
+    Of what is below `start_offset` nothing is said: where the log had let go of it first, a mirror holds a gap.
+    """
+
     incarnation: bytes
     partition: int
     start_offset: int
-    end_offset: int
-    diverged: bool = False
-
-
-class MirrorEnds(Message, frozen=True):
-    """What this sink's zone mirrors of other zones, all of it; once a second, if it has changed."""
-
-    ends: tuple[MirrorEnd, ...]
+    zones: tuple[tuple[str, int], ...]
 
 
 class Open(Message, frozen=True):
@@ -382,13 +383,6 @@ class Transfer(Message, frozen=True):
     to: str
 
 
-class Rebuild(Message, frozen=True):
-    """Asks the leader of group 0 to bring back from zone `source` what that mirrors of this zone's old logs."""
-
-    request: int
-    source: str
-
-
 class Done(Message, frozen=True):
     """What a request asked for is so."""
 
@@ -427,8 +421,8 @@ KINDS: dict[int, type[Message]] = {
     29: Mirrored,
     30: Durable,
     31: Behind,
-    32: MirrorEnds,
-    33: Rebuild,
+    34: WatchCopies,
+    35: Copies,
 }
 _CODEC = Codec("sink link", LINK_VERSION, KINDS)
 pack = _CODEC.pack

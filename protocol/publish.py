@@ -7,6 +7,7 @@ is refused with JetStream's own error, never ignored: its publisher would rely o
 Source: NATS ADR-1, ADR-22; texts and codes observed on nats-server 2.15.1. `Mesh-Ack` is ours: logged, quorum, geo.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -74,6 +75,13 @@ def several_partitions(header: str, stream: str, partitions: int) -> Refusal:
     return Refusal(400, 10003, f"{header} needs a stream of one partition; {stream} has {partitions}")
 
 
+def too_few_zones(stream: str, wanted: int, others: Sequence[str]) -> Refusal:
+    """`geo` needs `wanted` other zones; those that keep the stream are `others`."""
+    if not others:
+        return Refusal(400, 10003, f"geo is not available: no other zone keeps {stream}")
+    return Refusal(400, 10003, f"geo needs {wanted} other zones that keep {stream}; there is {', '.join(others)}")
+
+
 def may_ask(block: bytes) -> bool:
     """Whether `block` may ask something of the log: most do not, and this is seen at a glance."""
     return any(prefix in block for prefix in _PREFIXES)
@@ -120,8 +128,6 @@ def _ack(value: bytes | None) -> tuple[str | None, Refusal | None]:
     if value is None:
         return None, None
     text = value.decode("utf-8", "replace")
-    if text == "geo":
-        return None, Refusal(400, 10003, "Mesh-Ack: geo is not available: no other zone keeps this stream")
     if text in ACK_LEVELS:
         return text, None
     return None, Refusal(400, 10003, f"Mesh-Ack must be one of {', '.join(ACK_LEVELS)}, got {_shown(value)}")
@@ -134,12 +140,29 @@ def _shown(value: bytes) -> str:
 # -- answers ----------------------------------------------------------------------------------------------------------
 
 
-def pub_ack(stream: str, zone: str, partition: int, partitions: int, offset: int, *, duplicate: bool = False) -> bytes:
-    """The PubAck of an event that is committed and fsynced at `offset`."""
+def pub_ack(
+    stream: str,
+    zone: str,
+    partition: int,
+    partitions: int,
+    offset: int,
+    *,
+    duplicate: bool = False,
+    copies: Sequence[str] | None = None,
+) -> bytes:
+    """The PubAck of an event that is committed and fsynced at `offset`.
+
+    `copies`, for one that was to be acknowledged `geo`: the other zones that hold it too; none: not in time.
+    """
     answer: dict[str, str | int | bool] = {"stream": stream, "seq": sequence_of(offset, partition, partitions)}
     if duplicate:
         answer["duplicate"] = True
-    return msgspec.json.encode(answer | {"domain": zone, "partition": partition, "offset": offset, "zone": zone})
+    where = {"domain": zone, "partition": partition, "offset": offset, "zone": zone}
+    return msgspec.json.encode(answer | where | ({} if copies is None else _geo(copies)))
+
+
+def _geo(copies: Sequence[str]) -> dict[str, object]:
+    return {"ack": "geo", "zones": list(copies)} if copies else {"ack": "quorum", "geo": False}
 
 
 class AckForm(NamedTuple):
@@ -157,11 +180,14 @@ class AckForm(NamedTuple):
         return b"%b%d%b%d%b" % (self.begin, seq, self.middle, offset, self.end)
 
 
-def ack_form(stream: str, zone: str, partition: int, partitions: int) -> AckForm:
-    """For many PubAcks of one partition."""
+def ack_form(
+    stream: str, zone: str, partition: int, partitions: int, *, copies: Sequence[str] | None = None
+) -> AckForm:
+    """For many PubAcks of one partition; `copies` as in `pub_ack`."""
     stream_json, zone_json = msgspec.json.encode(stream), msgspec.json.encode(zone)
     middle = b',"domain":%b,"partition":%d,"offset":' % (zone_json, partition)
-    return AckForm(b'{"stream":%b,"seq":' % stream_json, middle, b',"zone":%b}' % zone_json, partition, partitions)
+    end = b',"zone":%b' % zone_json + (b"}" if copies is None else b"," + msgspec.json.encode(_geo(copies))[1:])
+    return AckForm(b'{"stream":%b,"seq":' % stream_json, middle, end, partition, partitions)
 
 
 def logged_ack(stream: str, zone: str, partition: int) -> bytes:

@@ -21,7 +21,7 @@ import msgspec
 from protocol import subjects
 from protocol.accounts import DEFAULT_ACCOUNT
 from protocol.config import Stream
-from protocol.limits import HOLD_AGE_MS, HOLD_BYTES
+from protocol.limits import GEO_TIMEOUT_MS, HOLD_AGE_MS, HOLD_BYTES
 
 
 class _Stream(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -53,6 +53,9 @@ class StreamDefinition(_Stream, array_like=True, frozen=True, kw_only=True):
     replicate: tuple[str, ...] = ("*",)
     hold_age_ms: int = HOLD_AGE_MS
     hold_bytes: int = HOLD_BYTES
+    geo_zones: int = 1
+    geo_timeout_ms: int = GEO_TIMEOUT_MS
+    geo_on_timeout: str = "silent"
 
     @classmethod
     def of(cls, stream: Stream, incarnation: bytes) -> "StreamDefinition":
@@ -79,6 +82,9 @@ class StreamState(_Stream, array_like=True, frozen=True, kw_only=True):
     replicate: tuple[str, ...] = ("*",)
     hold_age_ms: int = HOLD_AGE_MS
     hold_bytes: int = HOLD_BYTES
+    geo_zones: int = 1
+    geo_timeout_ms: int = GEO_TIMEOUT_MS
+    geo_on_timeout: str = "silent"
 
     def group_of(self, partition: int) -> int:
         """The number of the Raft group that has this partition; a mirror that is left stays where it was."""

@@ -41,7 +41,6 @@ link = "127.0.0.1:6337"
 raft = "127.0.0.1:6338"
 data = "data3"
 """
-GEO = '[streams.orders]\nsubjects = ["orders.>"]\nack = "geo"'
 
 
 def text(**parts: str) -> str:
@@ -71,10 +70,6 @@ def test_a_gateway_with_the_sinks_of_its_zone_is_available(more, gateway, mesh):
         ),
         ({"more": SECOND_ZONE, "gateway": "workers = 2"}, "zones.eu.gateways.gw1.workers: a gateway with others"),
         ({"more": SECOND_GATEWAY, "gateway": "workers = 2"}, "zones.eu.gateways.gw1.workers: a gateway with others"),
-        (
-            {"more": SECOND_ZONE + GEO},
-            "streams.orders.ack: 'geo' is not available in this version; write 'quorum'",
-        ),
     ],
 )
 def test_what_is_not_available_is_named(parts, refusal):
@@ -85,7 +80,7 @@ def test_what_is_not_available_is_named(parts, refusal):
 @pytest.mark.parametrize(("command", "node"), [("gateway", "gw1"), ("sinkd", "sink1")])
 def test_a_node_says_all_of_it_and_does_not_start(tmp_path, command, node):
     file = tmp_path / "mesh.toml"
-    file.write_text(text(more=SECOND_ZONE + GEO, gateway="workers = 2"))
+    file.write_text(text(more=SECOND_ZONE, mesh='contracts = "warn"\nmode = "delivery-fabric"', gateway="workers = 2"))
     folder = Path(sys.executable).parent
 
     def run(*arguments):
@@ -102,6 +97,6 @@ def test_a_node_says_all_of_it_and_does_not_start(tmp_path, command, node):
     ended = run(command, "--config", "mesh.toml", "--node", node)
     assert ended.returncode == 1
     assert "mesh.toml: zones.eu.gateways.gw1.workers: a gateway with others" in ended.stderr
-    assert "mesh.toml: streams.orders.ack: 'geo'" in ended.stderr
+    assert "mesh.toml: mesh.contracts: contracts are kept by sinks" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert not (tmp_path / "data").exists()

@@ -166,6 +166,8 @@ def test_promises_list_every_refusal(tables: Callable[[str], Rows]) -> None:
         publish.wrong_last_id("ID"),
         publish.several_partitions("NAME", "STREAM", "N"),  # type: ignore[arg-type]
         publish.breaks_contract("NAME", "WHAT"),
+        publish.too_few_zones("STREAM", 1, ()),
+        publish.too_few_zones("STREAM", "N", ("ZONES",)),  # type: ignore[arg-type]
     }
     assert sorted(documented) == sorted(fixed | made)
 
@@ -177,13 +179,13 @@ def test_promises_list_every_header_that_is_refused(tables: Callable[[str], Rows
         found = publish.read_publish_headers(f"NATS/1.0\r\n{header}\r\n\r\n".encode())
         assert (found.asks, found.refusal) == (True, refusal_of(row)), name
     documented = {name.partition(":")[0].encode() for name, *_ in rows}
-    assert documented == {*publish._UNAVAILABLE, b"Mesh-Ack"}
+    assert documented == {*publish._UNAVAILABLE}
 
 
 def test_promises_list_every_header_that_asks(tables: Callable[[str], Rows]) -> None:
     text = read("docs/promises.md")
     (table,) = re.findall(r"^\| header \| what it asks for \|\n(?:\|.*\n)+", text, re.MULTILINE)
-    values = {"Nats-Expected-Last-Sequence": "7", "Mesh-Ack": "logged"}
+    values = {"Nats-Expected-Last-Sequence": "7", "Mesh-Ack": "geo"}
     fields = set()
     for name, _ in markdown.rows(table):
         block = f"NATS/1.0\r\n{name}: {values.get(name, 'x')}\r\n\r\n".encode()

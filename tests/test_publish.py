@@ -34,6 +34,7 @@ def test_headers_that_ask_for_nothing():
         (b"Nats-Expected-Last-Msg-Id: a-0", "expect_last_id", b"a-0"),
         (b"Mesh-Ack: quorum", "ack", "quorum"),
         (b"Mesh-Ack: logged", "ack", "logged"),
+        (b"Mesh-Ack: geo", "ack", "geo"),
     ],
 )
 def test_each_publish_header_asks_the_log_to_answer(line, field, value):
@@ -73,7 +74,6 @@ def test_guarantees_that_we_do_not_give_are_refused_in_jetstreams_words(line, co
         (b"Nats-Expected-Last-Sequence: \xc2\xb2", "must be a number"),
         (b"Mesh-Ack: all", "must be one of logged, quorum, geo, got 'all'"),
         (b"Mesh-Ack: \xff", "must be one of logged, quorum, geo"),
-        (b"Mesh-Ack: geo", "not available"),
         (b"Nats-Expected-Last-Subject-Sequence: 3", "use Nats-Expected-Last-Sequence"),
     ],
 )
@@ -132,10 +132,17 @@ def test_seq_is_unique_over_partitions_and_rises_in_each():
 
 @pytest.mark.parametrize("name", ["orders", 'a"b\\c', "\u00e9\u4e16", "x" * 300])
 @pytest.mark.parametrize(("partition", "partitions"), [(0, 1), (2, 3), (1023, 1024)])
-def test_the_form_of_pub_acks_makes_the_same_bytes(name, partition, partitions):
-    form = publish.ack_form(name, name, partition, partitions)
+@pytest.mark.parametrize("copies", [None, (), ("ap", "us")])
+def test_the_form_of_pub_acks_makes_the_same_bytes(name, partition, partitions, copies):
+    form = publish.ack_form(name, name, partition, partitions, copies=copies)
     for offset in (0, 9, 10, 123_456, 2**50):
-        assert form.ack(offset) == publish.pub_ack(name, name, partition, partitions, offset)
+        assert form.ack(offset) == publish.pub_ack(name, name, partition, partitions, offset, copies=copies)
+
+
+def test_a_geo_pub_ack_names_the_zones_or_says_that_they_were_late():
+    place = {"stream": "orders", "seq": 42, "domain": "eu", "partition": 0, "offset": 41, "zone": "eu"}
+    found = [json.loads(publish.pub_ack("orders", "eu", 0, 1, 41, copies=copies)) for copies in (("ap", "us"), ())]
+    assert found == [place | {"ack": "geo", "zones": ["ap", "us"]}, place | {"ack": "quorum", "geo": False}]
 
 
 def test_a_logged_pub_ack_promises_no_place():

@@ -20,6 +20,8 @@ there is still no room for is counted in a gap record, which takes its place in 
 
 A deduplication id that is on its way already is not sent twice: the second publish waits for the first one's answer.
 
+Who asked for `geo` goes on waiting when the event is committed here, without holding it (`gateway.core.geo`).
+
 With a `spool` every step is noted there (`gateway.core.spool`), and whatever a step promises leaves when it is noted: a
 `logged` answer when the event is, a refusal when it is noted that the event is gone, a batch when its sequences are.
 
@@ -32,13 +34,22 @@ do so only while the link is up: for how long they have waited is then told by t
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
+from gateway.core.acks import Answer, AnswerMany, Askers, PubAcks, held_bytes
 from gateway.core.engine import BEST, Engine
-from gateway.core.lanes import REPLY_BYTES, Lane, Replies, Room
-from gateway.core.partition_outbox import NO_HEADERS, Batch, Entry, Held, PartitionOutbox, event_bytes_max
+from gateway.core.geo import GeoAnswers, Waiting
+from gateway.core.lanes import REPLY_BYTES, Lane, Room
+from gateway.core.partition_outbox import (
+    NO_HEADERS,
+    Batch,
+    Entry,
+    Held,
+    PartitionOutbox,
+    event_bytes_max,
+)
 from gateway.core.routes import StreamRoutes, place
 from gateway.core.spool import Spool
 from protocol import link, publish, subjects
@@ -48,17 +59,11 @@ from protocol.limits import (
     BATCH_BYTES_TARGET,
     NEVER_SENT_REFUSE_MS,
 )
-from protocol.publish import AckForm, Refusal
+from protocol.publish import Refusal
 from protocol.records import Event
 from protocol.streams import StreamState
 
 RETRY_PAUSE_MS = 200  # before a batch is tried again that was refused for a reason that time may mend
-
-Answer = Callable[[str, str, bytes], None]
-"""answer(account, reply subject in it, JSON)"""
-AnswerMany = Callable[[str, Replies, AckForm, int], None]
-"""answer_many(account, reply subjects in it, their PubAcks, the offset of event 0)"""
-
 
 _Place = tuple[bytes, int]  # incarnation of the stream, number of the partition
 
@@ -103,18 +108,23 @@ class Outbox:
         answer_when_kept: Answer | None = None,
         answer_many: AnswerMany | None = None,
         engine: Engine = BEST,
+        other_zones: Collection[str] = (),
     ) -> None:
-        """With `spool`, `answer_when_kept` gets answers that may leave only when what is noted there is written.
+        """`other_zones` keep logs too, and so may hold copies.
+
+        With `spool`, `answer_when_kept` gets answers that may leave only when what is noted there is written.
 
         Without `answer_many`, `answer` is called for each. Lanes are of `engine`, that of the plane.
         """
-        self._answer_many = answer_many or self._answer_each
+        self._acks = PubAcks(zone, answer, answer_many)
         self._zone, self._answer, self._answer_when_kept = zone, answer, answer_when_kept or answer
         self._spool, self._engine = spool, engine
         self.is_shut = False  # while nothing more can be kept: as if every stream's part of the outbox were full
         self._partitions: dict[_Place, PartitionOutbox] = {}
         self._ways: dict[int, _Way] = {}
         self._rooms: dict[bytes, Room] = {}
+        self.geo = GeoAnswers(other_zones, self._acks, self._free)
+        self._now_ms = 0  # as of the last call that told it
         self._leaving: list[PartitionOutbox] = []  # gone, and something of theirs is in flight
         self.routes = StreamRoutes()
         self._counters = Counters()
@@ -158,7 +168,7 @@ class Outbox:
         if not headers.asks and self._append(partition, event, wanted, now_ms, stream, gives_up=gives_up):
             return bool(wanted), self.has_room(stream)
         entry = Entry(event, headers, now_ms)
-        refusal = _unfit(stream, entry)
+        refusal = self._unfit(stream, entry, is_awaited=bool(wanted))
         if refusal is None and self._follows(partition, entry, wanted, stream):
             return bool(wanted), self.has_room(stream)
         refusal = refusal or self._not_now(partition, stream, wanted, now_ms)
@@ -178,6 +188,8 @@ class Outbox:
         """Takes an event that asks nothing, unless it needs a closer look."""
         size_bytes = event_bytes_max(event)
         takes_replies = self._way_of(partition).producer is not None and stream.ack != "logged"
+        if stream.ack == "geo" and self.geo.refusal(stream) is not None:
+            takes_replies = False
         if self._spool is not None or size_bytes > BATCH_BYTES_TARGET or (wanted and not takes_replies):
             return False
         if (gives_up or wanted) and not self.has_room(stream):
@@ -236,6 +248,27 @@ class Outbox:
         down = self._way_of(partition).down_since_ms
         return down is not None and now_ms - down >= NEVER_SENT_REFUSE_MS
 
+    def _unfit(self, stream: StreamState, entry: Entry, *, is_awaited: bool = False) -> Refusal | None:
+        """Why `stream` can never take this event, or answer whoever awaits it as it says."""
+        headers = entry.headers
+        if headers.refusal is not None:
+            return headers.refusal
+        if headers.expect_stream is not None and headers.expect_stream != stream.name.encode():
+            return publish.WRONG_STREAM
+        if entry.size_bytes > BATCH_BYTES_MAX:
+            return publish.TOO_LARGE
+        if entry.stands_alone and stream.partitions > 1:
+            return publish.several_partitions("Nats-Expected-Last-*", stream.name, stream.partitions)
+        if headers.ack == "geo" or (is_awaited and stream.ack == "geo"):
+            return self.geo.refusal(stream)
+        return None
+
+    def _unfit_elsewhere(self, gone: StreamState, stream: StreamState, entry: Entry) -> Refusal | None:
+        """Why an event for a stream that is gone cannot go to `stream`: expectations were about that one."""
+        if entry.stands_alone and gone.name != stream.name:
+            return publish.RETIRED
+        return self._unfit(stream, entry)
+
     def _follows(self, partition: PartitionOutbox, entry: Entry, wanted: str, stream: StreamState) -> bool:
         """Whether an event of this id is on its way: then nothing is taken, and `wanted` gets that one's answer.
 
@@ -246,7 +279,8 @@ class Outbox:
         if first is None:
             return False
         if wanted and self.has_room(stream):
-            self._room(partition.stream).used_bytes += first.wait(wanted, duplicate=True)
+            used_bytes = first.wait(wanted, duplicate=True, geo=entry.headers.ack == "geo")
+            self._room(partition.stream).used_bytes += used_bytes
         return True
 
     def _take(self, partition: PartitionOutbox, entry: Entry, wanted: str, stream: StreamState) -> None:
@@ -254,7 +288,7 @@ class Outbox:
         if wanted and stream.ack == "logged" and not entry.headers.asks:
             self._tell_when_kept(stream, wanted, publish.logged_ack(stream.name, self._zone, partition.number))
         elif wanted:
-            entry.wait(wanted, duplicate=False)
+            entry.wait(wanted, duplicate=False, geo=entry.headers.ack == "geo")
         self._put(partition, entry)
 
     def _put(self, partition: PartitionOutbox, entry: Entry) -> None:
@@ -317,7 +351,7 @@ class Outbox:
 
     def flush(self, now_ms: int) -> bool:
         """Forms and sends what may be sent; returns whether something lingers and wants another flush soon."""
-        lingers = False
+        lingers, self._now_ms = False, now_ms
         for partition in self._partitions.values():
             if self._way_of(partition).producer is None:
                 continue
@@ -355,6 +389,8 @@ class Outbox:
             self._counters.batches_sent_again += partition.take_back()
             partition.next_sequence = one.last_sequence + 1 if one is not None else 1
         self._let_go()
+        for incarnation, number in self.geo.link_up(group):
+            way.frames.append(link.pack(link.WatchCopies(incarnation, number)))
 
     def _of_group(self, group: int) -> list[tuple[_Place, PartitionOutbox]]:
         return [(key, partition) for key, partition in self._partitions.items() if partition.group == group]
@@ -381,12 +417,15 @@ class Outbox:
             way.down_since_ms = now_ms
         way.producer = way.streams = None
         way.frames.clear()
+        self.geo.link_down(group)
         for _, partition in self._of_group(group):
             partition.awaited = 0
             partition.lane.replies = None
 
     def tick(self, now_ms: int) -> None:
-        """Refuses what waits for an answer, was never sent, and has had no leader for too long."""
+        """Refuses what waits for an answer, was never sent, and has had no leader for too long; ends long waits."""
+        self._now_ms = now_ms
+        self.geo.expire(now_ms)
         for partition in self._partitions.values():
             if not self._is_leaderless(partition, now_ms):
                 continue
@@ -444,7 +483,7 @@ class Outbox:
                 continue
             subject, header_block = subjects.decode(entry.event.subject), entry.event.header_block
             plan = self.routes.plan(partition.stream.account, subject, header_block)
-            refusal = publish.RETIRED if plan is None else _unfit_elsewhere(partition.stream, plan[0], entry)
+            refusal = publish.RETIRED if plan is None else self._unfit_elsewhere(partition.stream, plan[0], entry)
             if refusal is not None:
                 self._refuse(partition, [entry], refusal)
             elif plan is not None:
@@ -465,8 +504,8 @@ class Outbox:
         if first is None:
             self._put(target, entry)
             return
-        for reply, _ in entry.replies:
-            self._room(target.stream).used_bytes += first.wait(reply, duplicate=True)
+        for asker in entry.replies:
+            self._room(target.stream).used_bytes += first.wait(asker.reply, duplicate=True, geo=asker.geo)
 
     # -- from the sink ------------------------------------------------------------------------------------------------
 
@@ -528,18 +567,35 @@ class Outbox:
             base_offset += held.records
 
     def _acknowledge(self, partition: PartitionOutbox, held: Held, offset: int, *, known: bool = False) -> None:
-        stream = partition.stream
-        place = stream.name, self._zone, partition.number, stream.partitions
+        is_geo = partition.stream.ack == "geo"
         if isinstance(held, Entry):
-            for reply, follows in held.replies:
-                self._tell(stream, reply, publish.pub_ack(*place, offset, duplicate=known or follows))
+            askers = [asker._replace(is_duplicate=known or asker.is_duplicate) for asker in held.replies]
+            self._acks.tell(partition, [each for each in askers if not (is_geo or each.geo)], offset)
+            self._wait_for_zones(partition, held, offset, [each for each in askers if is_geo or each.geo])
+        elif held.waiting and is_geo:
+            self._wait_for_zones(partition, held, offset, held.waiting)
         elif held.waiting:
-            self._answer_many(stream.account, held.waiting, publish.ack_form(*place), offset)
+            self._acks.tell(partition, held.waiting, offset)
         self._forget(partition, held)
 
-    def _answer_each(self, account: str, replies: Replies, form: AckForm, base_offset: int) -> None:
-        for number, reply in replies.items():
-            self._answer(account, subjects.decode(reply), form.ack(base_offset + number))
+    def _wait_for_zones(self, partition: PartitionOutbox, held: Held, offset: int, askers: Askers) -> None:
+        if not askers:
+            return
+        stream = partition.stream
+        size_bytes = held_bytes(askers)
+        self._room(stream).used_bytes += size_bytes
+        due_ms = self._now_ms + stream.geo_timeout_ms
+        waiting = Waiting(offset, offset + held.records, askers, size_bytes, held.taken_ms, due_ms)
+        if self.geo.wait(partition, waiting, self._now_ms):
+            watch = link.WatchCopies(stream.incarnation, partition.number)
+            self._way_of(partition).frames.append(link.pack(watch))
+
+    def _free(self, stream: StreamState, size_bytes: int) -> None:
+        self._room(stream).used_bytes -= size_bytes
+
+    def copies_told(self, message: link.Copies, now_ms: int) -> None:
+        """How far other zones hold a partition."""
+        self.geo.told(message, now_ms)
 
     def _take_out_known(self, partition: PartitionOutbox, batch: Batch, known: Iterable[tuple[int, int]]) -> None:
         taken_out, entries = [], batch.by_record()
@@ -566,8 +622,10 @@ class Outbox:
     def _refuse(self, partition: PartitionOutbox, entries: Sequence[Held], refusal: Refusal) -> None:
         for held in entries:
             self._counters.refuse(refusal, held.events)
-            for reply, _ in held.replies if isinstance(held, Entry) else ():
-                self._tell_when_kept(partition.stream, reply, publish.error_answer(partition.stream.name, refusal))
+            for asker in held.replies if isinstance(held, Entry) else ():
+                self._tell_when_kept(
+                    partition.stream, asker.reply, publish.error_answer(partition.stream.name, refusal)
+                )
             self._forget(partition, held)
 
     def _forget(self, partition: PartitionOutbox, held: Held) -> None:
@@ -583,27 +641,6 @@ class Outbox:
     def _tell(self, stream: StreamState, reply: str, answer: bytes) -> None:
         if reply:
             self._answer(stream.account, reply, answer)
-
-
-def _unfit(stream: StreamState, entry: Entry) -> Refusal | None:
-    """Why `stream` can never take this event."""
-    headers = entry.headers
-    if headers.refusal is not None:
-        return headers.refusal
-    if headers.expect_stream is not None and headers.expect_stream != stream.name.encode():
-        return publish.WRONG_STREAM
-    if entry.size_bytes > BATCH_BYTES_MAX:
-        return publish.TOO_LARGE
-    if entry.stands_alone and stream.partitions > 1:
-        return publish.several_partitions("Nats-Expected-Last-*", stream.name, stream.partitions)
-    return None
-
-
-def _unfit_elsewhere(gone: StreamState, stream: StreamState, entry: Entry) -> Refusal | None:
-    """Why an event that was taken for a stream that is gone cannot go to `stream`: expectations were about that one."""
-    if entry.stands_alone and gone.name != stream.name:
-        return publish.RETIRED
-    return _unfit(stream, entry)
 
 
 def _remove(entries: list[Held], gone: Sequence[Held]) -> None:

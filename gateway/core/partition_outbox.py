@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple, TypeAlias
 
-from gateway.core.lanes import REPLY_BYTES, Lane, Replies, Room
+from gateway.core.acks import Asker
+from gateway.core.lanes import Lane, Replies, Room
 from protocol import envelope, subjects
 from protocol.engine import BEST
 from protocol.envelope import Envelope
@@ -26,7 +27,7 @@ NO_HEADERS = PublishHeaders()
 
 
 class Entry:
-    """One event in the outbox; `replies` are those who wait for its outcome, as (reply subject, is a duplicate).
+    """One event in the outbox; `replies` are those who wait for its outcome.
 
     Or, with `gap`, the events that were given up at this place.
     """
@@ -37,18 +38,18 @@ class Entry:
         self.event, self.headers, self.taken_ms, self.gap = event, headers, taken_ms, gap
         self.size_bytes = event_bytes_max(event)
         self.replies_bytes = 0
-        self.replies: list[tuple[str, bool]] = []
+        self.replies: list[Asker] = []
 
     @property
     def held_bytes(self) -> int:
         return self.size_bytes + self.replies_bytes
 
-    def wait(self, reply: str, *, duplicate: bool) -> int:
+    def wait(self, reply: str, *, duplicate: bool, geo: bool = False) -> int:
         """`reply` is told the outcome too; returns what that costs in bytes."""
-        size_bytes = REPLY_BYTES + len(subjects.encode(reply))
-        self.replies.append((reply, duplicate))
-        self.replies_bytes += size_bytes
-        return size_bytes
+        asker = Asker(reply, duplicate, geo)
+        self.replies.append(asker)
+        self.replies_bytes += asker.size_bytes
+        return asker.size_bytes
 
     @property
     def stands_alone(self) -> bool:

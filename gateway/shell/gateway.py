@@ -17,14 +17,16 @@ from pathlib import Path
 
 import structlog
 
+from gateway.core.acks import Answer
 from gateway.core.connections import ClosedConnections
 from gateway.core.differing import digests, stream_differences
 from gateway.core.engine import BEST, Engine
 from gateway.core.identity import Responses, UserEntry, with_role
 from gateway.core.lanes import Lane
 from gateway.core.nats_values import Moment
-from gateway.core.outbox import Answer, AnswerMany, Outbox
+from gateway.core.outbox import Outbox
 from gateway.core.plane import Plane, PlaneOptions
+from gateway.core.reloading import changed
 from gateway.core.ring import Rings
 from gateway.core.session import Session
 from gateway.core.spool_format import Owner
@@ -88,10 +90,11 @@ class Gateway:
         options = _options(configuration, self.node, version, worker, meets_others=cluster is not None)
         self.plane = Plane(options, self, random.randrange, engine)
         self.server = _server(configuration, self.node, self.plane, worker)
+        self._worker = worker
         self.peers = PeerLinks(self.server, worker, random.random) if worker.count > 1 else None
         self.mesh = self._mesh(link_tls, cluster)
         self.spool = _spool(configuration, self.node, worker, self._answer) if sinks else None
-        self.outbox = _outbox(self.zone, self._answer, self.plane.answer, self.spool, engine)
+        self.outbox = self._outbox(engine)
         self.audit = AuditTrail(self.outbox, self.zone, node, monotonic_ms, wall_ms, self._flush_outbox_soon)
         self.rings = None if sinks else _rings(configuration, engine)
         self.ring_log = None if self.rings is None else RingLog(node, self.rings)
@@ -108,8 +111,20 @@ class Gateway:
         self._outbox_scheduled = False
         self._tasks: list[asyncio.Task[None]] = []
         self.closed = ClosedConnections()
-        self.started_ms = monotonic_ms()
+        self.started_ms = self.loaded_ms = monotonic_ms()  # `loaded_ms`: what it goes by now
         self._calendar = Moment(self.started_ms, wall_ms())
+
+    def _outbox(self, engine: Engine) -> Outbox:
+        zones, keeper = self.configuration.zones, _keeper(self.configuration, self.zone).name
+        others = [name for name, zone in zones.items() if zone.sinks and name != keeper]
+        spool = self.spool
+        if spool is None:
+            many = self.plane.answer
+            return Outbox(self.zone, self._answer, answer_many=many, engine=engine, other_zones=others)
+        held = spool.hold
+        return Outbox(
+            self.zone, self._answer, spool=spool.spool, answer_when_kept=held, engine=engine, other_zones=others
+        )
 
     def _mesh(self, link_tls: LinkTls | None, cluster: Cluster | None) -> GatewayLinks | None:
         """The links to other gateways, of this zone and of others; None where there are none."""
@@ -189,6 +204,22 @@ class Gateway:
             await self.mesh.start()
         await self.contracts.wait(CONTRACTS_WAIT_MS_MAX / 1000)
         return await self.server.start()
+
+    def reload(self, configuration: config.Config) -> None:
+        """Go by its users, accounts, TLS of clients, and limits, as far as these can change (`core.reloading`).
+
+        ConfigError: its certificates are of no use, and nothing has changed. Whoever calls sees to it that nothing else
+        is different, and that no other process or sink goes by the same file.
+        """
+        tls = configuration.tls_clients
+        ready = ClientTls(tls) if tls is not None else None
+        options = self.plane.options
+        meets_others, version = options.has_gateways, options.server_version
+        wanted = _options(configuration, self.node, version, self._worker, meets_others=meets_others)
+        self.server.go_by(ready, configuration.limits.write_deadline_ms)
+        self.plane.reload(changed(options, wanted), monotonic_ms())
+        self.configuration, self.loaded_ms = configuration, monotonic_ms()
+        self.server.flush()
 
     async def linked(self) -> None:
         """Until the links to all groups of the zone's sinks have been open."""
@@ -513,12 +544,6 @@ def _rings(configuration: config.Config, engine: Engine) -> Rings | None:
         return None
     catch_alls = configuration.catch_all, *configuration.account_catch_alls
     return Rings(configuration.mesh.buffer_bytes, catch_alls, engine)
-
-
-def _outbox(zone: str, answer: Answer, answer_many: AnswerMany, spool: SpoolFolder | None, engine: Engine) -> Outbox:
-    if spool is None:
-        return Outbox(zone, answer, answer_many=answer_many, engine=engine)
-    return Outbox(zone, answer, spool=spool.spool, answer_when_kept=spool.hold, engine=engine)
 
 
 def _keeper(configuration: config.Config, zone: str) -> config.Zone:

@@ -175,6 +175,8 @@ class SinkLink:
             self._outbox.refused(message, self._now_ms())
             if message.reason in ("FENCED", "NOT_LEADER"):
                 connection.end(f"refused: {message.reason}: {link.REASONS[message.reason]}")
+        elif isinstance(message, link.Copies):
+            self._outbox.copies_told(message, self._now_ms())
         elif isinstance(message, link.Streams):
             self._outbox.streams_told(message, self.group)
         elif isinstance(message, link.Contracts):

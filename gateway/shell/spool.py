@@ -25,7 +25,8 @@ from typing import Final
 
 import structlog
 
-from gateway.core.outbox import Answer, Outbox
+from gateway.core.acks import Answer
+from gateway.core.outbox import Outbox
 from gateway.core.spool import Spool
 from gateway.core.spool_format import Head, Owner, pack_head
 from gateway.core.spool_recovery import Recovery, Restored

@@ -21,7 +21,7 @@ from protocol import envelope, link
 from protocol.contracts import whose
 from protocol.errors import DamagedFile, FrameError, LogError
 from protocol.gaps import read_gap
-from protocol.limits import FETCH_WAIT_MS_MAX, LINK_FETCH_BYTES_MAX, LINK_REQUESTS_MAX
+from protocol.limits import FETCH_WAIT_MS_MAX, LINK_FETCH_BYTES_MAX, LINK_REQUESTS_MAX, MIRROR_SILENCE_MS_MAX
 from protocol.link import MIRROR_ROLE, OPERATOR, Message
 from protocol.records import CONTROL, check_batch
 from protocol.streams import StreamState
@@ -71,6 +71,7 @@ class LinkServer:
         self.operator, self.storage_full, self.failed = operator, storage_full, failed
         self.siblings, self.identify, self.link_refused = siblings, identify, link_refused
         self.holding, self.bucket_of = holding, bucket_of
+        holding.changed = self._copies_changed
         self.connections: set[LinkConnection] = set()
         self.appends = self.fetches = self.refused_full = 0
 
@@ -90,6 +91,10 @@ class LinkServer:
                 if connection.wants_leader:
                     connection.close()
 
+    def _copies_changed(self, incarnation: bytes, partition: int) -> None:
+        for connection in self.connections:
+            connection.send_copies(incarnation, partition)
+
     async def close(self) -> None:
         tasks = [task for connection in self.connections for task in connection.close()]
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -105,6 +110,7 @@ class LinkConnection(asyncio.BufferedProtocol):
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._gateway = ""
         self._wants_contracts = self._wants_mirrors = False
+        self._watched: dict[tuple[bytes, int], Partition] = {}  # whose copies the gateway waits for
         self._feeds: Feeds | None = None  # of a sink of another zone
         self._is_open = False  # it has a producer: looking for the leader alone is not worth a line in the log
 
@@ -173,6 +179,8 @@ class LinkConnection(asyncio.BufferedProtocol):
             self._take_of_mirror(message, self._feeds)
         elif isinstance(message, link.Append):
             self._append(bytes(frame.tail))
+        elif isinstance(message, link.WatchCopies):
+            self._watch_copies(message)
         elif isinstance(message, link.Ping):
             self._send(link.Pong())
         elif isinstance(message, link.Open):
@@ -185,7 +193,7 @@ class LinkConnection(asyncio.BufferedProtocol):
             self._start(message.request, partial(self._describe, message))
         elif isinstance(message, link.ChangeContract):
             self._start(message.request, partial(self._change_contract, message))
-        elif isinstance(message, link.Status | link.ChangeMembers | link.Transfer | link.Rebuild):
+        elif isinstance(message, link.Status | link.ChangeMembers | link.Transfer):
             self._start(message.request, partial(self._operate, message))
         elif isinstance(message, link.Cancel):
             task = self._tasks.get(message.request)
@@ -215,7 +223,7 @@ class LinkConnection(asyncio.BufferedProtocol):
         self._gateway = message.node
         self._wants_contracts, self._wants_mirrors = message.contracts, message.mirrors
         if is_mirror:
-            self._begin_feeding(message)
+            self._begin_feeding(message.zone)
         names, group = (server.mesh, server.zone, server.node), server.group
         self._send(link.Welcome(*names, group.leads, server.disk_id, group.leader))
         self.send_streams()
@@ -233,17 +241,21 @@ class LinkConnection(asyncio.BufferedProtocol):
 
     # -- a sink of another zone ---------------------------------------------------------------------------------------
 
-    def _begin_feeding(self, hello: link.Hello) -> None:
+    def _begin_feeding(self, zone: str) -> None:
         """FrameError: there is no such zone."""
-        server, zone = self._server, hello.zone
+        server = self._server
         bucket = server.bucket_of(zone)
         refused = partial(server.link_refused, self._host, f"mirror in zone {zone}")
-        self._feeds = Feeds(
-            server.siblings, zone, bucket, self._send, self._may_write.wait, refused, tells_ends=hello.mirrors
-        )
+        self._feeds = Feeds(server.siblings, zone, bucket, self._send, self._may_write.wait, refused, self._silent)
         self._start(_FEEDING, self._feeds.run)
 
+    def _silent(self) -> None:
+        log.warning("mirror_silent", sink=self._gateway, limit_ms=MIRROR_SILENCE_MS_MAX)
+        if self._transport is not None:
+            self._transport.abort()
+
     def _take_of_mirror(self, message: Message, feeds: Feeds) -> None:
+        feeds.heard()
         if isinstance(message, link.Subscribe):
             self._start(message.subscription, partial(feeds.subscribe, message))
         elif isinstance(message, link.Durable):
@@ -265,6 +277,21 @@ class LinkConnection(asyncio.BufferedProtocol):
                 self._send(link.Contracts(tuple(machine.state.contracts.values())))
             if self._wants_mirrors and machine.state.mirrors:
                 self._send(link.Mirrors(machine.mirror_states()))
+
+    def _watch_copies(self, message: link.WatchCopies) -> None:
+        place = message.incarnation, message.partition
+        try:
+            self._watched[place] = self._server.store.incarnation(*place)
+        except LogError:  # the stream was made anew meanwhile: nobody copies the old one
+            return
+        self.send_copies(*place)
+
+    def send_copies(self, incarnation: bytes, partition: int) -> None:
+        """How far other zones hold a partition, if the gateway wants to know."""
+        watched = self._watched.get((incarnation, partition))
+        if watched is not None:
+            copies = self._server.holding.copies(incarnation, partition)
+            self._send(link.Copies(incarnation, partition, watched.start_offset, copies))
 
     def _append(self, parcel: bytes) -> None:
         self._server.appends += 1
@@ -343,15 +370,13 @@ class LinkConnection(asyncio.BufferedProtocol):
         log.info("contract_changed", gateway=self._gateway, name=whose(changed.contract), removed=message.removes)
         self._send(link.ContractIs(message.request, changed.contract))
 
-    async def _operate(self, message: link.Status | link.ChangeMembers | link.Transfer | link.Rebuild) -> None:
+    async def _operate(self, message: link.Status | link.ChangeMembers | link.Transfer) -> None:
         operator = self._server.operator
         if isinstance(message, link.Status):
             self._send(link.StatusIs(message.request), msgspec.json.encode(operator.status()))
             return
         if isinstance(message, link.Transfer):
             operator.transfer(message.to, self._host)
-        elif isinstance(message, link.Rebuild):
-            await operator.rebuild(message.source, self._host)
         else:
             await operator.change_members(message.add, message.remove, self._host)
         self._send(link.Done(message.request))

@@ -65,7 +65,8 @@ class Replica:
         self.number, self.folder, self._sink = number, folder, sink
         self.peers: Peers | None = None
         self.filling: Filling | None = None
-        self.holding = Holding(sink.other_zones)
+        self.holding = Holding(sink.other_zones, self._tell_soon)
+        self._tells_soon = False
         self._running: asyncio.Task[None] | None = None  # the group
         self._keeping_house: asyncio.Task[None] | None = None
         self._scrubbing: asyncio.Task[None] | None = None
@@ -224,6 +225,7 @@ class Replica:
             self.peers.links.tell()
 
     def _leadership_changed(self) -> None:
+        self.holding.leads(self.group.leads)
         self.links.leadership_changed()
         if not self._sink.is_alone:
             self.configuring.propose_soon()
@@ -312,16 +314,22 @@ class Replica:
             self.configuring.compare(self.peers)
             if self.peers is not None:
                 self.peers.dial()
-            self._tell_what_is_held()
+            self._tell_what_is_held(again=True)
             await self.retain()  # first, for it may free what the others need
             await self.save(checkpoint=self.journal.file_count > 1)
 
-    def _tell_what_is_held(self) -> None:
+    def _tell_soon(self) -> None:
+        """Not each word of each mirror by itself, but publishers wait for it."""
+        if not self._tells_soon and self.peers is not None:
+            self._tells_soon = True
+            asyncio.get_running_loop().call_later(limits.HELD_TELL_MS / 1000, self._tell_what_is_held)
+
+    def _tell_what_is_held(self, *, again: bool = False) -> None:
         """The leader, what other zones have got."""
-        if self.group.leads:
-            self.holding.leads()
-        elif self.peers is not None and self.group.leader:
-            self.holding.tell(self.group.leader, self.peers.links.send)
+        self._tells_soon = False
+        self.holding.leads(self.group.leads)
+        if not self.group.leads and self.peers is not None and self.group.leader:
+            self.holding.tell(self.group.leader, self.peers.links.send, again=again)
 
     def _look_at_disk(self) -> None:
         """On the writer's thread."""
