@@ -9,8 +9,8 @@ request number for reads), never by order alone.
     sink → gateway    Welcome · Streams, Contracts, Copies (whenever they change) · Opened · Appended · Refused ·
                       Fetched + batches · OffsetsAre · Described · ContractIs · Failed · Pong
     sink → sink of another zone   Hello · Subscribe · Durable · Cancel · Ping
-    ... and back                  Welcome · Streams · Mirrored + batches · Behind · Failed · Pong
-    operator → sink   Hello · Status · ChangeMembers · Transfer
+    ... and back                  Welcome · Streams · Mirrors · MirrorEnds · Mirrored + batches · Behind · Failed · Pong
+    operator → sink   Hello · Status · ChangeMembers · Transfer · Rebuild
     sink → operator   StatusIs · Done · Failed
 """
 
@@ -84,6 +84,8 @@ class Mirrors(Message, frozen=True):
 class Subscribe(Message, frozen=True):
     """Asks for the committed batches of a partition from `offset` on, and for those that come, until `Cancel`.
 
+    `stream` is one of the zone that is asked, or as a mirror there one of another (its incarnation counts then).
+
     At most `window_bytes` of batches are under way beyond what `Durable` has told. `last_offset` is where the last
     batch that the mirror holds begins, -1 if it holds none or if that is a gap; `digest` is its SHA-256 from the
     attributes on.
@@ -133,6 +135,23 @@ class Behind(Message, frozen=True):
     size_bytes: int
     oldest_ms: int
     limited: bool = False
+
+
+class MirrorEnd(msgspec.Struct, array_like=True, frozen=True):
+    """A sink has [start_offset, end_offset) of the mirror `stream`, committed by its group."""
+
+    stream: str
+    incarnation: bytes
+    partition: int
+    start_offset: int
+    end_offset: int
+    diverged: bool = False
+
+
+class MirrorEnds(Message, frozen=True):
+    """What this sink's zone mirrors of other zones, all of it; once a second, if it has changed."""
+
+    ends: tuple[MirrorEnd, ...]
 
 
 class WatchCopies(Message, frozen=True):
@@ -383,6 +402,13 @@ class Transfer(Message, frozen=True):
     to: str
 
 
+class Rebuild(Message, frozen=True):
+    """Asks the leader of group 0 to bring back from zone `source` what that mirrors of this zone's old logs."""
+
+    request: int
+    source: str
+
+
 class Done(Message, frozen=True):
     """What a request asked for is so."""
 
@@ -421,6 +447,8 @@ KINDS: dict[int, type[Message]] = {
     29: Mirrored,
     30: Durable,
     31: Behind,
+    32: MirrorEnds,
+    33: Rebuild,
     34: WatchCopies,
     35: Copies,
 }

@@ -9,6 +9,9 @@ catches up takes what the live ones leave, and the memory of a link is that of i
 
 Any sink of a zone serves: what it has applied is committed. Only the leader of a group says that a mirror goes beyond
 the log. What a mirror holds for good is told to the leader, whose retention keeps the rest (`sinkd.shell.holding`).
+
+What is mirrored here itself is served too: to zones that lack what its origin does not give them any more, and to an
+origin that has lost it. Who wants to know what that is, is told once a second (`MirrorEnds`).
 """
 
 import asyncio
@@ -71,10 +74,16 @@ class Feeds:
         may_write: Callable[[], Awaitable[object]],
         refused: Callable[[str], None],
         silent: Callable[[], None],
+        *,
+        tells_ends: bool = False,
     ) -> None:
         """`siblings` has the groups of this sink; `refused(why)` is told of what that zone may not have, and `silent`
         is called when nothing was heard of it for too long.
+
+        `tells_ends`: the other end wants to know what mirrors there are here, and how long they are.
         """
+        self._tells_ends = tells_ends
+        self._told_ends: link.MirrorEnds | None = None
         self._siblings, self._zone, self._bucket = siblings, zone, bucket
         self._send, self._may_write, self._refused, self._silent = send, may_write, refused, silent
         self._served: dict[int, _Served] = {}
@@ -100,20 +109,25 @@ class Feeds:
         group = server.group
         if group.member.muted:
             raise SubscriptionRefused("NOT_CAUGHT_UP", f"sink {server.node} is being filled: {group.member.muted}")
-        check_end(asked.offset, partition.high_watermark, leads=group.leads)
+        is_origin = not partition.stream.is_mirror
+        check_end(asked.offset, partition.high_watermark, leads=group.leads and is_origin)
         if asked.last_offset >= partition.start_offset and asked.digest:
             batches = await server.store.read(partition, asked.last_offset, 1)
             check_last(asked.last_offset, asked.digest, next(iter(split_batches(batches))))
         feed = Feed(self._zone, asked.offset, asked.window_bytes)
-        server.holding.note(feed, asked.incarnation, asked.partition)
+        if is_origin:
+            server.holding.note(feed, asked.incarnation, asked.partition)
         return _Served(asked.subscription, feed, server, partition)
 
     def _find(self, asked: link.Subscribe) -> "tuple[LinkServer, Partition]":
-        stream = self._siblings[0].machine.state.streams.get(asked.stream)
+        machine = self._siblings[0].machine
+        stream = machine.state.streams.get(asked.stream)
+        if "@" in asked.stream:  # each zone has its own names for what is over
+            stream = machine.mirror_of_incarnation(asked.incarnation)
         if stream is None or not 0 <= asked.partition < stream.state.partitions:
             raise SubscriptionRefused("UNKNOWN_STREAM", f"no stream {asked.stream!r} with partition {asked.partition}")
         state = stream.state
-        if not state.is_for(self._zone):
+        if not state.is_for(self._zone) and self._zone != state.mirrored[1]:
             what = f"stream {asked.stream} is replicated to {', '.join(state.replicate) or 'no zone'}"
             self._refused(f"{what}; zone {self._zone} has asked for it")
             raise SubscriptionRefused("NOT_REPLICATED", what)
@@ -122,9 +136,9 @@ class Feeds:
             raise SubscriptionRefused("RECREATED", what)
         group = state.group_of(asked.partition)
         server = self._siblings.get(group)
-        if server is None or asked.stream not in server.machine.state.streams:
+        if server is None or server.machine.log(state.name) is None:
             raise SubscriptionRefused("NOT_CAUGHT_UP", f"group {group} has not learnt of stream {asked.stream} here")
-        return server, server.store.partition(asked.stream, asked.partition)
+        return server, server.store.partition(state.name, asked.partition)
 
     def heard(self) -> None:
         """Anything: whoever is cut off has mirrors of which nobody knows any more how they are."""
@@ -137,7 +151,8 @@ class Feeds:
             return
         served.feed.durable_through(message.through)
         stream = served.partition.stream
-        served.server.holding.note(served.feed, stream.incarnation, served.partition.number)
+        if not stream.is_mirror:
+            served.server.holding.note(served.feed, stream.incarnation, served.partition.number)
         self._wake.set()
 
     def cancel(self, subscription: int) -> None:
@@ -220,6 +235,7 @@ class Feeds:
 
     async def _tell(self) -> None:
         while True:
+            self._tell_ends()
             await asyncio.sleep(MIRROR_TELL_MS / 1000)
             self._silent_ms += MIRROR_TELL_MS
             if self._silent_ms > MIRROR_SILENCE_MS_MAX:
@@ -229,6 +245,22 @@ class Feeds:
                     self._send(await self._behind(served), b"")
                 except LogError:  # trimmed meanwhile
                     continue
+
+    def _tell_ends(self) -> None:
+        ends = link.MirrorEnds(
+            tuple(
+                link.MirrorEnd(
+                    state.name, state.incarnation, number, held.start_offset, held.end_offset,
+                    number in server.machine.state.mirrors[state.name].diverged,
+                )
+                for server in self._siblings.values()
+                for state, number, held in server.machine.partitions()
+                if state.is_mirror
+            )
+        )  # fmt: skip
+        if self._tells_ends and ends != self._told_ends:
+            self._told_ends = ends
+            self._send(ends, b"")
 
     async def _behind(self, served: _Served) -> link.Behind:
         partition, durable = served.partition, served.feed.durable

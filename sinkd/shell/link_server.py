@@ -193,7 +193,7 @@ class LinkConnection(asyncio.BufferedProtocol):
             self._start(message.request, partial(self._describe, message))
         elif isinstance(message, link.ChangeContract):
             self._start(message.request, partial(self._change_contract, message))
-        elif isinstance(message, link.Status | link.ChangeMembers | link.Transfer):
+        elif isinstance(message, link.Status | link.ChangeMembers | link.Transfer | link.Rebuild):
             self._start(message.request, partial(self._operate, message))
         elif isinstance(message, link.Cancel):
             task = self._tasks.get(message.request)
@@ -223,7 +223,7 @@ class LinkConnection(asyncio.BufferedProtocol):
         self._gateway = message.node
         self._wants_contracts, self._wants_mirrors = message.contracts, message.mirrors
         if is_mirror:
-            self._begin_feeding(message.zone)
+            self._begin_feeding(message)
         names, group = (server.mesh, server.zone, server.node), server.group
         self._send(link.Welcome(*names, group.leads, server.disk_id, group.leader))
         self.send_streams()
@@ -241,12 +241,15 @@ class LinkConnection(asyncio.BufferedProtocol):
 
     # -- a sink of another zone ---------------------------------------------------------------------------------------
 
-    def _begin_feeding(self, zone: str) -> None:
+    def _begin_feeding(self, hello: link.Hello) -> None:
         """FrameError: there is no such zone."""
-        server = self._server
+        server, zone = self._server, hello.zone
         bucket = server.bucket_of(zone)
         refused = partial(server.link_refused, self._host, f"mirror in zone {zone}")
-        self._feeds = Feeds(server.siblings, zone, bucket, self._send, self._may_write.wait, refused, self._silent)
+        self._feeds = Feeds(
+            server.siblings, zone, bucket, self._send, self._may_write.wait, refused, self._silent,
+            tells_ends=hello.mirrors,
+        )  # fmt: skip
         self._start(_FEEDING, self._feeds.run)
 
     def _silent(self) -> None:
@@ -370,13 +373,15 @@ class LinkConnection(asyncio.BufferedProtocol):
         log.info("contract_changed", gateway=self._gateway, name=whose(changed.contract), removed=message.removes)
         self._send(link.ContractIs(message.request, changed.contract))
 
-    async def _operate(self, message: link.Status | link.ChangeMembers | link.Transfer) -> None:
+    async def _operate(self, message: link.Status | link.ChangeMembers | link.Transfer | link.Rebuild) -> None:
         operator = self._server.operator
         if isinstance(message, link.Status):
             self._send(link.StatusIs(message.request), msgspec.json.encode(operator.status()))
             return
         if isinstance(message, link.Transfer):
             operator.transfer(message.to, self._host)
+        elif isinstance(message, link.Rebuild):
+            await operator.rebuild(message.source, self._host)
         else:
             await operator.change_members(message.add, message.remove, self._host)
         self._send(link.Done(message.request))
