@@ -1,51 +1,50 @@
 """What gateways say to each other: NATS's route protocol, as far as events and interest go.
 
-    HELLO {"version":2,"mesh":...,"zone":...,"node":...,"server_id":...,"compression":"zstd"}
-    CONNECT {"version":3,"name":...}             RS+ <account> <pattern> [<queue> <weight>]     PING
+    HELLO {"version":3,"mesh":...,"zone":...,"node":...,"server_id":...,"compression":"zstd"}
+    CONNECT {"version":4,"name":...}             RS+ <account> <pattern> [<queue> <weight>]     PING
     RMSG <account> <subject> [reply] <size>      RS- <account> <pattern> [queue]                PONG
     RSALL <epoch>          RSSUM <epoch> <sequence> <digest>          RSASK <epoch>
     RMSG <account> <subject> + <queue>... <reply> <size>          (with a reply, for members of these queue groups too)
     RMSG <account> <subject> | <queue>... <size>                  (without a reply)
     HRMSG ... <header size> <size>                                (the same three forms, with a header block)
+    RVIA <zone> <size>     RFOR <zone> <size>
 
-RMSG and HRMSG are followed by as many bytes as their last argument says, and CR LF. RS+ says that somebody behind the
-sender wants what matches the pattern, and of a queue group how many members (another RS+ says how many there are now);
-RS- says that nobody does any more. Between RSALL and the next RSSUM of that epoch comes all that is wanted. RSSUM says
-what the receiver should hold now: how many RS+ and RS- the sender has sent to its peers up to here (the sequence), and
-in 16 hexadecimal digits the sum modulo 2^64 of the hashes of what they leave wanted (`digest_of`); with the RSSUM that
-ends a table the receiver's sequence begins. Who holds something else asks by RSASK for the table of the next epoch. A
-table is split up by RS+ and RS- for changes; to hear something twice does no harm. A PONG says that everything before
-the PING has been acted on. A message goes to plain subscribers, and to one member of each queue group that it names.
-The groups stand before the reply, not behind it as with nats-server: so what a client wrote behind its subject stays in
-one piece.
+RMSG, HRMSG, RVIA and RFOR are followed by as many bytes as their last argument says, and CR LF. RS+ says that somebody
+behind the sender wants what matches the pattern, and of a queue group how many members (another RS+ says how many there
+are now); RS- says that nobody does any more. Between RSALL and the next RSSUM of that epoch comes all that is wanted.
+RSSUM says what the receiver should hold now: how many RS+ and RS- the sender has sent to its peers up to here (the
+sequence), and in 16 hexadecimal digits the sum modulo 2^64 of the hashes of what they leave wanted (`digest_of`); with
+the RSSUM that ends a table the receiver's sequence begins. Who holds something else asks by RSASK for the table of the
+next epoch. A table is split up by RS+ and RS- for changes; to hear something twice does no harm. A PONG says that
+everything before the PING has been acted on. A message goes to plain subscribers, and to one member of each queue group
+that it names. The groups stand before the reply, not behind it as with nats-server: so what a client wrote behind its
+subject stays in one piece.
 
 Between gateways HELLO comes first, both ways: nothing else is said or listened to before it was checked; -ERR instead
-of it tells why not. All behind it stands in *frames*, so that one connection carries several *channels*, each with
-lines as above: that of the two gateways, and one for each other zone to which one of the two leads (`Side`). A frame is
-
-    u32 size of the piece, little endian | u8 side | u8 size of the zone's name | the name | a piece of the channel
-
-A channel to a zone is there from the first frame on that the gateway sends that leads there, until an empty one.
-Between zones there is the one channel; with compression on both sides everything behind HELLO is one zstd stream.
+of it tells why not. One connection carries several *channels*, each with lines as above: that of the two gateways, and
+one for each other zone to which one of the two leads (`Side`). What is said on the channel of a zone stands in *pieces*
+between the lines of the two gateways: RVIA where the sender leads there, RFOR where the receiver does. A piece is whole
+lines and messages, or a part of one that is longer. A channel to a zone is there from the first piece on of the gateway
+that leads there, until an empty one. Between zones there is the one channel; with compression on both sides everything
+behind HELLO is one zstd stream.
 
 Source: nats-server `server/parser.go`, `server/route.go`; CONNECT carries our own version of this page.
 """
 
 import hashlib
 import re
-import struct
-from enum import IntEnum
-from typing import Final, NamedTuple
+from enum import Enum
+from typing import Final
 
 import msgspec
 
 from protocol import nats, subjects
 from protocol.errors import FrameError
-from protocol.limits import NAME_CHARACTERS_MAX, ROUTE_FRAME_BYTES_MAX
+from protocol.limits import ROUTE_PIECE_BYTES_MAX
 from protocol.nats import ClientParser, Event, Extension
 
-VERSION: Final = 3
-HELLO_VERSION: Final = 2
+VERSION: Final = 4
+HELLO_VERSION: Final = 3
 ZSTD: Final = "zstd"
 DIGEST_MASK: Final = 2**64 - 1
 _DIGITS_MAX: Final = 9  # of a number
@@ -94,22 +93,42 @@ class RouteMessage(Extension, frozen=True):
     payload: bytes
 
 
+class Side(Enum):
+    """What a channel is about: the two gateways themselves, or a zone to which the sender or the receiver leads."""
+
+    GATEWAYS = b""
+    SENDER = b"RVIA"
+    RECEIVER = b"RFOR"
+
+
+class Piece(Extension, frozen=True):
+    """RVIA or RFOR: what is said on the channel of a zone."""
+
+    side: Side
+    zone: str
+    data: bytes
+
+
 class RouteParser(ClientParser):
     """Bytes of one peer in, events out: as `ClientParser`, with the events of this module beside its own."""
 
     _verb = re.compile(
-        rb"(?:(RMSG|HRMSG|RS\+|RS-|RSALL|RSSUM|RSASK|-ERR)[ \t]|(CONNECT|INFO|PING|PONG|\+OK))[ \t]*", re.IGNORECASE
+        rb"(?:(RMSG|HRMSG|RS\+|RS-|RSALL|RSSUM|RSASK|RVIA|RFOR|-ERR)[ \t]|(CONNECT|INFO|PING|PONG|\+OK))[ \t]*",
+        re.IGNORECASE,
     )
     _beginnings = (
-        *(b"RMSG ", b"HRMSG ", b"RS+ ", b"RS- ", b"RSALL ", b"RSSUM ", b"RSASK ", b"-ERR "),
+        *(b"RMSG ", b"HRMSG ", b"RS+ ", b"RS- ", b"RSALL ", b"RSSUM ", b"RSASK ", b"RVIA ", b"RFOR "),
+        b"-ERR ",
         *(b"CONNECT", b"INFO", b"PING", b"PONG", b"+OK"),
     )
 
-    def __init__(self, max_payload_bytes: int, max_control_line_bytes: int) -> None:
+    def __init__(self, max_payload_bytes: int, max_control_line_bytes: int, *, takes_pieces: bool = False) -> None:
         super().__init__(max_payload_bytes, max_control_line_bytes)
+        self._takes_pieces = takes_pieces
         self.pedantic = False
         self._account = b""
         self._queues: tuple[bytes, ...] = ()
+        self._side = Side.GATEWAYS  # of the payload that comes
 
     def _argument(self, verb: bytes, argument: bytes) -> Event | None:
         if verb in (b"RMSG", b"HRMSG"):
@@ -118,6 +137,8 @@ class RouteParser(ClientParser):
             return self._interest(argument.split(), verb == b"RS+")
         if verb in _VERSIONS:
             return self._version(verb, argument.split())
+        if verb in (b"RVIA", b"RFOR"):
+            return self._piece(Side(verb), argument.split())
         return super()._argument(verb, argument)
 
     def _interest(self, words: list[bytes], wanted: bool) -> Event | None:
@@ -153,7 +174,17 @@ class RouteParser(ClientParser):
         self._account, self._queues = words[0], tuple(queues)
         return self._expect_payload(words[1], reply, sizes[0] if numbers == 2 else 0, sizes[-1], False)
 
+    def _piece(self, side: Side, words: list[bytes]) -> Event | None:
+        size_bytes = _number(words[-1])
+        if not self._takes_pieces or len(words) != 2 or not 0 <= size_bytes <= ROUTE_PIECE_BYTES_MAX:
+            return self._fail(None, f"{side.value.decode()} with bad arguments, or where there is but one channel")
+        self._side, self._publish, self._read = side, (words[0], b"", 0, size_bytes, False), self._read_payload
+        return None
+
     def _published(self, subject: bytes, reply: bytes, header_block: bytes, payload: bytes) -> Event:
+        if self._side is not Side.GATEWAYS:
+            side, self._side = self._side, Side.GATEWAYS
+            return Piece(side, subject.decode("utf-8", "replace"), payload)
         return RouteMessage(self._account, subject, reply, self._queues, header_block, payload)
 
 
@@ -240,47 +271,15 @@ class RefusedByPeer(FrameError):
     """The other end has said why it does not want this link."""
 
 
-class Side(IntEnum):
-    """What a channel is about: the two gateways themselves, or a zone to which the sender or the receiver leads."""
-
-    GATEWAYS = 0
-    SENDER = 1
-    RECEIVER = 2
-
-
-class FrameHead(NamedTuple):
-    """`size_bytes`: of the whole head; `piece_bytes`: of what comes behind it."""
-
-    size_bytes: int
-    piece_bytes: int
-    side: Side
-    zone: str
-
-
-_HEAD: Final = struct.Struct("<IBB")
-FRAME_HEAD_BYTES_MAX: Final = _HEAD.size + NAME_CHARACTERS_MAX
-
-
-def frames(side: Side, zone: str, data: bytes) -> list[bytes]:
-    """Heads and pieces, in order. Without `data` one empty frame."""
-    name, parts = zone.encode(), []
-    for at in range(0, len(data) or 1, ROUTE_FRAME_BYTES_MAX):
-        piece = data[at : at + ROUTE_FRAME_BYTES_MAX]
-        parts += [_HEAD.pack(len(piece), side, len(name)) + name, piece]
+def pieces(side: Side, zone: str, data: bytes) -> list[bytes]:
+    """`data` of a channel as it goes over the link, in parts. For a zone at least one piece, though it be empty."""
+    if side is Side.GATEWAYS:
+        return [data]
+    parts = []
+    for at in range(0, len(data) or 1, ROUTE_PIECE_BYTES_MAX):
+        piece = data[at : at + ROUTE_PIECE_BYTES_MAX]
+        parts += [b"%b %b %d\r\n" % (side.value, zone.encode(), len(piece)), piece, nats.LINE_END]
     return parts
-
-
-def read_frame_head(data: bytes) -> FrameHead | None:
-    """None: there is not all of it yet. FrameError: it is no head of a frame."""
-    if len(data) < _HEAD.size:
-        return None
-    piece_bytes, side, name_bytes = _HEAD.unpack_from(data)
-    if piece_bytes > ROUTE_FRAME_BYTES_MAX or side > Side.RECEIVER or name_bytes > NAME_CHARACTERS_MAX:
-        raise FrameError(f"no frame begins with {data[: _HEAD.size].hex(' ')}")
-    size_bytes = _HEAD.size + name_bytes
-    if len(data) < size_bytes:
-        return None
-    return FrameHead(size_bytes, piece_bytes, Side(side), data[_HEAD.size : size_bytes].decode("utf-8", "replace"))
 
 
 def interest_line(account: str, pattern: str, queue: str, weight: int) -> bytes:

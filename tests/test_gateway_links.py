@@ -219,7 +219,7 @@ async def test_mesh_status_shows_the_links_as_each_gateway_sees_them(tmp_path) -
 
 # -- who is let in ----------------------------------------------------------------------------------------------------
 
-HELLO = {"mesh": "acme", "zone": "eu", "node": "gw3", "server_id": "X", "version": 2}
+HELLO = {"mesh": "acme", "zone": "eu", "node": "gw3", "server_id": "X", "version": 3}
 
 
 def hello(**changes) -> bytes:
@@ -229,7 +229,7 @@ def hello(**changes) -> bytes:
 def test_the_first_line_of_a_link() -> None:
     line = routes.hello_line(routes.Hello("acme", "eu", "gw1", "M1", revision=7, digests={"mesh": "00ff"}))
     assert line == (
-        b'HELLO {"mesh":"acme","zone":"eu","node":"gw1","server_id":"M1","version":2,"compression":"","revision":7,'
+        b'HELLO {"mesh":"acme","zone":"eu","node":"gw1","server_id":"M1","version":3,"compression":"","revision":7,'
         b'"digests":{"mesh":"00ff"}}\r\n'
     )
 
@@ -254,7 +254,7 @@ async def told(gateway: Gateway, said: bytes) -> bytes:
         (b"HELLO {}\r\n", "protocol", b"-ERR 'the peer's HELLO is not readable: "),
         (b"x" * 5_000, "protocol", b"-ERR 'the peer says no HELLO within 4096 B'\r\n"),
         (b"-ERR 'no'\r\n", "by_peer", b""),
-        (hello(version=9), "version", b"-ERR 'gw3 speaks version 9 of HELLO, this is 2'\r\n"),
+        (hello(version=9), "version", b"-ERR 'gw3 speaks version 9 of HELLO, this is 3'\r\n"),
         (hello(mesh="other"), "mesh", b"-ERR 'gw3 is of mesh other, gw1 of mesh acme'\r\n"),
         (hello(zone="us"), "zone", b"-ERR 'gw3 is of zone us, gw1 of zone eu'\r\n"),
         (hello(node="gw9"), "name", b"-ERR 'the file of gw1 has no gateway gw9 in zone eu'\r\n"),
@@ -296,8 +296,7 @@ async def test_a_silent_peer_is_sent_everything_then_given_up_and_let_in_again(m
         mesh = gateways[0].mesh
         await until(lambda: mesh.links["gw2"].session.rtt_ms >= 0, "both are there", 5)
         reader, writer = await asyncio.open_connection(gateways[0].node.mesh.host, gateways[0].node.mesh.port)
-        told = routes.frames(routes.Side.GATEWAYS, "", b"RSALL 1\r\nRSSUM 1 0 0000000000000000\r\nPONG\r\n")
-        writer.write(hello() + b"".join(told))
+        writer.write(hello() + b"RSALL 1\r\nRSSUM 1 0 0000000000000000\r\nPONG\r\n")
         await until(lambda: "gw3" in mesh.links, "the silent one is in", 5)
         links, silent = gateways[0].plane.peers.links, mesh.links["gw3"].session
         await until(lambda: not links[silent].learned.is_stale, "it has told what it wants", 5)

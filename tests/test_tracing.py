@@ -232,7 +232,7 @@ def test_peers_are_not_traced() -> None:
     said: list[str] = []
     plane = make_plane(engine=traced(Trace(said.append)), id_step=2)
     peer = plane.connect_peer("w2", 0, near=True)
-    plane.receive(peer, b'CONNECT {"version":3,"name":"w2"}\r\nRS+ $G a\r\n', 0)
+    plane.receive(peer, b'CONNECT {"version":4,"name":"w2"}\r\nRS+ $G a\r\n', 0)
     plane.publish("a", "", b"", b"x")
     assert peer.take().endswith(b"RMSG $G a 1\r\nx\r\n")
     plane.disconnect(peer)

@@ -1,22 +1,29 @@
 """One connection between two gateways: what is said on it of these two, and of zones to which one of them leads.
 
-    bytes ─► frames ─► Channels.receive ─► a session of the plane for each channel ─► Channels.take ─► frames ─► bytes
+    bytes ─► Channels.receive ─┬─ lines and messages ─► `main`, the session of the two gateways
+                               └─ pieces ─► the session of a zone        (`take_lines`, `take_messages`: the way back)
 
-Each channel is a peer of the plane, with interest of its own. Interest that was told comes before messages that were
-made later, whichever channels the two are on: who answers a message must find the inbox wanted. So lines about interest
-have an output of their own, which goes first.
+Each channel is a peer of the plane, with interest of its own. Where no zone is led to, there is the one, at no cost. A
+piece of another stands between the lines of the first (`protocol.routes`): the main session stops until it was acted
+on.
+
+Interest that was told comes before messages that were made later, whichever channels the two are on: who answers a
+message must find the inbox wanted. So lines about interest have an output of their own, which goes first.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import Final
 
 from gateway.core.plane import Plane
 from gateway.core.session import Closed, Scope, Session
 from protocol import nats, routes
-from protocol.errors import FrameError
 from protocol.routes import Side
 
 Key = tuple[Side, str]
+_MAIN: Final = (Side.GATEWAYS, "")
+Part = tuple[Key, bytes]
+"""What is said on a channel."""
 
 
 def _nothing(session: Session) -> None:
@@ -45,17 +52,17 @@ class Channels:
         self.sessions: dict[Key, Session] = {}  # by the side that we write
         self._plane, self._address, self._added, self._removed = plane, (ip, port), added, removed
         self._lines: dict[Key, bytearray] = {}
-        self._rest = b""  # of what was received: frames that have not been looked at
-        self._piece_bytes = 0  # what is still to come of the frame that has begun
-        self._current: tuple[Key, Session | None] = ((Side.GATEWAYS, ""), None)  # whose frame that is
-        self._unfinished: Session | None = None  # it has stopped for the others' sake
-        self.main = self._open((Side.GATEWAYS, ""), border, Scope.ZONE if border else Scope.HERE, now_ms)
+        self._now_ms = now_ms
+        self._unfinished: Session | None = None  # the channel of a piece that has not been acted on
+        self._piece = b""  # what of it the session has not had
+        self.main = self._open(_MAIN, border, Scope.ZONE if border else Scope.HERE, now_ms)
 
     def _open(self, key: Key, zone: str, scope: Scope, now_ms: int) -> Session:
         ip, port = self._address
         write = partial(self._write, key)
+        pieces = self._take if key == _MAIN else None
         session = self._plane.connect_peer(
-            self.name, now_ms, near=False, zone=zone, scope=scope, write=write, ip=ip, port=port
+            self.name, now_ms, near=False, zone=zone, scope=scope, write=write, pieces=pieces, ip=ip, port=port
         )
         self.sessions[key] = session
         self._added(session)
@@ -96,76 +103,61 @@ class Channels:
     # -- out ----------------------------------------------------------------------------------------------------------
 
     def _write(self, key: Key, session: Session, data: bytes) -> None:
-        if data:  # an empty frame ends a channel
+        if data:  # an empty piece ends a channel
             self._lines.setdefault(key, bytearray()).extend(data)
             self._plane.forwarder.touch(session)
 
-    def take_lines(self) -> list[bytes]:
-        """Frames that go first."""
-        lines, self._lines = self._lines, {}
-        return [part for key, data in lines.items() for part in routes.frames(*key, bytes(data))]
+    @property
+    def is_plain(self) -> bool:
+        """Whether all that there is to say are messages of `main`."""
+        return not self._lines and len(self.sessions) == 1
 
-    def take_messages(self) -> list[bytes]:
-        """Frames that may wait, and let others of `take_lines` go before them."""
-        waiting = [(key, session) for key, session in self.sessions.items() if session.queued_bytes]
-        return [part for key, session in waiting for part in routes.frames(*key, session.take())]
+    def take_lines(self) -> list[Part]:
+        """What goes first."""
+        lines, self._lines = self._lines, {}
+        return [(key, bytes(data)) for key, data in lines.items()]
+
+    def take_messages(self) -> list[Part]:
+        """What may wait, and let others of `take_lines` go before it."""
+        return [(key, session.take()) for key, session in self.sessions.items() if session.queued_bytes]
 
     # -- in -----------------------------------------------------------------------------------------------------------
 
     def receive(self, data: bytes | memoryview, now_ms: int) -> bool:
         """Acts on what has come; whether it is to be called again soon, with b"", for more of the same."""
-        data = self._rest + bytes(data) if self._rest else data
-        if self._unfinished is not None and self._plane.receive(self._unfinished, b"", now_ms):
-            self._rest = bytes(data)
-            return True
-        self._unfinished, self._rest = None, b""
-        try:
-            at = self._act(memoryview(data), now_ms)
-        except FrameError as error:
-            self.fail(str(error))
-            return False
-        self._rest = bytes(data[at:])
-        return self._unfinished is not None
+        main, receive, self._now_ms = self.main, self._plane.receive, now_ms
+        main.paused = self._unfinished is not None  # what comes behind that waits
+        has_more = receive(main, data, now_ms)
+        while main.paused:
+            main.paused = False
+            if self._act(now_ms):
+                return True
+            has_more = receive(main, b"", now_ms)
+        return has_more
+
+    def _take(self, piece: routes.Piece) -> None:
+        """A channel that is not there may have been until just now: what comes on it is for nobody."""
+        key = (Side.SENDER if piece.side is Side.RECEIVER else Side.RECEIVER), piece.zone
+        if piece.side is Side.SENDER and not self.border and piece.zone in self._plane.options.zones:
+            if not piece.data:
+                self._close(key)
+            elif key not in self.sessions:
+                self._open(key, piece.zone, Scope.HERE, self._now_ms)
+        session = self.sessions.get(key)
+        if session is not None:
+            self._unfinished, self._piece, self.main.paused = session, piece.data, True
+
+    def _act(self, now_ms: int) -> bool:
+        """Acts on a piece; whether there is more of it."""
+        session, piece, self._piece = self._unfinished, self._piece, b""
+        if session is None or self._plane.receive(session, piece, now_ms):
+            return session is not None
+        self._unfinished = None
+        if session.closing is not None and session in self.sessions.values():
+            self._plane.close(self.main, session.closing, flushes=False, detail=session.closing_detail)
+        return False
 
     def fail(self, why: str) -> None:
         """What comes is of no use: the other end is told, and the connection given up."""
-        self._write((Side.GATEWAYS, ""), self.main, nats.error_line(why))
+        self._write(_MAIN, self.main, nats.error_line(why))
         self._plane.close(self.main, Closed.PROTOCOL_VIOLATION, detail=why)
-
-    def _act(self, data: memoryview, now_ms: int) -> int:
-        """How much of it has been acted on."""
-        at = 0
-        while at < len(data) and self.main.closing is None and self._unfinished is None:
-            if not self._piece_bytes:
-                head = routes.read_frame_head(bytes(data[at : at + routes.FRAME_HEAD_BYTES_MAX]))
-                if head is None:
-                    break
-                at += head.size_bytes
-                self._begin(head, now_ms)
-                continue
-            piece = data[at : at + self._piece_bytes]
-            at += len(piece)
-            self._piece_bytes -= len(piece)
-            self._hand_over(piece, now_ms)
-        return at
-
-    def _begin(self, head: routes.FrameHead, now_ms: int) -> None:
-        ours = {Side.SENDER: Side.RECEIVER, Side.RECEIVER: Side.SENDER}.get(head.side, head.side)
-        key = ours, head.zone
-        self._piece_bytes = head.piece_bytes
-        if ours is Side.RECEIVER and not self.border and head.zone in self._plane.options.zones:
-            if not head.piece_bytes:
-                self._close(key)
-            elif key not in self.sessions:
-                self._open(key, head.zone, Scope.HERE, now_ms)
-        self._current = key, self.sessions.get(key)
-
-    def _hand_over(self, piece: memoryview, now_ms: int) -> None:
-        """A channel that is not there may have been until just now: what comes on it is for nobody."""
-        key, session = self._current
-        if session is None or self.sessions.get(key) is not session:
-            return
-        if self._plane.receive(session, piece, now_ms):
-            self._unfinished = session
-        elif session.closing is not None and session is not self.main:
-            self._plane.close(self.main, session.closing, flushes=False, detail=session.closing_detail)

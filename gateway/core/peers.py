@@ -60,16 +60,24 @@ class Table:
 class Link:
     """What is between us and one peer. `learned` is what it wants, `table` what it is told (None: nothing).
 
-    `write` takes lines for it that say something of interest, and what has to come no later than those.
+    `write` takes lines for it that say something of interest, and what has to come no later than those. `pieces` takes
+    what it says on other channels (None: it has no others).
     """
 
     __slots__ = (
-        *("answered_by", "confirmed", "epoch", "learned", "pinged", "pings", "pongs", "rest", "session", "table"),
-        "write",
+        *("answered_by", "confirmed", "epoch", "learned", "pieces", "pinged", "pings", "pongs", "rest"),
+        *("session", "table", "write"),
     )
 
-    def __init__(self, session: Session, learned: Learned, table: Table | None, write: Callable[[bytes], None]) -> None:
-        self.session, self.learned, self.table, self.write = session, learned, table, write
+    def __init__(
+        self,
+        session: Session,
+        learned: Learned,
+        table: Table | None,
+        write: Callable[[bytes], None],
+        pieces: Callable[[routes.Piece], None] | None,
+    ) -> None:
+        self.session, self.learned, self.table, self.write, self.pieces = session, learned, table, write, pieces
         self.epoch = 0
         self.rest: deque[Key] | None = None  # of a table: what was not sent yet
         self.pings = self.pongs = 0
@@ -121,17 +129,23 @@ class Peers:
         """How many peers of ours have told all that they want, and confirmed what they were told first."""
         return sum(link.confirmed >= 0 and link.learned.is_whole for link in self.own.links)
 
-    def add(self, peer: Session, write: Callable[[bytes], None] | None = None) -> None:
+    def add(
+        self,
+        peer: Session,
+        write: Callable[[bytes], None] | None = None,
+        pieces: Callable[[routes.Piece], None] | None = None,
+    ) -> None:
         """A link is up: the peer is told what it is to know. One of the same name that still stands is given up by it.
 
-        `write` as in `Link`; None: as everything else.
+        `write` (None: as everything else) and `pieces` as in `Link`.
         """
         self.flush()
         table, relay = self._place(peer)
         if relay is not None:
             self._relays[peer] = relay
         learned = Learned(peer, self._engine, self._forwarder, self._accounts, self._account, self.changed)
-        link = self.links[peer] = Link(peer, learned, table, write or partial(self._forwarder.write, peer))
+        write = write or partial(self._forwarder.write, peer)
+        link = self.links[peer] = Link(peer, learned, table, write, pieces)
         link.write(routes.connect_line(self._name, peer.zone))
         if not peer.near and peer.scope is not Scope.BORDER:
             learned.set_stale(True)
@@ -305,6 +319,12 @@ class Peers:
     def _judge(self, link: Link) -> None:
         if link.session.closing is None and link.session.scope is not Scope.BORDER:
             link.learned.set_stale(link.is_silent or not link.learned.is_whole)
+
+    def take_piece(self, peer: Session, piece: routes.Piece) -> None:
+        """RVIA or RFOR."""
+        link = self.links.get(peer)
+        if link is not None and link.pieces is not None:
+            link.pieces(piece)
 
     # -- PING and PONG ------------------------------------------------------------------------------------------------
 

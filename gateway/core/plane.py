@@ -105,6 +105,7 @@ class Plane:
             routes.Table: self.peers.begin,
             routes.Digest: self.peers.check,
             routes.Again: self.peers.again,
+            routes.Piece: self.peers.take_piece,
         }
 
     # -- connections --------------------------------------------------------------------------------------------------
@@ -155,12 +156,13 @@ class Plane:
         zone: str = "",
         scope: Scope = Scope.HERE,
         write: Callable[[Session, bytes], None] | None = None,
+        pieces: Callable[[routes.Piece], None] | None = None,
         ip: str = "",
         port: int = 0,
     ) -> Session:
         """A link to a peer is up; what it has to know first stands in its output. Its id is below 0.
 
-        `zone`, `scope`: as in `Session`. `write` takes what `gateway.core.peers.Link` wants to say, instead.
+        `zone`, `scope`: as in `Session`. `write`, `pieces`: as in `gateway.core.peers.Link`.
 
         `near`: it is a worker of the same gateway, so members of queue groups there are like those here; of other
         gateways they get only what nobody here can. Another gateway may have clients already that have asked for
@@ -169,13 +171,13 @@ class Plane:
         wants says then where queue groups have members, and whether anybody answers.
         """
         options = self.options
-        parser = routes.RouteParser(options.max_payload_bytes, ROUTE_LINE_BYTES_MAX)
+        parser = routes.RouteParser(options.max_payload_bytes, ROUTE_LINE_BYTES_MAX, takes_pieces=pieces is not None)
         self._peers_connected += 1
         session = self.engine.session(-self._peers_connected, ip, port, parser, self.accounts[DEFAULT_ACCOUNT], now_ms)
         session.peer, session.near, session.connected = name, near, True
         session.zone, session.scope = zone, scope
         session.options = nats.ConnectOptions(verbose=False, pedantic=False, headers=True, name=name)
-        self.peers.add(session, partial(write, session) if write is not None else None)
+        self.peers.add(session, partial(write, session) if write is not None else None, pieces)
         return session
 
     def ping_peer(self, peer: Session, now_ms: int) -> None:

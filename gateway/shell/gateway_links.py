@@ -45,7 +45,7 @@ from protocol.limits import (
     GATEWAY_WAIT_MS_MAX,
     PEER_RETRY_MS_MIN,
 )
-from protocol.routes import HELLO_VERSION, ZSTD, Hello, RefusedByPeer, hello_line, read_hello
+from protocol.routes import HELLO_VERSION, ZSTD, Hello, RefusedByPeer, hello_line, pieces, read_hello
 
 _POLL_S: Final = 0.01
 _LOOK_S: Final = 0.05  # between two looks at whether a zone is to be dialled
@@ -509,24 +509,29 @@ class GatewayConnection(Connection):
     # -- from then on -------------------------------------------------------------------------------------------------
 
     def _receive(self, data: bytes | memoryview) -> bool:
-        receive = partial(self.channels.receive, now_ms=self._server.now_ms())
         if self.border is None:
-            return receive(data)
+            return self.channels.receive(data, self._server.now_ms())
         try:
-            return self.border.receive(data, receive)
+            return self.border.receive(data, partial(self.channels.receive, now_ms=self._server.now_ms()))
         except FrameError as error:
             self.channels.fail(str(error))
             return False
 
     def update(self) -> None:
-        lines, messages = self.channels.take_lines(), self.channels.take_messages()
-        if (lines or messages) and self._linger is None and not self.transport.is_closing():
-            if self.border is not None:
-                self.border.write(lines, messages)
-            else:
-                self.transport.writelines(lines + messages)
-            self._look_at_unsent(sum(map(len, lines)) + sum(map(len, messages)))
+        if self.border is not None or not self.channels.is_plain:
+            self._say()
         super().update()
+
+    def _say(self) -> None:
+        """What is more than messages of the one session, and those behind it."""
+        lines, messages = self.channels.take_lines(), self.channels.take_messages()
+        if not (lines or messages) or self._linger is not None or self.transport.is_closing():
+            return
+        if self.border is not None:  # it has one channel
+            self.border.write([data for _, data in lines], [data for _, data in messages])
+        else:
+            self.transport.writelines([part for key, data in lines + messages for part in pieces(*key, data)])
+        self._look_at_unsent(sum(len(data) for _, data in lines + messages))
 
     def _look_at_unsent(self, written_bytes: int) -> None:
         in_transport = self.transport.get_write_buffer_size()

@@ -18,7 +18,6 @@ every event must reach who it should. `simulation.gateways_audit` says what must
 import argparse
 import random
 import re
-import struct
 from collections import deque
 
 import pytest
@@ -26,11 +25,12 @@ from support.gateway import ENGINES
 from support.peers import CONNECT, Silent
 
 from gateway.core import interest
-from gateway.core.channels import Channels
+from gateway.core.channels import Channels, Part
 from gateway.core.engine import Engine
 from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Scope, Session
 from gateway.core.zones import Zones
+from protocol import routes
 from protocol.limits import GATEWAY_PING_INTERVAL_MS, GATEWAY_SILENCE_MS_MAX, GATEWAY_STALE_MS
 from simulation.gateways_audit import Audit, Client, matches
 
@@ -97,8 +97,8 @@ class Wire:
         if parts and not self.is_cut:
             way, choose = self.ways[1 - end], self.world.rng
             if self.is_border:
-                self.world.audit.crosses(self.ends[end], self.ends[1 - end], b"".join(parts[1::2]))
-            data = self.world.spoilt(list(zip(parts[::2], parts[1::2], strict=True)))
+                self.world.audit.crosses(self.ends[end], self.ends[1 - end], b"".join(data for _, data in parts))
+            data = self.world.spoilt(parts)
             at = choose.randrange(len(data) + 1)
             for piece in (data[:at], data[at:]):
                 arrives_ms = self.world.now_ms + choose.choice((0, 0, 1, 3, 20))
@@ -348,15 +348,15 @@ class World:
         client.say(lines, self.now_ms)
         self._flush(client.gateway)
 
-    def spoilt(self, frames: list[tuple[bytes, bytes]]) -> bytes:
-        """Frames, without some lines of interest, or with them behind all others; one that has lost all is left out."""
+    def spoilt(self, parts: list[Part]) -> bytes:
+        """Parts, without some lines of interest, or with them behind all others; one that has lost all is left out."""
         in_time, late = list[bytes](), list[bytes]()
-        for head, piece in frames:
-            kept, later = self.spoil(piece)
-            if kept or not piece:
-                in_time.append(struct.pack("<I", len(kept)) + head[4:] + kept)
+        for key, data in parts:
+            kept, later = self.spoil(data)
+            if kept or not data:
+                in_time += routes.pieces(*key, kept)
             if later:
-                late.append(struct.pack("<I", len(later)) + head[4:] + later)
+                late += routes.pieces(*key, later)
         return b"".join(in_time + late)
 
     def spoil(self, data: bytes) -> tuple[bytes, bytes]:
