@@ -4,14 +4,16 @@ Names: `mesh_<what>_<unit>`, counters end in `_total`; docs/metrics.md is checke
 """
 
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from mesh.monitor import Monitor
 
 if TYPE_CHECKING:  # a gateway runs without the code of sinks, and the other way round
+    from gateway.core.geo import GeoAnswers
     from gateway.core.peers import Link
     from gateway.core.ring import Rings
     from gateway.core.session import Session
@@ -59,6 +61,7 @@ class GatewayMetrics(Collector):
         yield _counter("mesh_gateway_batches_sent_again", again, events.batches_sent_again)
         yield _gauge("mesh_gateway_outbox_bytes", "Bytes of events on their way to the log", outbox.size_bytes)
         yield _gauge("mesh_gateway_publishers_paused", "Connections waiting for room", gateway.publishers_waiting)
+        yield from _geo(outbox.geo)
         yield from _contracts(gateway)
         if gateway.links is not None:
             yield from _sink_links(gateway.links)
@@ -78,6 +81,18 @@ class GatewayMetrics(Collector):
         yield requests
         yield _counter("mesh_gateway_log_records_shown", "Records shown to readers", gateway.history.records_shown)
         yield from _audit(gateway.audit)
+
+
+def _geo(geo: "GeoAnswers") -> Iterator[Metric]:
+    from gateway.core.geo import LATENCY_BOUNDS_S
+
+    waits = "Publishers who wait until other zones hold their events"
+    yield _gauge("mesh_gateway_geo_waiting", waits, geo.waiting)
+    yield _counter("mesh_gateway_geo_timeouts", "Publishers for whom other zones were too late", geo.timeouts)
+    what = "From a publish to its answer, where that waits for other zones"
+    bounds = [*map(str, LATENCY_BOUNDS_S), "+Inf"]
+    buckets = list(zip(bounds, accumulate(geo.latencies), strict=True))
+    yield HistogramMetricFamily("mesh_gateway_geo_answer_seconds", what, buckets, geo.latency_s)
 
 
 def _audit(trail: "AuditTrail") -> Iterator[Metric]:

@@ -76,13 +76,13 @@ class TwoZones:
 
     @contextlib.asynccontextmanager
     async def reading_in_us(self) -> AsyncIterator[str]:
-        """The URL of a gateway of us."""
+        """The URL of a gateway of us, which `us_gateway` is meanwhile."""
         configuration = self.file("us")
         us = configuration.zones["us"]
         own = dataclasses.replace(us.gateways["ugw"], client=config.Address("127.0.0.1", 0))
         zones = {**configuration.zones, "us": dataclasses.replace(us, gateways={"ugw": own})}
         configuration = dataclasses.replace(configuration, zones=zones)
-        gateway = Gateway(configuration, "ugw", dial_sinks(configuration, own), "test")
+        self.us_gateway = gateway = Gateway(configuration, "ugw", dial_sinks(configuration, own), "test")
         try:
             host, port = await gateway.start()
             await asyncio.wait_for(gateway.linked(), 15)
