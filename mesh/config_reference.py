@@ -66,7 +66,8 @@ Rules that concern several keys:
 - Links between nodes that other machines can reach need `[tls.nodes]`, or `mesh.insecure = true`.
 - Certificates of `[tls.nodes]` say who a node is by a URI among their alternative names:
   `mesh://MESH/ZONE/gateway/NODE` or `mesh://MESH/ZONE/sink/NODE`. Host names in them do not matter.
-- `ack = "geo"` needs as many other zones with sinks among `replicate` as `geo.zones` says.
+- `ack = "geo"` needs as many other zones with sinks among `replicate` as `geo.zones` says. In a zone for which there are
+  fewer, publishers are refused; so are those who ask for it by the header `Mesh-Ack: geo`.
 - A user has `user` and `password`, or `token`, or `nkey`. Names, tokens and nkeys belong to one user in the whole mesh,
   whatever the accounts. `user` stands alone where the client's certificate names it (`tls.clients.map`), or where it
   is `mesh.no_auth_user`.
