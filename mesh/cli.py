@@ -519,6 +519,35 @@ def _change_sinks(context: click.Context, file: str, zone: str | None, add: str,
     run(change())
 
 
+@cli.command()
+@global_options(on_group=False)
+@_zone_options
+@click.option("--group", type=click.IntRange(min=0), metavar="NUMBER", help="Which Raft group, if there are several.")
+@click.option("--accept-loss", is_flag=True, help="What only lost disks held is lost. The only way there is.")
+@click.option("--gone", multiple=True, metavar="SINK", help="This member will never come back. May be repeated.")
+@click.option("--yes", is_flag=True, help="Do it; else it is only said what would be done.")
+@click.pass_context
+def repair(
+    context: click.Context,
+    config: str,
+    zone: str | None,
+    group: int | None,
+    accept_loss: bool,
+    gone: tuple[str, ...],
+    yes: bool,
+) -> None:
+    """Have a group that has lost too many disks go on with what one sink holds."""
+    from mesh.commands import repair as repairing
+
+    if not accept_loss:
+        raise click.UsageError("say --accept-loss: there is no repair that loses nothing")
+
+    async def go_on() -> None:
+        await repairing.run(_zone(context, config, zone), group, gone, yes=yes)
+
+    run(go_on())
+
+
 # -- without a server -------------------------------------------------------------------------------------------------
 
 

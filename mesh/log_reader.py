@@ -67,12 +67,22 @@ class Record(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """The log says that `events` events are missing, and why; it takes offsets `first` to `last` (inclusive)."""
+    """The log says that `events` events are missing, and why; it takes offsets `first` to `last` (inclusive).
+
+    After an accepted loss nobody knows how many there were: 0.
+    """
 
     first: int
     last: int
     events: int
     reason: str
+
+    @property
+    def how_many(self) -> str:
+        """`events` in words."""
+        if not self.events:
+            return "an unknown number of events"
+        return f"{self.events} event" + "s" * (self.events != 1)
 
 
 class FetchResult(NamedTuple):

@@ -277,6 +277,11 @@ _COUNTERS: tuple[tuple[str, str, _Value], ...] = (
         "Raft commands applied since the start",
         lambda it: it.group.commands_committed,
     ),
+    (
+        "mesh_sink_losses_accepted",
+        "Times that the group went on with a part of its log, by an operator's word, as applied since the start",
+        lambda it: it.group.losses_accepted,
+    ),
     ("mesh_sink_journal_syncs", "Journal fdatasyncs since the start", lambda it: it.group.syncs),
     ("mesh_sink_appends", "Batches received from gateways", lambda it: it.links.appends),
     ("mesh_sink_appends_refused_full", "Batches refused for lack of space", lambda it: it.links.refused_full),

@@ -37,6 +37,7 @@ LEADERSHIP_MOVED: Final = "leadership_moved"
 REBUILD_BEGUN: Final = "rebuild_begun"
 REBUILD_ENDED: Final = "rebuild_ended"
 SEGMENT_MENDED: Final = "segment_mended"
+LOSS_ACCEPTED: Final = "loss_accepted"
 SUPPRESSED: Final = "suppressed"
 
 

@@ -409,7 +409,9 @@ class Geo(Table):
     """Acknowledgement by other zones, for `ack = "geo"`."""
 
     zones: int = Field(default=1, ge=1, description="Other zones that must have the event on disk.")
-    timeout: PositiveDuration = Field(default=limits.GEO_TIMEOUT_MS, description="How long they may take, from when the own zone has the event.")
+    timeout: PositiveDuration = Field(
+        default=limits.GEO_TIMEOUT_MS, description="How long they may take, from when the own zone has the event."
+    )
     on_timeout: Literal["silent", "degrade"] = Field(
         default="silent", description='Then: no answer (the outcome is unknown), or one that says `"geo": false`.'
     )

@@ -4,6 +4,7 @@
     ├── ConfigError            the configuration is wrong: nothing starts until it is corrected
     ├── DataError              bytes on a disk are not what was written: the process refuses to serve them
     │   ├── DamagedFile        with file and position
+    │   │   └── Superseded     its Raft group goes on without it
     │   ├── FolderInUse        another process holds the data folder, or the folder belongs to another node
     │   └── FolderUnusable     there is none at that path, and none can be made
     ├── FrameError             a peer sent what the protocol does not allow: close that connection
@@ -42,6 +43,14 @@ class DamagedFile(DataError):
         self.file = file
         self.position = position
         self.is_set_aside = False  # it was, and the sink's peers will fill what is missing
+
+
+class Superseded(DamagedFile):
+    """The Raft group that the files of this sink belong to goes on without them: an operator has accepted that."""
+
+    def __init__(self, folder: str, by: str) -> None:
+        super().__init__(folder, 0, "")
+        self.args = (f"{folder}: its group is over: sink {by} has gone on with what it held, and fills this one",)
 
 
 class FolderInUse(DataError):

@@ -21,7 +21,8 @@ class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
     """`events` were taken in from `from_ms` to `to_ms` and are not in the log; `reason` is one of REASONS.
 
     Of offsets that are missing nobody knows the times (0), and `events` is how many there were at most. `source` is who
-    says so: the zone whose log it is, "" for a gateway of this one.
+    says so: the zone whose log it is, "" for a gateway of this one. After an accepted loss nobody knows how many there
+    were (0): they had stood at this offset and behind it. It was accepted at `to_ms` by the operator at `source`.
     """
 
     reason: str
@@ -31,7 +32,9 @@ class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
     source: str = ""
 
 
+ACCEPTED_LOSS = "accepted_loss"
 REASONS = {
+    ACCEPTED_LOSS: "too few sinks were whole, and an operator had the log go on with what one of them held",
     "outbox_overflow": "a gateway's outbox was full for longer than outbox.stall",
     "trimmed": "the origin of a mirror had let go of these offsets before the mirror had them",
     "spool_damaged": "a gateway's spool was damaged; counted are all events whose outcome it cannot tell any more",

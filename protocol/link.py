@@ -10,7 +10,7 @@ request number for reads), never by order alone.
                       Fetched + batches · OffsetsAre · Described · ContractIs · Failed · Pong
     sink → sink of another zone   Hello · Subscribe · Durable · Cancel · Ping
     ... and back                  Welcome · Streams · Mirrors · MirrorEnds · Mirrored + batches · Behind · Failed · Pong
-    operator → sink   Hello · Status · ChangeMembers · Transfer · Rebuild
+    operator → sink   Hello · Status · ChangeMembers · Transfer · Rebuild · AcceptLoss
     sink → operator   StatusIs · Done · Failed
 """
 
@@ -409,6 +409,20 @@ class Rebuild(Message, frozen=True):
     source: str
 
 
+class AcceptLoss(Message, frozen=True):
+    """Asks a member of a group that has stopped to read all it holds, and, unless `only_check`, to go on with it alone.
+
+    Its journal ends with entry `last_index` of `last_term`: that is what the operator was shown. `gone` are members
+    that cannot be asked and never will be.
+    """
+
+    request: int
+    last_term: int
+    last_index: int
+    gone: tuple[str, ...]
+    only_check: bool
+
+
 class Done(Message, frozen=True):
     """What a request asked for is so."""
 
@@ -451,6 +465,7 @@ KINDS: dict[int, type[Message]] = {
     33: Rebuild,
     34: WatchCopies,
     35: Copies,
+    36: AcceptLoss,
 }
 _CODEC = Codec("sink link", LINK_VERSION, KINDS)
 pack = _CODEC.pack

@@ -3,6 +3,7 @@
 import itertools
 import random
 
+import msgspec
 import pytest
 
 from sinkd.core.birth import ACTIVE, CHOSEN, UNBORN, Step, next_step
@@ -56,6 +57,11 @@ def test_data_of_two_groups_never_mixes():
     for state, other in itertools.product((CHOSEN, ACTIVE), repeat=2):
         step = next_step(hello("s1", CHOSEN, "g"), among(hello("s2", state, "h"), hello("s3", other, "g")))
         assert step.waits.startswith("the sinks hold data of 2 groups: s1 g")
+
+
+def test_data_of_a_group_that_is_over_hold_nobody_up():
+    successor = msgspec.structs.replace(hello("s2", ACTIVE, "h"), succeeds=("f", "g"))
+    assert next_step(hello("s1"), among(successor, hello("s3", ACTIVE, "g"))) == Step(ACTIVE, "h", is_late=True)
 
 
 def test_a_sink_alone_begins_at_once():

@@ -104,8 +104,8 @@ def test_a_damaged_identity_is_refused(tmp_path):
         flip(path, position, mask)
         with pytest.raises(DamagedFile, match=re.escape(str(path))):
             DataFolder.open(tmp_path, **OWNER)
-    path.write_bytes(right.replace(b'"version": 2', b'"version": 3'))
-    with pytest.raises(DamagedFile, match="version 3; this program reads"):
+    path.write_bytes(right.replace(b'"version": 3', b'"version": 4'))
+    with pytest.raises(DamagedFile, match="version 4; this program reads"):
         DataFolder.open(tmp_path, **OWNER)
 
 
@@ -137,7 +137,7 @@ def test_a_folder_of_version_1_belongs_to_a_sink_that_was_alone(tmp_path):
     old["crc32c"] = f"{crc32.iscsi(text.encode()):08x}"
     path.write_text(json.dumps(old))
     folder = DataFolder.open(tmp_path, **OWNER)
-    assert folder.identity.version == 2
+    assert folder.identity.version == 3
     assert folder.identity.state == "active"
     assert folder.identity.group
     assert folder.identity.journal_id == fields["journal_id"]

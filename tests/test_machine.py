@@ -8,6 +8,7 @@ from support.streams import definition, event, parcel
 
 from protocol import envelope
 from protocol.errors import FrameError
+from protocol.gaps import ACCEPTED_LOSS, Gap, encode_gap, read_gap
 from protocol.limits import PRODUCER_RESULTS_KEPT
 from protocol.link import Answer, Appended, Opened, Reached, Refused
 from protocol.records import encode_batch, read_header
@@ -48,6 +49,23 @@ def machine() -> Machine:
 
 def ends(machine: Machine, stream: str = "orders") -> list[int]:
     return [partition.end_offset for partition in machine.state.streams[stream].partitions]
+
+
+def test_an_accepted_loss_is_a_gap_at_the_end_of_each_log_and_changes_the_members(machine):
+    append(machine, parcel(1, b"a", b"b"))
+    gap = encode_gap(Gap(ACCEPTED_LOSS, 0, 0, T, "192.0.2.7"))
+    command = commands.encode_loss(T, commands.AcceptLoss((("s1", "s1:6334"),), "192.0.2.7"), gap)
+    assert commands.members_in(command)
+    assert commands.read_members(command) == {"s1": "s1:6334"}
+    accepted = machine.apply(command)
+    assert (accepted.members, accepted.who, machine.state.members) == ({"s1": "s1:6334"}, "192.0.2.7", accepted.members)
+    placed = [(each.stream.name, each.partition, each.base_offset) for each in accepted.placements]
+    assert placed == [("orders", 0, 2), ("wide", 0, 0), ("wide", 1, 0), ("wide", 2, 0)]
+    assert (ends(machine), ends(machine, "wide")) == ([3], [1, 1, 1])
+    for each in accepted.placements:
+        assert read_gap(command[each.position : each.position + each.header.size_bytes])[1].events == 0
+    # Its gateway goes on behind what was lost: the answer says where the log is now.
+    assert open_producer(machine, b"m").last[0].last_sequence == 2
 
 
 # -- sequences --------------------------------------------------------------------------------------------------------

@@ -104,9 +104,11 @@ def test_command(row, data):
             at = commands.BODY_POSITION + parcel.batch_position
             assert data[at : at + len(parcel.batch)] == parcel.batch
     elif "batches" in row:
-        head, batches = build(commands.MirroredHead, row["head"]), bytes.fromhex(row["batches"])
-        assert commands.encode_mirrored(row["time_ms"], head, batches) == data
-        read, begin = commands.read_mirrored(command)
+        structure, batches = getattr(commands, row["name"]), bytes.fromhex(row["batches"])
+        head = build(structure, row["head"])
+        encode = commands.encode_mirrored if row["kind"] == commands.MIRRORED else commands.encode_loss
+        assert encode(row["time_ms"], head, batches) == data
+        read, begin = commands.read_head(command, structure)
         assert (read, bytes(command.body[begin:])) == (head, batches)
     else:
         structure = getattr(commands, row["name"])

@@ -46,5 +46,4 @@ def _fields(partition: Partition, gap: Gap) -> dict[str, Any]:
 
 def _line(partition: Partition, gap: Gap) -> str:
     where = f"offset {gap.first}" if gap.first == gap.last else f"offsets {gap.first} to {gap.last}"
-    noun = "event" if gap.events == 1 else "events"
-    return f"{partition.stream}/{partition.partition} {where}: {gap.events} {noun}, {gap.reason}"
+    return f"{partition.stream}/{partition.partition} {where}: {gap.how_many}, {gap.reason}"

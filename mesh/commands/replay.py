@@ -110,9 +110,9 @@ async def _show_merged(reader: LogReader, ranges: list[Span], filter: str | None
 
 
 def _tell_gap(partition: Partition, gap: Gap) -> None:
-    noun = "event is" if gap.events == 1 else "events are"
+    verb = "is" if gap.events == 1 else "are"
     where = f"offset {gap.first}" if gap.first == gap.last else f"offsets {gap.first} to {gap.last}"
-    notice(f"gap: {gap.events} {noun} missing at {where} of {partition.stream}/{partition.partition}: {gap.reason}")
+    notice(f"gap: {gap.how_many} {verb} missing at {where} of {partition.stream}/{partition.partition}: {gap.reason}")
 
 
 async def _follow(consumer: LogConsumer, ranges: list[Span], output: _Output) -> None:

@@ -30,13 +30,14 @@ from protocol.config_units import Address
 
 _WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe
 _numbers = itertools.count(1)
+Question = link.Status | link.ChangeMembers | link.Transfer | link.Rebuild | link.AcceptLoss
 Told = dict[str, dict[str, Any]]  # by sink: what it says of itself in one group, or `{"error": why not}`
 
 
 async def ask(
     address: Address,
     hello: link.Hello,
-    question: link.Status | link.ChangeMembers | link.Transfer | link.Rebuild,
+    question: Question,
     timeout_s: float,
     expected: Expected | None = None,
 ) -> link.Frame:
@@ -107,7 +108,7 @@ class Zone:
     async def tell_leader(self, question: link.ChangeMembers | link.Transfer | link.Rebuild, group: int = 0) -> None:
         """Failure: the leader refuses, or there is none."""
         status = await self.status(group)
-        leader = _leader(status)
+        leader = leader_of(status)
         if leader is None:
             why = "; ".join(
                 f"{name}: {one.get('error') or one['waits'] or one['state']}" for name, one in status.items()
@@ -118,14 +119,19 @@ class Zone:
         except (OSError, TimeoutError) as error:
             raise Failure(f"sink {leader['node']}: {_why(error)}; `mesh status` shows what is so") from error
 
-    async def _ask(
-        self, sink: config.Sink, question: link.Status | link.ChangeMembers | link.Transfer | link.Rebuild, group: int
-    ) -> link.Frame:
+    async def accept_loss(self, name: str, question: link.AcceptLoss, group: int, timeout_s: float) -> None:
+        """Failure: sink `name` refuses, or cannot be asked."""
+        try:
+            await self._ask(self.sinks[name], question, group, timeout_s)
+        except (OSError, TimeoutError) as error:
+            raise Failure(f"sink {name}: {_why(error)}; `mesh status` shows what is so") from error
+
+    async def _ask(self, sink: config.Sink, question: Question, group: int, timeout_s: float = 0) -> link.Frame:
         hello = link.Hello(self._mesh, self.name, link.OPERATOR, group)
-        return await ask(sink.link, hello, question, self._timeout_s, self._expected.get(sink.name))
+        return await ask(sink.link, hello, question, timeout_s or self._timeout_s, self._expected.get(sink.name))
 
 
-def _leader(told: Told) -> dict[str, Any] | None:
+def leader_of(told: Told) -> dict[str, Any] | None:
     return next((one for one in told.values() if one.get("state") == "leader"), None)
 
 
@@ -187,7 +193,7 @@ def _problem(one: dict[str, Any]) -> str:
 
 
 def _headline(group: str, told: Told) -> str:
-    leader = _leader(told)
+    leader = leader_of(told)
     if leader is None:
         return f"{group}: no leader"
     members = ", ".join(leader["members"])
@@ -209,7 +215,7 @@ def _members(told: Told) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("FSYNC", no_wrap=True)
     table.add_column("REMARKS", overflow="fold")
-    leader = _leader(told)
+    leader = leader_of(told)
     lags = {peer["node"]: peer.get("lag_entries") for peer in leader["peers"]} if leader is not None else {}
     for name, one in told.items():
         if "error" in one:
@@ -273,21 +279,21 @@ async def change(zone: Zone, add: str, remove: str) -> None:
     for number, (adds, removes) in (due or {0: (add, remove)}).items():  # a sink says best why it cannot be done
         if adds:
             await zone.tell_leader(link.ChangeMembers(next(_numbers), adds, ""), number)
-            click.echo(f"sink {adds} is a member of {_where(zone, number, groups)}")
+            click.echo(f"sink {adds} is a member of {where(zone, number, groups)}")
         if removes:
             await _remove(zone, removes, number)
-            click.echo(f"sink {removes} is no member of {_where(zone, number, groups)} any more")
+            click.echo(f"sink {removes} is no member of {where(zone, number, groups)} any more")
 
 
 def _due(told: Told, add: str, remove: str) -> tuple[str, str]:
     """What of it is not so yet in one group, as far as its leader says."""
-    leader = _leader(told)
+    leader = leader_of(told)
     if leader is None:
         return add, remove
     return add if add not in leader["members"] else "", remove if remove in leader["members"] else ""
 
 
-def _where(zone: Zone, number: int, groups: list[Told]) -> str:
+def where(zone: Zone, number: int, groups: list[Told]) -> str:
     return f"zone {zone.name}" if len(groups) == 1 else f"group {number} of zone {zone.name}"
 
 
@@ -313,17 +319,17 @@ async def lead(zone: Zone, to: str, group: int | None) -> None:
     if group is not None and group >= len(groups):
         raise Failure(f"zone {zone.name} has no group {group}: it has {len(groups)}, from 0 on")
     for number in range(len(groups)) if group is None else [group]:
-        leader = _leader(groups[number])
+        leader = leader_of(groups[number])
         if len(groups) == 1 or leader is None or leader["node"] != to:
             await zone.tell_leader(link.Transfer(next(_numbers), to), number)
             await _until_leading(zone, to, number)
-        click.echo(f"sink {to} leads {_where(zone, number, groups)}")
+        click.echo(f"sink {to} leads {where(zone, number, groups)}")
 
 
 async def _until_leading(zone: Zone, to: str, group: int) -> None:
     leader = None
     for _ in range(20):
-        leader = _leader(await zone.status(group))
+        leader = leader_of(await zone.status(group))
         if leader is not None and leader["node"] == to:
             return
         await asyncio.sleep(0.1)

@@ -10,6 +10,8 @@ incarnation, the others take it over, and each begins its journal with the same 
 So where one is active, all had chosen, and a sink without an incarnation has lost its disk or is new: it neither votes
 nor stands until it holds what the group has (muted, rule C5). While none is active nobody has voted, so nothing was
 promised that a disk wiped meanwhile could have forgotten.
+
+A group that another one has succeeded is over: who still holds data of it will give them up when it hears of that.
 """
 
 from collections.abc import Mapping
@@ -33,6 +35,8 @@ class Step(NamedTuple):
 
 def next_step(own: Hello, hellos: Mapping[str, Hello]) -> Step:
     """What a sink that is not active does, given what the connected others last said."""
+    over = {group for hello in hellos.values() for group in hello.succeeds}
+    hellos = {name: hello for name, hello in hellos.items() if hello.group not in over}
     others = [name for name in own.configured if name != own.node]
     active = [hello for hello in hellos.values() if hello.state == ACTIVE]
     groups = sorted({hello.group for hello in (own, *hellos.values()) if hello.group})

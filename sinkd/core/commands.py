@@ -7,7 +7,7 @@ made and can later be read straight from the journal. So does `MIRRORED`, whose 
 
     u32 size of the head (little endian)   head (msgpack)   batches, back to back, at their offsets
 
-The other bodies are one msgpack value.
+So does `LOSS`, whose batch is the gap record of all logs of the group. The other bodies are one msgpack value.
 """
 
 import struct
@@ -23,6 +23,7 @@ from protocol.streams import StreamDefinition, StreamState
 COMMAND_VERSION = 1
 CONFIGURE, OPEN, APPEND, TRIM, MEMBERS, ADOPT, CONTRACT, MIRROR, MIRRORED, DIVERGED = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 BEGIN_REBUILD, END_REBUILD = 11, 12
+LOSS = 13
 _PREFIX = struct.Struct("<BBQ")
 _HEAD_SIZE = struct.Struct("<I")
 BODY_POSITION = _PREFIX.size
@@ -123,6 +124,14 @@ class EndRebuild(msgspec.Struct, array_like=True, frozen=True):
     size_bytes: int
 
 
+class AcceptLoss(msgspec.Struct, array_like=True, frozen=True):
+    """`members` go on without the others, with what they hold: an operator has accepted it, at address `who`."""
+
+    members: tuple[tuple[str, str], ...]
+    who: str
+
+
+Head = TypeVar("Head", MirroredHead, AcceptLoss)
 Body = TypeVar(
     "Body", Configure, OpenProducer, Trim, MembersAre, Adopt, ChangeContract, MakeMirror, Diverged, BeginRebuild,
     EndRebuild,
@@ -146,18 +155,27 @@ def encode_append(time_ms: int, parcels: Iterable[bytes], before: bytes = b"") -
 
 def encode_mirrored(time_ms: int, head: MirroredHead, batches: bytes | memoryview) -> bytes:
     """The command that appends `batches`, whole and checked, to a mirror."""
+    return _with_batches(MIRRORED, time_ms, head, batches)
+
+
+def encode_loss(time_ms: int, loss: AcceptLoss, gap: bytes) -> bytes:
+    """The command with which a group goes on after a loss; `gap` is a control batch (`protocol.gaps`)."""
+    return _with_batches(LOSS, time_ms, loss, gap)
+
+
+def _with_batches(kind: int, time_ms: int, head: msgspec.Struct, batches: bytes | memoryview) -> bytes:
     packed = msgspec.msgpack.encode(head)
-    return b"".join((_PREFIX.pack(COMMAND_VERSION, MIRRORED, time_ms), _HEAD_SIZE.pack(len(packed)), packed, batches))
+    return b"".join((_PREFIX.pack(COMMAND_VERSION, kind, time_ms), _HEAD_SIZE.pack(len(packed)), packed, batches))
 
 
-def read_mirrored(command: Command) -> tuple[MirroredHead, int]:
+def read_head(command: Command, head: type[Head]) -> tuple[Head, int]:
     """(head, position of the batches in the body). FrameError as for `decode`."""
     try:
         (size,) = _HEAD_SIZE.unpack_from(command.body)
         begin = _HEAD_SIZE.size + int(size)
-        return msgspec.msgpack.decode(command.body[_HEAD_SIZE.size : begin], type=MirroredHead), begin
+        return msgspec.msgpack.decode(command.body[_HEAD_SIZE.size : begin], type=head), begin
     except (*UNREADABLE, struct.error) as error:
-        raise FrameError(f"raft command: mirrored batches: {error}") from error
+        raise FrameError(f"raft command: {head.__name__}: {error}") from error
 
 
 def decode(data: bytes | memoryview) -> Command:
@@ -172,7 +190,15 @@ def decode(data: bytes | memoryview) -> Command:
 
 def members_in(head: bytes) -> bool:
     """Whether a command that begins with `head` (two bytes or more) changes the members of the group."""
-    return head[:2] == bytes((COMMAND_VERSION, MEMBERS))
+    return head[:2] in (bytes((COMMAND_VERSION, MEMBERS)), bytes((COMMAND_VERSION, LOSS)))
+
+
+def read_members(data: bytes | memoryview) -> dict[str, str]:
+    """The members by a command of which `members_in` is true. FrameError as for `decode`."""
+    command = decode(data)
+    if command.kind == LOSS:
+        return dict(read_head(command, AcceptLoss)[0].members)
+    return dict(read_body(command, MembersAre).members)
 
 
 def read_body(command: Command, body: type[Body]) -> Body:

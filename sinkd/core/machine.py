@@ -30,6 +30,7 @@ from protocol.streams import StreamDefinition, StreamState
 from sinkd.core import commands, mirrors, rebuilding
 from sinkd.core.commands import (
     BODY_POSITION,
+    AcceptLoss,
     Adopt,
     BeginRebuild,
     ChangeContract,
@@ -39,6 +40,7 @@ from sinkd.core.commands import (
     EndRebuild,
     MakeMirror,
     MembersAre,
+    MirroredHead,
     OpenProducer,
     Trim,
 )
@@ -85,6 +87,14 @@ class Mirrored(NamedTuple):
     refusal: str = ""
 
 
+class LossAccepted(NamedTuple):
+    """`members` go on with what they hold; each log of the group has a gap record where more may have been."""
+
+    members: dict[str, str]
+    who: str
+    placements: tuple[Placement, ...]
+
+
 class ContractChanged(NamedTuple):
     """`contract` is in force now, or was until now; or nothing has changed, for this `refusal`."""
 
@@ -98,6 +108,7 @@ Result: TypeAlias = (
     | Configured
     | Trimmed
     | MembersAre
+    | LossAccepted
     | ContractChanged
     | MirrorMade
     | Mirrored
@@ -145,6 +156,8 @@ class Machine:
             return self._change_contract(commands.read_body(command, ChangeContract))
         if command.kind == commands.MIRRORED:
             return self._append_mirrored(command)
+        if command.kind == commands.LOSS:
+            return self._accept_loss(command)
         if command.kind == commands.MIRROR:
             return mirrors.make(self.state, commands.read_body(command, MakeMirror))
         if command.kind == commands.DIVERGED:
@@ -227,7 +240,7 @@ class Machine:
         return Taken(_appended(envelope, base_offset), placement)
 
     def _append_mirrored(self, command: Command) -> Mirrored:
-        head, begin = commands.read_mirrored(command)
+        head, begin = commands.read_head(command, MirroredHead)
         joined = mirrors.append(self.state, self.number, head, command.body[begin:])
         if joined.stream is None or joined.refusal:
             return Mirrored(joined.end_offset, refusal=joined.refusal)
@@ -237,6 +250,20 @@ class Machine:
             for position, header in joined.batches
         )
         return Mirrored(joined.end_offset, placements)
+
+    def _accept_loss(self, command: Command) -> LossAccepted:
+        """Mirrors get none: what they lack is pulled again."""
+        loss, position = commands.read_head(command, AcceptLoss)
+        header = read_header(command.body[position:])
+        placements = []
+        for stream in self.state.streams.values():
+            for number in stream.state.partitions_of(self.number):
+                partition = stream.partitions[number]
+                place = partition.end_offset, header, BODY_POSITION + position
+                placements.append(Placement(stream.state, number, *place))
+                partition.end_offset += header.record_count
+        self.state.members = dict(loss.members)
+        return LossAccepted(self.state.members, loss.who, tuple(placements))
 
     # -- producers ----------------------------------------------------------------------------------------------------
 

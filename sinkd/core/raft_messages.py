@@ -29,7 +29,8 @@ class Hello(Message, frozen=True):
 
     `state` is "", "chosen" or "active" (`sinkd.core.birth`); `muted` says why it neither votes nor stands. `disk` and
     `journal` identify what it holds: with a new one, what was known of it is void (rule C6). `configured` names the
-    sinks of the zone in its file, `address` is where it listens.
+    sinks of the zone in its file, `address` is where it listens. `succeeds` are the groups that this one took the place
+    of, when an operator had it go on with a part of the log.
     """
 
     mesh: str
@@ -43,6 +44,7 @@ class Hello(Message, frozen=True):
     journal: str
     configured: tuple[str, ...]
     address: str
+    succeeds: tuple[str, ...] = ()
 
 
 class Append(Message, frozen=True):

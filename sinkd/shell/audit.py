@@ -29,7 +29,7 @@ from protocol.records import Event, encode_batch
 from protocol.streams import StreamState
 from sinkd.core import commands
 from sinkd.core.commands import MembersAre, OpenProducer
-from sinkd.core.machine import Configured
+from sinkd.core.machine import Configured, LossAccepted
 from sinkd.core.membership import Members
 from sinkd.core.raft_messages import CODEC, Note
 from sinkd.core.rebuilding import RebuildChanged, described
@@ -95,6 +95,10 @@ class AuditNotes:
             kind = audit.REBUILD_ENDED if result.rebuild.ended_ms else audit.REBUILD_BEGUN
             what = described(result.rebuild)
             self._add(at, self._event(kind, change.time_ms, source=self._asked_by, what=what))
+        elif isinstance(result, LossAccepted):
+            what = f"group {group}: goes on with what {', '.join(result.members)} held"
+            why = f"members were {', '.join(change.members_before)}"
+            self._add(at, self._event(audit.LOSS_ACCEPTED, change.time_ms, source=result.who, what=what, why=why))
 
     def configuration_problems(self, sink: str, revision: int, in_force: int, problems: tuple[str, ...]) -> None:
         """The file of `sink` (this one: "") is not in force, or not all of it. Said once within the window."""

@@ -28,7 +28,7 @@ from fastcrc import crc32
 from protocol.errors import UNREADABLE, DamagedFile, FolderInUse, FolderUnusable
 from sinkd.shell.files import TEMPORARY_SUFFIX, make_folder, read_at, sync_folder, write_at, write_atomically
 
-VERSION: Final = 2
+VERSION: Final = 3
 IDENTITY_NAME: Final = "identity.json"
 LOCK_NAME: Final = "lock"
 GROUP_PREFIX: Final = "group-"
@@ -42,7 +42,8 @@ _ASIDE_MAX: Final = 2  # folders with damaged files that are kept
 class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Contents of identity.json; `crc32c` is over the other fields in their order, each on a line.
 
-    Version 1 ended with `journal_id`: such a folder belongs to a sink that was alone.
+    Version 1 ended with `journal_id`: such a folder belongs to a sink that was alone. Version 2 ended with `muted`.
+    `succeeds` are the groups that `group` took the place of, with blanks between.
     """
 
     format: str
@@ -55,6 +56,7 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     group: str = ""
     state: str = ""
     muted: str = ""
+    succeeds: str = ""
     crc32c: str = ""
 
     def check(self) -> str:
@@ -62,6 +64,8 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         fields += (self.disk_id, self.journal_id)
         if self.version > 1:
             fields += (self.group, self.state, self.muted)
+        if self.version > 2:
+            fields += (self.succeeds,)
         lines = "".join(f"{field}\n" for field in fields)
         return f"{crc32.iscsi(lines.encode()):08x}"
 
@@ -89,7 +93,7 @@ class GroupFolder:
         return bytes.fromhex(self.identity.disk_id)
 
     def update(self, **fields: str) -> None:
-        """Changes `group`, `state`, `muted` or the ids; durable when this returns."""
+        """Changes `group`, `state`, `muted`, `succeeds` or the ids; durable when this returns."""
         identity = msgspec.structs.replace(self.identity, version=VERSION, crc32c="", **fields)
         self.identity = _written(self.path, identity)
 
@@ -116,6 +120,19 @@ class GroupFolder:
         sync_folder(self.path)
         for old in numbers[: max(0, len(numbers) + 1 - _ASIDE_MAX)]:
             shutil.rmtree(asides / str(old))
+        return aside
+
+    def leave_group(self, reason: str) -> Path:
+        """Moves all of the log away, too, and belongs to no group: the folder is empty but for its identity.
+
+        A crash in between leaves a member that may not vote, and will be told again that its group is over.
+        """
+        aside = self.set_aside(reason)
+        if self.log_folder.exists():
+            os.replace(self.log_folder, aside / self.log_folder.name)
+            sync_folder(aside)
+            sync_folder(self.path)
+        self.update(group="", state="", muted="", succeeds="")
         return aside
 
 
@@ -209,7 +226,7 @@ def _read_identity(path: Path) -> Identity | None:
         return None
     except UNREADABLE as error:
         raise DamagedFile(str(file), 0, str(error)) from error
-    if identity.version not in (1, VERSION) or identity.format != _FORMAT:
+    if not 1 <= identity.version <= VERSION or identity.format != _FORMAT:
         what = f"{identity.format!r} version {identity.version}; this program reads {_FORMAT!r} up to version {VERSION}"
         raise DamagedFile(str(file), 0, what)
     if identity.crc32c != identity.check():

@@ -30,7 +30,7 @@ from protocol.link import Appended, Refused
 from sinkd.core import commands
 from sinkd.core.commands import MembersAre
 from sinkd.core.formats import Checkpoint
-from sinkd.core.machine import Configured, ContractChanged, Machine, Mirrored, Result, Taken
+from sinkd.core.machine import Configured, ContractChanged, LossAccepted, Machine, Mirrored, Result, Taken
 from sinkd.core.membership import Members, Membership, problem_of_change
 from sinkd.core.mirrors import MirrorMade
 from sinkd.core.rebuilding import RebuildChanged
@@ -67,7 +67,7 @@ class Change(NamedTuple):
 
     log_index: int
     time_ms: int
-    result: Configured | MembersAre | RebuildChanged
+    result: Configured | MembersAre | RebuildChanged | LossAccepted
     revision_before: int
     members_before: Members
 
@@ -136,7 +136,7 @@ class Group:
         self._sync_failure: BaseException | None = None
         self._sync_s = 0.0  # how long the last one took
         self.no_space = self.is_below_reserve = False
-        self.commands_committed = 0
+        self.commands_committed = self.losses_accepted = 0
         self.syncs = 0
 
     def _membership(self, applied_index: int, alone: Members) -> Membership:
@@ -145,8 +145,8 @@ class Group:
         for index in range(max(applied_index + 1, self._journal.first_index), self._journal.last_index + 1):
             head = self._journal.head(index, len(REGULAR) + 2)
             if head[:1] == REGULAR and commands.members_in(head[1:]):
-                command = commands.decode(self._journal.command(index, self._journal.term(index))[1:])
-                membership.appended(index, dict(commands.read_body(command, commands.MembersAre).members))
+                command = self._journal.command(index, self._journal.term(index))[1:]
+                membership.appended(index, commands.read_members(command))
         return membership
 
     # -- what the link and the daemon ask for -------------------------------------------------------------------------
@@ -634,13 +634,14 @@ class Group:
             for taken in result:
                 if taken.placement is not None:
                     self._store.note(taken.placement, index, term)
-        elif isinstance(result, Mirrored):
+        elif isinstance(result, Mirrored | LossAccepted):
+            self.losses_accepted += isinstance(result, LossAccepted)
             for placement in result.placements:
                 self._store.note(placement, index, term)
         elif isinstance(result, (Configured, ContractChanged, MirrorMade, RebuildChanged)):
             self._store.renew()
             self._decided.append(self._configured)
-        if isinstance(result, Configured | MembersAre | RebuildChanged):
+        if isinstance(result, Configured | MembersAre | RebuildChanged | LossAccepted):
             self._decided.append(partial(self._seen, Change(index, state.now_ms, result, revision, members)))
         return result
 

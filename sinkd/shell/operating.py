@@ -3,9 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import LogError
+from protocol.link import AcceptLoss
 from sinkd.core.raft_messages import Hello
 from sinkd.core.replication import Follower, Phase
 from sinkd.shell.raft import STATES
+from sinkd.shell.repairing import Repair
 
 if TYPE_CHECKING:
     from sinkd.shell.replica import Replica
@@ -38,6 +40,7 @@ class Operator:
             "commit_index": group.commit_index,
             "applied_index": group.applied_index,
             "last_index": replica.journal.last_index,
+            "last_term": replica.journal.term(replica.journal.last_index) if len(replica.journal) else 0,
             "checkpoint_index": replica.checkpoint_index,
             "muted": member.muted,
             "waits": self.why_nobody_leads(),
@@ -61,11 +64,16 @@ class Operator:
 
     def why_nobody_leads(self) -> str:
         """What the group lacks, and what to do about it; "" while somebody leads, or soon will."""
-        peers, member = self._replica.peers, self._replica.group.member
+        peers = self._replica.peers
         if peers is None or self._replica.group.leader:
             return ""
-        if peers.waits or not member.members:
-            return peers.waits
+        return peers.waits or self.too_few()
+
+    def too_few(self) -> str:
+        """Why the members that are up and whole are no majority; "" if they are, or there are no members yet."""
+        peers, member = self._replica.peers, self._replica.group.member
+        if peers is None or not member.members:
+            return ""
         hellos = {**peers.hellos, member.name: peers.hello()}
         down = sorted(member.members.keys() - hellos.keys())
         muted = {
@@ -78,6 +86,7 @@ class Operator:
         if down:
             parts.append(f"down: {', '.join(down)}: start them with the disks that they had")
         parts += [f"{name} may not vote: {why}" for name, why in muted.items()]
+        parts.append("if their disks are lost for good: mesh repair")
         return "; ".join(parts)
 
     def peers(self) -> list[dict[str, Any]]:
@@ -166,6 +175,10 @@ class Operator:
             why = follower.why or hello.muted or f"it lacks {lag} entries"
             raise LogError("INVALID_REQUEST", f"sink {name} is still being filled ({why}); try again when it is whole")
         return hello.address
+
+    async def accept_loss(self, asked: AcceptLoss, source: str = "") -> None:
+        """Goes on with what this sink holds. LogError: see `Repair`."""
+        await Repair(self._sink, self._replica).accept_loss(asked, source)
 
     def transfer(self, to: str, source: str = "") -> None:
         """Begins to hand over. LogError as above."""

@@ -14,7 +14,7 @@ from functools import partial
 import structlog
 
 from protocol import config
-from protocol.errors import DamagedFile, LogError
+from protocol.errors import DamagedFile, LogError, Superseded
 from protocol.frames import Frame
 from protocol.limits import PULL_BYTES, PULL_MS_MAX
 from protocol.streams import StreamState
@@ -74,6 +74,7 @@ class Peers:
             journal=identity.journal_id,
             configured=tuple(sorted(self._zone.sinks)),
             address=str(self._node.raft or ""),
+            succeeds=tuple(identity.succeeds.split()),
         )
 
     def start(self) -> None:
@@ -98,6 +99,11 @@ class Peers:
 
     def _connected(self, hello: Hello, is_new: bool) -> None:
         identity = self._folder.identity
+        if identity.group and identity.group in hello.succeeds and not self._group.leader:
+            self._failed(Superseded(str(self._folder.path), hello.node))
+            return
+        if hello.group in identity.succeeds.split():
+            return  # it will hear of it, and come back empty
         if identity.group and hello.group and hello.group != identity.group:
             log.error(
                 "foreign_group",
@@ -191,6 +197,10 @@ class Peers:
                 "group_birth", node=self._node.name, number=self._number, state=step.state, group=group, muted=muted
             )
             self.links.tell()
+
+    def begin_anew(self) -> None:
+        """The group is another one now: nothing that was said before counts."""
+        self.links.begin_anew()
 
     # -- pulls --------------------------------------------------------------------------------------------------------
 

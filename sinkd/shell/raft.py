@@ -615,10 +615,23 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         self._note_members(first, REGULAR + command)
         self._journal.sync()
 
+    def go_on_alone(self, command: bytes) -> None:
+        """Adds a command by which this sink is the only member, in a term that nobody has led. Nobody leads now.
+
+        Blocks, between two ticks; durable when this returns. The next tick stands for election, and wins.
+        """
+        self._SyncObj__setState(FOLLOWER)
+        self._SyncObj__setCurrentTerm(self.term + 1, self.name)
+        index, entry = self._journal.last_index + 1, REGULAR + command
+        self._journal.add(entry, index, self.term)
+        self._note_members(index, entry)
+        self._journal.sync()
+        self.muted, self.whole_at, self._target = "", None, None
+        self._deadline = clock()
+
     def _note_members(self, index: int, entry: bytes) -> None:
         if entry[:1] == REGULAR and commands.members_in(entry[1:3]):
-            changed = commands.read_body(commands.decode(memoryview(entry)[1:]), MembersAre)
-            self._membership.appended(index, dict(changed.members))
+            self._membership.appended(index, commands.read_members(memoryview(entry)[1:]))
             self._set_members()
 
     def _set_members(self) -> None:

@@ -150,6 +150,11 @@ class RaftLinks:
         for peer in self._peers.values():
             peer.write(CODEC.pack_parts(self.hello()))
 
+    def begin_anew(self) -> None:
+        """Ends all connections, which are made again: each end has to say anew who it is."""
+        for peer in list(self._peers.values()):
+            peer.abort("it is of another group now")
+
     async def close(self) -> None:
         """Dials nobody any more; the connections end with the port."""
         tasks = list(self._dialling.values())

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from protocol import limits
-from protocol.errors import DamagedFile, LogError
+from protocol.errors import DamagedFile, LogError, Superseded
 from protocol.frames import Parts
 from protocol.streams import StreamState
 from sinkd.core import commands
@@ -195,8 +195,11 @@ class Replica:
         self.journal.close()
 
     def set_aside(self, error: DamagedFile) -> None:
-        """Journal and checkpoint, to be filled anew by peers at the next start."""
-        aside = self.folder.set_aside(str(error), Path(error.file))
+        """Journal and checkpoint, to be filled anew by peers at the next start; of a group that is over, all."""
+        if isinstance(error, Superseded):
+            aside = self.folder.leave_group(str(error))
+        else:
+            aside = self.folder.set_aside(str(error), Path(error.file))
         log.error("log_damaged", error=str(error), set_aside=str(aside), consequence="peers will fill this sink")
 
     def fail(self, error: BaseException) -> None:
@@ -238,7 +241,7 @@ class Replica:
 
     def _checkpoint_offered(self) -> None:
         """The leader says that this sink lacks what its journal no longer has."""
-        if self._being_filled is None or self._being_filled.done():
+        if not self.is_being_filled:
             self._being_filled = self.watch(self._fill())
 
     async def _fill(self) -> None:
@@ -291,6 +294,11 @@ class Replica:
     def _mended(self, partition: Partition, base_offset: int, pulled_bytes: int) -> None:
         what = f"{partition.stream.name}/{partition.number}: segment from offset {base_offset}"
         self._sink.audit.segment_mended(what, f"the disk had spoilt it; {pulled_bytes} bytes came from other sinks")
+
+    @property
+    def is_being_filled(self) -> bool:
+        """Whether it lacks what its leader's journal no longer has."""
+        return self._being_filled is not None and not self._being_filled.done()
 
     # -- housekeeping -------------------------------------------------------------------------------------------------
 
@@ -381,7 +389,7 @@ class Replica:
 
     async def save(self, *, checkpoint: bool = True) -> None:
         """Hot batches into segments, then a checkpoint. Lack of space is no failure: the journal has it all."""
-        if self._being_filled is not None and not self._being_filled.done():
+        if self.is_being_filled:
             return  # it writes into the same segments
         try:
             await self.flush()

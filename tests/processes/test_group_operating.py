@@ -206,3 +206,40 @@ async def _refused(zone: ProcessZone, why: str, *words: str) -> None:
     ran = await asked(zone, "sinks", *words)
     assert (ran.status, ran.out) == (1, b"")
     assert ran.err == f"mesh: {why}\n"
+
+
+async def test_a_group_that_has_lost_two_of_three_disks_goes_on_when_an_operator_accepts_it(tmp_path: Path) -> None:
+    async with running(tmp_path) as zone:
+        async with publishing(zone) as load:
+            refused = await asked(zone, "repair", "--accept-loss", "--yes")
+            assert (refused.status, refused.out) == (1, b"")
+            assert "there is nothing to repair" in refused.err
+            survivor = await zone.leader()
+            lost = [name for name in zone.names if name != survivor]
+            for name in lost:
+                zone.kill(name)
+                zone.wipe(name)
+            await zone.until(lambda status: status[survivor].get("state") != "leader", "it leads no more")
+            for name in lost:
+                await zone.start(name)
+            await zone.until(lambda status: sum(_are_muted(status[survivor])) == 2, "it knows that two are lost")
+            before = await asked(zone, "repair", "--accept-loss")
+            assert f"Sink {survivor} holds most, and has read all of it" in before.out.decode(), before
+            assert before.lines[-1] == "Nothing was done. With --yes it is."
+            repaired = await asked(zone, "repair", "--accept-loss", "--yes", run=mesh)
+            assert repaired.status == 0, repaired
+            assert repaired.lines[-1] == f"sink {survivor} leads zone eu, and is its only member"
+            await load.goes_on()
+            for name in lost:  # by themselves they begin anew, and are filled
+                await zone.until(lambda status: _lag(status, name) == 0 and not status[name]["muted"], "it is filled")  # noqa: B023
+                added = await asked(zone, "sinks", "add", name)
+                assert added.lines == [f"sink {name} is a member of zone eu"], added
+            await load.goes_on()
+        await zone.whole()
+        gaps = await mesh("gaps", "orders", "--server", zone.url("gw1"))
+        (gap,) = gaps.lines
+        assert gap.endswith(": an unknown number of events, accepted_loss")
+
+
+def _are_muted(one: dict[str, Any]) -> list[bool]:
+    return [bool(peer.get("muted")) for peer in one["peers"]]
