@@ -191,6 +191,17 @@ def test_another_leader_answers_what_was_committed_under_the_old_one():
     assert bench.answers == {"a": geo(0, "us")}
 
 
+def test_what_the_log_no_longer_has_after_a_change_of_leader_is_not_answered():
+    """Its disks were replaced by an old copy: what is copied now is something else at the same offset."""
+    bench = Bench()
+    bench.kept("a")
+    bench.kept("b", at=1)
+    bench.outbox.link_down(bench.now_ms)
+    bench.link_up(Reached("orders", GEO.incarnation, 0, 1, ()))
+    bench.copied(us=9)
+    assert (list(bench.answers), bench.outbox.geo.timeouts, bench.outbox.size_bytes) == (["a"], 1, 0)
+
+
 def test_what_the_old_leader_had_committed_without_an_answer_waits_for_zones_too():
     bench = Bench()
     bench.publish("a")

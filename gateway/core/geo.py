@@ -6,11 +6,12 @@
 The outbox lets go of an event when this zone's sinks have it; what stays is who waits, and that still takes up room of
 the stream's outbox. So it is bounded, and a change of the sink that leads costs nothing: the next one says what it
 knows, and the answers are here. An offset that the log has let go of is never taken as copied: where a mirror was not
-quick enough it holds a gap there.
+quick enough it holds a gap there. And a log that was replaced by an old copy no longer holds what was committed: that
+is seen by the producer's sequences when the next link opens, and nobody is told of copies of what stands there then.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from typing import Final, NamedTuple
 
@@ -21,15 +22,20 @@ from protocol.publish import Refusal
 from protocol.streams import StreamState
 
 LATENCY_BOUNDS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+UNKNOWN: Final = 2**64
 _end = attrgetter("end_offset")
 
 
 class Waiting(NamedTuple):
-    """Those who wait for the outcome of the events [`offset`, `end_offset`)."""
+    """Those who wait for the outcome of the events [`offset`, `end_offset`), of which `sequence` is the last one spent.
+
+    Of an event that the log knew already the sequence is UNKNOWN.
+    """
 
     offset: int
     end_offset: int
     askers: Askers
+    sequence: int
     size_bytes: int
     taken_ms: int
     due_ms: int
@@ -135,9 +141,20 @@ class GeoAnswers:
             if copied.place.group == group:
                 copied.copies, copied.is_watched = None, False
 
-    def link_up(self, group: int) -> Iterable[tuple[bytes, int]]:
-        """(incarnation, partition) of those that are to be watched, because somebody waits."""
+    def link_up(self, group: int, last_sequences: Mapping[tuple[bytes, int], int]) -> Iterable[tuple[bytes, int]]:
+        """(incarnation, partition) of those that are to be watched, because somebody waits.
+
+        Of what was committed the log still has what it says of our sequences.
+        """
         for key, copied in self._copied.items():
-            if copied.place.group == group and copied.waiting and not copied.is_watched:
+            if copied.place.group != group:
+                continue
+            last_sequence = last_sequences.get(key, 0)
+            lost = [each for each in copied.waiting if each.sequence > last_sequence]
+            copied.waiting = [each for each in copied.waiting if each.sequence <= last_sequence]
+            for waiting in lost:
+                self.timeouts += len(waiting.askers)
+                self._free(copied.place.stream, waiting.size_bytes)
+            if copied.waiting and not copied.is_watched:
                 copied.is_watched = True
                 yield key

@@ -40,7 +40,7 @@ import msgspec
 
 from gateway.core.acks import Answer, AnswerMany, Askers, PubAcks, held_bytes
 from gateway.core.engine import BEST, Engine
-from gateway.core.geo import GeoAnswers, Waiting
+from gateway.core.geo import UNKNOWN, GeoAnswers, Waiting
 from gateway.core.lanes import REPLY_BYTES, Lane, Room
 from gateway.core.partition_outbox import (
     NO_HEADERS,
@@ -389,7 +389,7 @@ class Outbox:
             self._counters.batches_sent_again += partition.take_back()
             partition.next_sequence = one.last_sequence + 1 if one is not None else 1
         self._let_go()
-        for incarnation, number in self.geo.link_up(group):
+        for incarnation, number in self.geo.link_up(group, way.last_sequences):
             way.frames.append(link.pack(link.WatchCopies(incarnation, number)))
 
     def _of_group(self, group: int) -> list[tuple[_Place, PartitionOutbox]]:
@@ -561,31 +561,38 @@ class Outbox:
 
     def _acknowledge_batch(self, partition: PartitionOutbox, batch: Batch, base_offset: int) -> None:
         partition.in_flight.remove(batch)
+        sequence = batch.first_sequence - 1
         for held in batch.entries:
             self._counters.appended += held.events
-            self._acknowledge(partition, held, base_offset)
+            sequence += held.sequences
+            self._acknowledge(partition, held, base_offset, sequence)
             base_offset += held.records
 
-    def _acknowledge(self, partition: PartitionOutbox, held: Held, offset: int, *, known: bool = False) -> None:
+    def _acknowledge(self, partition: PartitionOutbox, held: Held, offset: int, sequence: int = UNKNOWN) -> None:
+        """It stands in the log at `offset`, under our `sequence`, or UNKNOWN: the log knew it before."""
         is_geo = partition.stream.ack == "geo"
         if isinstance(held, Entry):
-            askers = [asker._replace(is_duplicate=known or asker.is_duplicate) for asker in held.replies]
+            is_known = sequence == UNKNOWN
+            askers = [asker._replace(is_duplicate=is_known or asker.is_duplicate) for asker in held.replies]
             self._acks.tell(partition, [each for each in askers if not (is_geo or each.geo)], offset)
-            self._wait_for_zones(partition, held, offset, [each for each in askers if is_geo or each.geo])
+            later = [each for each in askers if is_geo or each.geo]
+            self._wait_for_zones(partition, held, offset, sequence, later)
         elif held.waiting and is_geo:
-            self._wait_for_zones(partition, held, offset, held.waiting)
+            self._wait_for_zones(partition, held, offset, sequence, held.waiting)
         elif held.waiting:
             self._acks.tell(partition, held.waiting, offset)
         self._forget(partition, held)
 
-    def _wait_for_zones(self, partition: PartitionOutbox, held: Held, offset: int, askers: Askers) -> None:
+    def _wait_for_zones(
+        self, partition: PartitionOutbox, held: Held, offset: int, sequence: int, askers: Askers
+    ) -> None:
         if not askers:
             return
         stream = partition.stream
         size_bytes = held_bytes(askers)
         self._room(stream).used_bytes += size_bytes
         due_ms = self._now_ms + stream.geo_timeout_ms
-        waiting = Waiting(offset, offset + held.records, askers, size_bytes, held.taken_ms, due_ms)
+        waiting = Waiting(offset, offset + held.records, askers, sequence, size_bytes, held.taken_ms, due_ms)
         if self.geo.wait(partition, waiting, self._now_ms):
             watch = link.WatchCopies(stream.incarnation, partition.number)
             self._way_of(partition).frames.append(link.pack(watch))
@@ -602,7 +609,7 @@ class Outbox:
         for index, offset in known:
             entry = entries[index]
             self._counters.duplicates += 1
-            self._acknowledge(partition, entry, offset, known=True)
+            self._acknowledge(partition, entry, offset)
             taken_out.append(entry)
         _remove(batch.entries, taken_out)
 

@@ -2,18 +2,22 @@
 
 import pytest
 
+from protocol import link
 from protocol.records import read_header
 from simulation.zones import Receiver, Violation, World, simulate
+from simulation.zones_geo import Publishers
 from sinkd.core import mirrors
 from sinkd.core.mirroring import Pull
 
 SEEDS = 60
+NOT_HELD = "was acknowledged geo, and us does not hold it"
 
 
 def test_mirrors_are_prefixes_of_their_origins_or_say_where_they_are_not():
     audits = [simulate(seed) for seed in range(SEEDS)]
     assert sum(len(batches) for audit in audits for batches in audit.took.values()) > 20 * SEEDS
-    for what in ("gaps", "refused", "anew", "diverged"):  # all of it was met, and often enough to matter
+    assert sum(audit.answers for audit in audits) > 20 * SEEDS
+    for what in ("gaps", "refused", "anew", "diverged", "lost"):  # all of it was met, and often enough to matter
         assert sum(getattr(audit, what) for audit in audits) > SEEDS / 10, what
 
 
@@ -37,6 +41,25 @@ class BelievesAnySink(Receiver):
     any_sink_makes = True
 
 
+class TellsUnseen(TellsAtReceipt):
+    """Nobody looks but those who wait for what is told."""
+
+    def _tell(self, incarnation, through):
+        self.wire.to_origin.append(link.Durable(self.wire.number, through))
+
+
+class AtQuorum(Publishers):
+    answers_at_quorum = True
+
+
+class BelievesGaps(Publishers):
+    believes_gaps = True
+
+
+class BelievesSequences(Publishers):
+    believes_sequences = True
+
+
 class WithoutIncarnation(World):
     receiver_class = TakesAnyIncarnation
 
@@ -51,6 +74,22 @@ class ByAnySinksWord(World):
 
 class WithoutDigest(World):
     checks_digest = False
+
+
+class DurableUnseen(World):
+    receiver_class = TellsUnseen
+
+
+class GeoAtQuorum(World):
+    publishers_class = AtQuorum
+
+
+class GeoOfGaps(World):
+    publishers_class = BelievesGaps
+
+
+class GeoOfLostEvents(World):
+    publishers_class = BelievesSequences
 
 
 def found(world: type[World], first: int = 0) -> str:
@@ -69,7 +108,11 @@ def found(world: type[World], first: int = 0) -> str:
         (WithoutIncarnation, "a gap up to", 0),
         (DurableAtReceipt, "was told, the mirror ends at", 0),
         (ByAnySinksWord, "does not become level", 110),
-        (WithoutDigest, "is not what its origin wrote", 0),
+        (WithoutDigest, NOT_HELD, 0),
+        (DurableUnseen, NOT_HELD, 0),
+        (GeoAtQuorum, NOT_HELD, 0),
+        (GeoOfGaps, NOT_HELD, 0),
+        (GeoOfLostEvents, NOT_HELD, 0),
     ],
 )
 def test_without_a_rule_a_violation_is_found(world, says, first):

@@ -10,7 +10,8 @@ subscribes from where the mirror ends. Everything is chosen by the seed.
 
 What must hold is in `Audit`: at every moment each mirror is a prefix of what its origin wrote under that incarnation,
 at the same offsets, but for gaps, and those only where the origin had nothing any more. What a mirror has called
-durable is in it.
+durable is in it. And publishers of the origin wait until the other zone holds their events (`simulation.zones_geo`):
+then either zone may be lost for ever.
 """
 
 import itertools
@@ -27,6 +28,8 @@ from protocol.gaps import read_gap
 from protocol.link import Message
 from protocol.records import CONTROL, check_batch, encode_batch, place_batch, read_header
 from protocol.streams import StreamState
+from simulation.audit import Violation
+from simulation.zones_geo import Copied, Publishers
 from sinkd.core import commands
 from sinkd.core.commands import Diverged, MakeMirror, MirroredHead
 from sinkd.core.machine import Machine, Mirrored
@@ -45,10 +48,6 @@ from sinkd.core.mirrors import mirror_of, was_left
 NAME = "orders@eu"
 FRAME_BATCHES_MAX = 4
 WINDOW_BYTES = 1_200
-
-
-class Violation(AssertionError):
-    """A promise is broken; the message says by what."""
 
 
 @dataclass
@@ -133,6 +132,7 @@ class Wire:
 
     def __init__(self, sink: int) -> None:
         self.sink, self.number = sink, 0
+        self.incarnation = b""  # of the log that is fed
         self.feed: Feed | None = None
         self.fed = 0  # the subscription that it is for
         self.to_origin: deque[Message] = deque()
@@ -146,7 +146,8 @@ class Audit:
         self.starts: dict[bytes, int] = {}  # the furthest that each has let go
         self.branches: dict[bytes, list[dict[int, bytes]]] = {}
         self.took: dict[bytes, list[bytes]] = {}
-        self.gaps = self.refused = self.anew = self.diverged = 0
+        self.gaps = self.refused = self.anew = self.diverged = self.answers = self.lost = 0
+        self.copied = Copied()
 
     def note_origin(self, log: Log) -> None:
         """After every write: the branch that the origin is on holds these."""
@@ -166,6 +167,7 @@ class Audit:
         if header.base_offset != end:
             raise Violation(f"a batch at {header.base_offset} in a mirror that ends at {end}")
         taken.append(batch)
+        self.copied.took(incarnation, batch)
         if header.attributes == CONTROL:
             self.gaps += 1
             self._check_gap(incarnation, batch)
@@ -179,6 +181,11 @@ class Audit:
             raise Violation(f"a gap of {gap.events} events spans {header.next_offset - header.base_offset} offsets")
         if header.next_offset > self.starts.get(incarnation, 0):
             raise Violation(f"a gap up to {header.next_offset}, the origin begins at {self.starts.get(incarnation, 0)}")
+
+    def note_loss(self) -> None:
+        """All that us had is lost."""
+        self.took = {}
+        self.lost += 1
 
     @staticmethod
     def _is_prefix(taken: list[bytes], branch: dict[int, bytes]) -> bool:
@@ -298,11 +305,17 @@ class Receiver:
         self.machine = Machine(self.machine.snapshot())
         self.wire = self.pull = None
 
+    def lose_all(self) -> None:
+        """All sinks of the zone have empty disks."""
+        self.machine = Machine()
+        self.pending.clear()
+        self.wire = self.pull = None
+
 
 class World:
     """Steps until `run` is over; then everything is well again, and the mirror has to become level."""
 
-    receiver_class = Receiver
+    receiver_class, publishers_class = Receiver, Publishers
     checks_digest = True
 
     def __init__(self, seed: int) -> None:
@@ -310,18 +323,27 @@ class World:
         self.audit = Audit()
         self.origin = Origin(self.chance)
         self.receiver = self.receiver_class(self)
+        self.publishers = self.publishers_class(self.origin.log, self.audit.copied, seed)
+        self._losses = random.Random(seed + 1)
 
     def run(self, steps: int = 400) -> Audit:
         for _ in range(steps):
             self.step()
+            self.publishers.step()
+            if self._losses.random() < 0.001:
+                self._lose_copies()
+        self.publishers.origin_lost()  # if it were lost now
         self.settle()
+        self.audit.answers = self.publishers.answers
         return self.audit
 
     def step(self) -> None:
         chance, origin, receiver = self.chance.random(), self.origin, self.receiver
         if chance < 0.25:
+            end = origin.log.end
             origin.write()
             self.audit.note_origin(origin.log)
+            self.publishers.publish(end)
         elif chance < 0.35:
             origin.catch_up()
         elif chance < 0.40:
@@ -329,6 +351,7 @@ class World:
             self.audit.note_origin(origin.log)
         elif chance < 0.405:
             origin.make_anew()
+            self.publishers.begin_anew(origin.log)
         elif chance < 0.42:
             origin.save()
         elif chance < 0.425:
@@ -348,6 +371,13 @@ class World:
         if self.origin.log.end != end:
             self.audit.note_roll_back(self.origin.log)
             self.receiver.wire = None  # those who served are other processes now
+            self.publishers.begin_anew(self.origin.log)
+
+    def _lose_copies(self) -> None:
+        """Us is lost for ever, and another one begins in its place."""
+        self.publishers.copies_lost(origin_is_whole=not self.origin.is_rolled_back)
+        self.receiver.lose_all()
+        self.audit.note_loss()
 
     def move(self, sink: int) -> None:
         """Something passes on the link; without one it is dialled, and what has ended is begun anew."""
@@ -381,7 +411,8 @@ class World:
         if isinstance(message, link.Durable):
             if wire.feed is not None and message.subscription == wire.fed:
                 wire.feed.durable_through(message.through)
-                if wire.feed.zone == self.origin.log.incarnation.hex():
+                self.publishers.heard(wire.sink, wire.feed, wire.incarnation)
+                if wire.incarnation == self.origin.log.incarnation:
                     self.origin.held = max(self.origin.held, message.through)
             return
         wire.feed = None
@@ -396,8 +427,9 @@ class World:
             self.audit.diverged += refusal.name == "DIVERGED"
             wire.to_receiver.append((link.Failed(message.subscription, refusal.name, str(refusal)), b""))
         else:
-            wire.feed = Feed(log.incarnation.hex(), message.offset, WINDOW_BYTES)
+            wire.feed, wire.incarnation = Feed("us", message.offset, WINDOW_BYTES), log.incarnation
             wire.fed = message.subscription
+            self.publishers.heard(wire.sink, wire.feed, log.incarnation)
 
     def feed(self, wire: Wire) -> None:
         """Sends what there is under the stream's name, whichever incarnation that is by now."""
