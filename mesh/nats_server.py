@@ -6,6 +6,8 @@ What it says on stderr has nats-server's form, and is true: the version is ours,
 Two things are not as there: a command line that cannot be read ends with status 1 (nats-server: 0), and `--signal`
 wants to know which process it is for (nats-server takes any of its name that it finds).
 
+SIGHUP takes the file anew, with the flags over it as at the start; what may change by that is in `nats_server_reload`.
+
 Source: nats-server `main.go`, `server/opts.go` (ConfigureOptions), `server/signal.go`.
 """
 
@@ -23,7 +25,8 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from mesh import nats_config, nats_server_flags, nats_server_log
+from mesh import nats_config, nats_server_flags, nats_server_log, nats_server_reload
+from mesh.advice import advice
 from mesh.availability import not_available
 from mesh.nats_config_options import Options
 from mesh.nats_config_values import Findings
@@ -41,11 +44,11 @@ NAME: Final = "nats-server"
 _SIGNALS: Final = {
     "stop": signal.SIGKILL,
     "quit": signal.SIGINT,
+    "reload": signal.SIGHUP,
     "term": signal.SIGTERM,
     "reopen": signal.SIGUSR1,
     "ldm": signal.SIGUSR2,
 }
-_NO_RELOAD: Final = "reloading a configuration is not available in this version: restart the server"
 log = structlog.get_logger()
 
 
@@ -121,9 +124,7 @@ def _run(line: nats_server_flags.CommandLine) -> int:
     options = nats_config.load(file, nats_config.environment(), findings) if file else Options()
     if not checks_only:
         nats_server_flags.override(options, line, findings)
-    if options.cluster.port and not options.server_name:
-        options.server_name = f"gw-{secrets.token_hex(8)}"  # another one for each server of the cluster
-    configuration = _configuration(options, findings)
+    configuration = _configuration(options, f"gw-{secrets.token_hex(8)}", findings)
     for notice in findings.notices:
         print(notice, file=sys.stderr)
     if checks_only:
@@ -133,11 +134,13 @@ def _run(line: nats_server_flags.CommandLine) -> int:
         return 0
     for warning in findings.warnings:
         print(warning, file=sys.stderr)
-    return _serve(options, configuration)
+    return _serve(line, options, configuration)
 
 
-def _configuration(options: Options, findings: Findings) -> config.Config:
-    """ConfigError holds all that is wrong with file and flags."""
+def _configuration(options: Options, name: str, findings: Findings) -> config.Config:
+    """ConfigError holds all that is wrong with file and flags. `name` is for one of a cluster that has none."""
+    if options.cluster.port and not options.server_name:
+        options.server_name = name
     tables = nats_config.tables(options, findings)
     configuration = None
     try:
@@ -154,12 +157,10 @@ def _configuration(options: Options, findings: Findings) -> config.Config:
 # -- running ----------------------------------------------------------------------------------------------------------
 
 
-def _serve(options: Options, configuration: config.Config) -> int:
+def _serve(line: nats_server_flags.CommandLine, options: Options, configuration: config.Config) -> int:
     output = nats_server_log.Output(options.log_file, options.log_size_limit, options.log_max_files)
     with contextlib.closing(output):
-        lines = nats_server_log.Lines(with_time=options.logtime, utc=options.logtime_utc, colors=output.is_terminal)
-        nats_server_log.configure(output, lines, debug=options.debug)
-        server = _Server(options, configuration, output, lines)
+        server = _Server(line, options, configuration, output)
         try:
             status = server.run()
         except (MeshError, OSError) as error:
@@ -176,13 +177,15 @@ class _Server:
 
     def __init__(
         self,
+        line: nats_server_flags.CommandLine,
         options: Options,
         configuration: config.Config,
         output: nats_server_log.Output,
-        lines: nats_server_log.Lines,
     ) -> None:
-        self._options, self._configuration, self._output, self._lines = options, configuration, output, lines
+        self._line, self._options, self._configuration, self._output = line, options, configuration, output
+        self._lines = nats_server_log.start(output, options)
         self._ports_file: Path | None = None
+        self._node: Node | None = None
 
     def run(self) -> int:
         from mesh import daemon
@@ -212,10 +215,12 @@ class _Server:
     def clean_up(self) -> None:
         if self._ports_file is not None:
             self._ports_file.unlink(missing_ok=True)
+            self._ports_file = None
 
     def _made(self, node: "Node") -> None:
         """There is a gateway, and it does not listen yet."""
         assert node.gateway is not None
+        self._node = node
         plane, options = node.gateway.plane.options, self._options
         log.info(f"Starting {NAME}")
         log.info(
@@ -229,15 +234,21 @@ class _Server:
             log.warning("Plaintext passwords detected, use nkeys or bcrypt")
         if options.config_file:
             log.info(f"Using configuration file: {options.config_file} ({options.config_digest})")
-        if options.pid_file:
-            try:
-                Path(options.pid_file).write_text(str(os.getpid()))
-            except OSError as error:
-                error.strerror = f"Could not write pidfile: open {options.pid_file}: {error.strerror}"
-                raise
+        for advised in advice(self._configuration):
+            log.warning(advised)
+        self._write_pid()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _write_pid(self) -> None:
+        file = self._options.pid_file
+        if file:
+            try:
+                Path(file).write_text(str(os.getpid()))
+            except OSError as error:
+                error.strerror = f"Could not write pidfile: open {file}: {error.strerror}"
+                raise
 
     def _has_plain_passwords(self) -> bool:
         clients = self._configuration.tls_clients
@@ -258,8 +269,7 @@ class _Server:
         if (links := self._takes_links_at(node)) is not None:
             log.info(f"Cluster name is {self._configuration.mesh.name}")
             log.info(f"Listening for route connections on {_shown(links)}")
-        if self._options.ports_file_dir:
-            self._write_ports(node)
+        self._write_ports(node)
         log.info("Server is ready")
 
     @staticmethod
@@ -270,6 +280,8 @@ class _Server:
         return (mesh.bind.host, mesh.port) if isinstance(mesh, DiscoveredLinks) else None
 
     def _write_ports(self, node: "Node") -> None:
+        if not self._options.ports_file_dir:
+            return
         assert node.clients is not None
         clients = self._configuration.tls_clients
         scheme = "tls" if clients is not None and not clients.allow_non_tls else "nats"
@@ -298,7 +310,42 @@ class _Server:
 
     def _reload(self) -> None:
         log.info('Trapped "hangup" signal')
-        log.error(f"Failed to reload server configuration: {_NO_RELOAD}")
+        try:
+            self._take_anew()
+        except (MeshError, OSError) as error:
+            reason = f"open {error.filename}: {(error.strerror or '').lower()}" if isinstance(error, OSError) else error
+            log.error(f"Failed to reload server configuration: {reason}")
+
+    def _take_anew(self) -> None:
+        """What of the file may change while the server runs. Refused, ConfigError, OSError: nothing has changed."""
+        before, findings = self._options, Findings()
+        if not before.config_file:
+            raise Refused("can only reload config when a file is provided using -c or --config")
+        options = nats_config.load(before.config_file, nats_config.environment(), findings)
+        nats_server_flags.override(options, self._line, findings)
+        configuration = _configuration(options, before.server_name, findings)
+        both = before, options, self._configuration, configuration
+        if (refusal := nats_server_reload.refusal(*both)) is not None:
+            raise Refused(refusal)
+        assert self._node is not None
+        assert self._node.gateway is not None
+        self._output.move(options.log_file)
+        try:
+            self._node.gateway.reload(configuration)
+        except ConfigError:
+            self._output.move(before.log_file)
+            raise
+        told = list(nats_server_reload.told(*both))
+        self._options, self._configuration = options, configuration
+        self._lines = nats_server_log.start(self._output, options)
+        if options.pid_file != before.pid_file:
+            self._write_pid()
+        if options.ports_file_dir != before.ports_file_dir:
+            self.clean_up()
+            self._write_ports(self._node)
+        for sentence in (*findings.notices, *findings.warnings, *told):
+            log.info(sentence)
+        log.info(f"Reloaded server configuration ({options.config_digest})")
 
 
 def _shown(address: tuple[str, int]) -> str:
@@ -323,11 +370,9 @@ def send_signal(wanted: str) -> None:
     command, _, target = wanted.partition("=")
     if "=" in target:
         raise Refused(f"invalid signal parameters: [{target.partition('=')[2]}]")
-    if command != "reload" and command not in _SIGNALS:
+    if command not in _SIGNALS:
         raise Refused(f'unknown signal "{command}"')
     pid = _pid(target)
-    if command == "reload":
-        raise Refused(_NO_RELOAD)
     try:
         os.kill(pid, _SIGNALS[command])
     except OSError as error:

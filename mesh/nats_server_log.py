@@ -21,6 +21,8 @@ from typing import Any, Final, TextIO
 
 import structlog
 
+from mesh.nats_config_options import Options
+
 _LABELS: Final = {"info": "INF", "warning": "WRN", "error": "ERR", "critical": "FTL", "debug": "DBG", "trace": "TRC"}
 _COLORS: Final = {"info": "32", "debug": "36", "warning": "0;93", "error": "31", "critical": "31", "trace": "33"}
 _SIGNALS: Final = {"SIGINT": "interrupt", "SIGTERM": "terminated", "SIGUSR2": "user defined signal 2"}
@@ -61,6 +63,20 @@ class Output:
         with self._lock:
             self._stream.flush()
 
+    def move(self, file: str) -> None:
+        """To another file, or to stderr ("") from now on. OSError: that cannot be opened, and all stays as it is."""
+        with self._lock:
+            if file == self.file:
+                return
+            before, self.file = (self.file, self._stream), file
+            try:
+                self._open()
+            except OSError:
+                self.file, self._stream = before
+                raise
+            if before[0]:
+                before[1].close()
+
     def reopen(self) -> bool:
         """Whether there is a file, which is open again."""
         with self._lock:
@@ -75,6 +91,7 @@ class Output:
 
     def _open(self) -> None:
         if not self.file:
+            self._stream = sys.stderr
             return
         descriptor = os.open(self.file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, _FILE_MODE)
         self._stream = os.fdopen(descriptor, "a", encoding="utf-8", errors="backslashreplace")
@@ -127,8 +144,15 @@ def _field(value: object) -> str:
     return text if text.isprintable() and " " not in text and text else ascii(text)
 
 
+def start(output: Output, options: Options) -> Lines:
+    """Logs as `options` say, into `output`, from now on."""
+    lines = Lines(with_time=options.logtime, utc=options.logtime_utc, colors=output.is_terminal)
+    configure(output, lines, debug=options.debug)
+    return lines
+
+
 def configure(output: Output, lines: Lines, *, debug: bool) -> None:
-    """Sends all that is logged to `output`. Call once, before anything logs."""
+    """Sends all that is logged to `output`."""
     structlog.configure(
         processors=[structlog.processors.format_exc_info, lines],
         wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if debug else logging.INFO),

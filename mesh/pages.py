@@ -36,7 +36,8 @@ class GatewayPages:
 
     def varz(self) -> Page:
         gateway = self._gateway
-        page = reports.varz(gateway.plane, started_ms=gateway.started_ms, moment=gateway.moment())
+        times = {"started_ms": gateway.started_ms, "loaded_ms": gateway.loaded_ms}
+        page = reports.varz(gateway.plane, **times, moment=gateway.moment())
         page["write_deadline"] = gateway.configuration.limits.write_deadline_ms * 1_000_000
         tls = gateway.configuration.tls_clients
         page["tls_timeout"] = (TLS_TIMEOUT_MS if tls is None else tls.timeout_ms) / 1_000

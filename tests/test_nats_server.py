@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import re
 import signal
 import socket
@@ -9,13 +10,14 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
 import nats
 import pytest
 from support import natsconf
 from support.certificates import Authority
+from support.natsraw import RawClient
 from support.natsserver import BINARY
 from support.processes import free_ports, until
 
@@ -113,8 +115,6 @@ async def test_it_runs_a_nats_servers_file_and_is_sent_signals(tmp_path: Path) -
         assert server.has("[INF]   Name:     n1")
         assert server.has("[WRN] Plaintext passwords detected, use nkeys or bcrypt")
 
-        server.process.send_signal(signal.SIGHUP)
-        await until(lambda: server.has("[ERR] Failed to reload server configuration"), "it says what it cannot do")
         assert nats_server.main(["--signal", f"quit={tmp_path}/n.pid"]) == 0
         assert await server.ended() == 0
         assert server.has('[INF] Trapped "interrupt" signal')
@@ -132,7 +132,77 @@ async def test_its_log_goes_to_a_file_that_can_be_opened_again(tmp_path: Path) -
 
         await until(lambda: log.exists() and "File log re-opened" in log.read_text(), "the log is open again")
         assert log.read_text() == f"[{server.process.pid}] [INF] File log re-opened\n"
+        server.process.send_signal(signal.SIGHUP)
+        no_file = (
+            "[ERR] Failed to reload server configuration: can only reload config when a file is provided using -c or"
+        )
+        await until(lambda: no_file in log.read_text(), "it says that there is no file to take anew")
         assert server.lines == []
+
+
+_BEFORE = """
+max_payload: 1000
+authorization { users: [
+    {user: a, password: a}, {user: b, password: b}, {user: c, password: c}, {user: d, password: d}
+] }
+"""
+_AFTER = """
+max_payload: 2000, ping_interval: "1m30s", log_file: "n.log", pid_file: "n.pid", ports_file_dir: "."
+authorization { timeout: 5, users: [
+    {user: a, password: a}, {user: b, password: other}, {user: c, password: c, permissions: { subscribe: x }}
+] }
+tls { cert_file: "CERT", key_file: "KEY" }
+"""
+
+
+async def test_a_changed_file_is_taken_anew_as_by_nats_server(tmp_path: Path) -> None:
+    pair = Authority(tmp_path).server
+    after = _AFTER.replace("CERT", str(pair.cert)).replace("KEY", str(pair.key))
+    found = []
+    for program in (BINARY, GATEWAY):
+        folder = tmp_path / program.name
+        folder.mkdir()
+        (folder / "nats.conf").write_text(_BEFORE)
+        with _running(folder, "-c", "nats.conf", "-a", "127.0.0.1", "-p", "-1", program=program) as server:
+            found.append(await _reloaded(server, folder, after))
+    theirs, ours = found
+    assert ours == theirs
+
+
+async def _reloaded(server: _Server, folder: Path, after: str) -> dict[str, object]:
+    """What clients and the log say when the file becomes `after`, and then something that needs a restart."""
+    await server.ready()
+    port, log, found = int(server.address().rpartition(":")[2]), folder / "n.log", dict[str, object]()
+    async with AsyncExitStack() as stack:
+        clients = {name: await stack.enter_async_context(RawClient(port)) for name in "abcd"}
+        for name, client in clients.items():
+            await client.send(b'CONNECT {"verbose":false,"user":"%b","pass":"%b"}\r\n' % (name.encode(), name.encode()))
+            await client.send(b"SUB x 1\r\nSUB y 2\r\nPING\r\n")
+            await client.until(b"PONG\r\n")
+
+        (folder / "nats.conf").write_text(after)
+        assert nats_server.main(["--signal", f"reload={server.process.pid}"]) == 0
+
+        await until(lambda: log.exists() and "Reloaded server configuration" in log.read_text(), "it is taken")
+        found["b"], found["d"] = await clients["b"].until_closed(), await clients["d"].until_closed()
+        for name in "ac":
+            await clients[name].send(b"PING\r\n")
+            found[name] = await clients[name].until(b"PONG\r\n")
+        await clients["a"].send(b"PUB x 1500\r\n%b\r\nPING\r\n" % (b"x" * 1500))
+        found["payload"] = await clients["a"].until(b"PONG\r\n")
+        async with RawClient(port) as late:
+            found["info"] = late.info["max_payload"], late.info["tls_required"]
+        (folder / "nats.conf").write_text(f"max_subscriptions: 7\n{after}")
+        server.process.send_signal(signal.SIGHUP)
+        await until(lambda: "Failed to reload" in log.read_text(), "it says that it cannot")
+    sentences = [line.partition("] [")[2] for line in (*server.lines, *log.read_text().splitlines())]
+    found["log"] = sorted({line for line in sentences if "eload" in line and line != _EVERY_TIME})
+    files = set(os.listdir(folder))
+    found["files"] = "n.pid" in files, f"nats-server_{server.process.pid}.ports" in files
+    return found
+
+
+_EVERY_TIME = "INF] Reloaded: accounts"  # in nats-server
 
 
 async def test_an_address_that_is_taken_is_a_fatal_line(tmp_path: Path) -> None:
@@ -306,13 +376,11 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert "verify_and_map" in capsys.readouterr().out
 
 
-def test_a_signal_needs_its_process_and_reload_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_needs_its_process(capsys: pytest.CaptureFixture[str]) -> None:
     assert nats_server.main(["-sl", "quit"]) == 1
-    assert nats_server.main(["-sl", "reload=1"]) == 1
 
     assert capsys.readouterr().err.splitlines() == [
         "nats-server: --signal needs the process: quit=PID, or quit=FILE with a file that -P wrote",
-        "nats-server: reloading a configuration is not available in this version: restart the server",
     ]
 
 

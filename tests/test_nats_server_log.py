@@ -29,6 +29,18 @@ def _lines(with_time: bool = True, colors: bool = False) -> logs.Lines:
     return logs.Lines(with_time=with_time, utc=False, colors=colors, now=lambda: NOW)
 
 
+def test_it_moves_to_another_file_or_stays_where_it_is(tmp_path: Path) -> None:
+    output = logs.Output(str(tmp_path / "one"))
+    output.write("a")
+    output.move(str(tmp_path / "two"))
+    output.write("b")
+    with pytest.raises(OSError, match="No such file or directory"):
+        output.move(str(tmp_path / "none" / "three"))
+    output.write("c")
+    output.close()
+    assert [(tmp_path / name).read_text() for name in ("one", "two")] == ["a", "bc"]
+
+
 def test_a_line_has_process_time_and_level() -> None:
     assert (
         _lines().line("info", "Server is ready") == f"[{os.getpid()}] 2026/11/25 04:00:00.123456 [INF] Server is ready"

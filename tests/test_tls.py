@@ -16,7 +16,7 @@ import pytest
 import uvloop
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from support.certificates import Authority, Pair
 from support.cli import invoked
 from support.gateway import Served, serve
@@ -113,6 +113,18 @@ async def eventually(condition: Callable[[], Any], wait_s: float = 5.0) -> None:
 
 
 # -- the three ways in ------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_certificate_is_for_those_that_come_later(authority: Authority) -> None:
+    renewed = authority.issue("renewed", (x509.DNSName("localhost"),), usages=[ExtendedKeyUsageOID.SERVER_AUTH])
+    async with served(authority) as running, TlsClient(running.port, client_context(authority)) as early:
+        running.server.go_by(ClientTls(settings(authority, cert=str(renewed.cert), key=str(renewed.key))), 10_000)
+        async with TlsClient(running.port, client_context(authority)) as late:
+            shown = [each.writer.get_extra_info("ssl_object").getpeercert(True) for each in (early, late)]
+            await early.send(CONNECT + b"PING\r\n")
+            await early.until(b"PONG\r\n")
+    of_files = [pair.cert.read_bytes() for pair in (authority.server, renewed)]
+    assert shown == [x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER) for pem in of_files]
 
 
 @pytest.mark.parametrize("first", [False, True])

@@ -110,9 +110,7 @@ include "_messages.pxi"
 @cython.final
 cdef class Forwarder:
     cdef readonly object stats
-    cdef public bint keeps_events
-    cdef public bint asks_to_subscribe
-    cdef public bint interest_waits
+    cdef public bint keeps_events, asks_to_subscribe, interest_waits
     cdef object policy
     cdef Py_ssize_t stall_bytes
     cdef uint32_t random
@@ -245,8 +243,9 @@ cdef class Forwarder:
         subscription.account.sublist.remove(subscription)
         subscription.session = None
 
-    def invalidate(self):
+    def invalidate(self, gone=()):
         self.epoch += 1
+        self.plans = {key: plans for key, plans in self.plans.items() if key[1] not in gone}
 
     @property
     def plans_cached(self):

@@ -33,7 +33,7 @@ Fairness: one call of `receive` stops after `TURN_BYTES_MAX` bytes of work and s
 Queue groups: the member is picked by a xorshift generator (Marsaglia, 'Xorshift RNGs', 2003), the same in both twins.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from enum import IntFlag
 from typing import NamedTuple, Protocol
 
@@ -324,9 +324,11 @@ class Forwarder:
         subscription.closed = True
         subscription.account.sublist.remove(subscription)
 
-    def invalidate(self) -> None:
-        """Something else that plans depend on has changed, like what the log keeps."""
+    def invalidate(self, gone: Collection[Permissions] = ()) -> None:
+        """Something else that plans depend on has changed, like what the log keeps; nobody has what is `gone`."""
         self._epoch += 1
+        for key in [key for key in self._plans if key[1] in gone]:
+            del self._plans[key]
 
     @property
     def plans_cached(self) -> int:

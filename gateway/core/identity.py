@@ -265,30 +265,53 @@ class Credentials:
 
 @dataclass(frozen=True)
 class Verification:
-    """`secret` has to be compared with these bcrypt hashes, in order; the first that fits says who it is."""
+    """`secret` has to be compared with these bcrypt hashes, in order; the first that fits says who it is.
+
+    `renews`: the client is in already, and may stay if one fits.
+    """
 
     secret: str
     candidates: tuple[tuple[str, UserEntry], ...]
+    renews: bool = False
 
 
 class Directory:
     """All users of a gateway. Without users everybody is let in and may do everything.
 
     `no_auth_user` is the name or nkey of one of them, or "". With `maps_certificates` it is the client's certificate
-    that says which of the named users a client is.
+    that says which of the named users a client is. Users that were in the directory `before`, and are the same word for
+    word, keep their permissions and what is cached by these.
     """
 
     def __init__(
-        self, users: tuple[UserEntry, ...], no_auth_user: str = "", *, maps_certificates: bool = False
+        self,
+        users: tuple[UserEntry, ...],
+        no_auth_user: str = "",
+        *,
+        maps_certificates: bool = False,
+        before: "Directory | None" = None,
     ) -> None:
         self._by_name = {entry.user: entry for entry in users if entry.user}
         self._by_nkey = {entry.nkey: entry for entry in users if entry.nkey is not None}
         self._with_token = [entry for entry in users if entry.token is not None]
-        self._permissions = {entry: Permissions(entry) for entry in users}
+        known = before._permissions if before is not None else {}
+        self._permissions: dict[UserEntry, Permissions]
+        self._permissions = {entry: known.get(entry) or Permissions(entry) for entry in users}
         self._no_auth_user = no_auth_user
         guest = self._by_name.get(no_auth_user)
         self._guest = None if guest is None or is_hash(guest.password) else guest
         self._certificate_users = CertificateUsers(self._by_name) if maps_certificates and self._by_name else None
+
+    def __contains__(self, entry: UserEntry) -> bool:
+        return entry in self._permissions
+
+    def has_name(self, name: str) -> bool:
+        """Whether `name` is that of a user or its nkey; "" is that of whoever has a token."""
+        return name in self._by_name or name in self._by_nkey or (not name and bool(self._with_token))
+
+    def permissions_gone(self, now: "Directory") -> list[Permissions]:
+        """Those of users that are in this directory, and no longer the same in the one that there is `now`."""
+        return [permissions for entry, permissions in self._permissions.items() if entry not in now]
 
     @property
     def is_required(self) -> bool:

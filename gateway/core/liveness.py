@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Callable, Iterator
 from enum import Enum
 
+from gateway.core.plane_options import PlaneOptions
 from gateway.core.session import NEVER_MS, Session
 from protocol.limits import FIRST_PING_MS
 
@@ -29,21 +30,17 @@ class Due(Enum):
 class Liveness:
     """The timers of all sessions, on a clock that comes in as `now_ms`."""
 
-    def __init__(
-        self,
-        sessions: dict[int, Session],
-        *,
-        ping_interval_ms: int,
-        ping_max: int,
-        auth_timeout_ms: int,
-        choose: Callable[[int], int],
-    ) -> None:
+    def __init__(self, sessions: dict[int, Session], choose: Callable[[int], int]) -> None:
+        """`go_by` is due before anything else."""
         self._sessions = sessions
-        self._ping_interval_ms = ping_interval_ms
-        self._ping_max = ping_max
-        self._auth_timeout_ms = auth_timeout_ms
         self._choose = choose
         self._heap: list[tuple[int, int]] = []
+
+    def go_by(self, options: PlaneOptions) -> None:
+        """What is scheduled stays; the next time is by these."""
+        self._ping_interval_ms = options.ping_interval_ms
+        self._ping_max = options.ping_max
+        self._auth_timeout_ms = options.auth_timeout_ms
 
     def opened(self, session: Session, now_ms: int, must_authenticate: bool) -> None:
         """The connection is there; CONNECT is not."""

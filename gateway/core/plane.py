@@ -25,11 +25,13 @@ from typing import Any, Final
 from gateway.core.encryption import Encryption
 from gateway.core.engine import BEST, Engine
 from gateway.core.forwarding import Kind
+from gateway.core.greeting import PROTOCOL_VERSION, info
 from gateway.core.identity import AnswerableReplies, Credentials, Directory, UserEntry, Verification
 from gateway.core.lanes import Lane, Replies
 from gateway.core.liveness import Due, Liveness
 from gateway.core.peers import Peers
 from gateway.core.plane_options import Hooks, PlaneOptions
+from gateway.core.reloading import Recheck
 from gateway.core.session import NEVER_MS, Account, Closed, Scope, Session, Subscription, Watch
 from protocol import headers, nats, routes, subjects
 from protocol.accounts import DEFAULT_ACCOUNT
@@ -46,9 +48,6 @@ _SEEDS: Final = 2**32 - 1
 
 __all__ = ["PROTOCOL_VERSION", "Hooks", "Plane", "PlaneOptions"]
 
-PROTOCOL_VERSION: Final = "2.12.0"
-"""The nats-server release whose client protocol this is: clients unlock features by it."""
-
 
 class Plane:
     """All sessions of one gateway worker. `choose(n)` picks 0..n-1: timer jitter, and where queue choices begin."""
@@ -62,14 +61,9 @@ class Plane:
         names = (DEFAULT_ACCOUNT, *options.accounts, *(entry.account for entry in options.users))
         self.accounts: dict[str, Account] = {name: engine.account(name) for name in dict.fromkeys(names)}
         self._hooks = hooks
-        self._directory = Directory(options.users, options.no_auth_user, maps_certificates=options.maps_certificates)
-        self._liveness = Liveness(
-            self.sessions,
-            ping_interval_ms=options.ping_interval_ms,
-            ping_max=options.ping_max,
-            auth_timeout_ms=options.auth_timeout_ms,
-            choose=choose,
-        )
+        self._directory = _directory(options)
+        self._liveness = Liveness(self.sessions, choose)
+        self._liveness.go_by(options)
         self._now_ms = 0
         self._verifications: list[Session] = []
         self._leaving: deque[Session] = deque()
@@ -129,7 +123,7 @@ class Plane:
             session.nonce = urlsafe_b64encode(self._hooks.nonce()).rstrip(b"=").decode()
         self._send(session, nats.info_line(self._info(session, greets=True)))
         if len(self.sessions) >= options.max_connections:
-            self._refuse(session, nats.CONNECTIONS_EXCEEDED, Closed.CONNECTIONS_EXCEEDED)
+            self.refuse(session, nats.CONNECTIONS_EXCEEDED, Closed.CONNECTIONS_EXCEEDED)
             self._hooks.session_closed(session)  # it never was one of `sessions`
             return session
         self.sessions[session.id] = session
@@ -146,6 +140,16 @@ class Plane:
                 session.take()  # who begins with the handshake is offered nothing else
                 self._send(session, nats.info_line(self._info(session, greets=True) | {"tls_required": True}))
             self._liveness.opened(session, now_ms, self._directory.is_required)
+
+    def reload(self, options: PlaneOptions, now_ms: int) -> None:
+        """Go by other users, accounts and limits (`reloading.CHANGEABLE`) from now on, for those that are there too."""
+        self.options, self._now_ms = options, now_ms
+        for name in (*options.accounts, *(entry.account for entry in options.users)):
+            self.account(name)
+        before, self._directory = self._directory, _directory(options, self._directory)
+        self._liveness.go_by(options)
+        Recheck(self, self._directory).all()
+        self.forwarder.invalidate(before.permissions_gone(self._directory))
 
     def connect_peer(
         self,
@@ -219,9 +223,9 @@ class Plane:
                 self._send(session, nats.PING)
             elif due is Due.STALE:
                 self.stats.stale_connections += 1
-                self._refuse(session, nats.STALE_CONNECTION, Closed.STALE)
+                self.refuse(session, nats.STALE_CONNECTION, Closed.STALE)
             else:
-                self._refuse(session, nats.AUTHENTICATION_TIMEOUT, Closed.AUTHENTICATION_TIMEOUT)
+                self.refuse(session, nats.AUTHENTICATION_TIMEOUT, Closed.AUTHENTICATION_TIMEOUT)
 
     def close(self, session: Session, reason: Closed, *, flushes: bool = True, detail: str = "") -> None:
         """Give the connection up; the shell sends its output (unless not `flushes`) and closes the socket."""
@@ -461,6 +465,13 @@ class Plane:
         if session.account.watches:
             self._tell_watchers(session, subscription.pattern)
 
+    def end(self, subscription: Subscription, why: str) -> None:
+        """The client may have it no longer, and is told so."""
+        session = subscription.session
+        self._drop(subscription)
+        self._send(session, nats.error_line(why))
+        self._hooks.refused(session, f"subscribe to {subscription.pattern} {subscription.queue}".rstrip())
+
     def _tell_watchers(self, session: Session, pattern: str) -> None:
         watches = session.account.watches
         subjects_lost = [pattern] if pattern in watches else [s for s in watches if subjects.matches(pattern, s)]
@@ -516,24 +527,33 @@ class Plane:
         if not self._directory.is_required:
             self._admit(session, None)
             return
-        options = session.options
-        found = self._directory.check(
-            Credentials(
-                user=options.user,
-                password=options.password,
-                token=options.token,
-                nkey=options.nkey,
-                signature=options.signature,
-                nonce=session.nonce,
-                certificate=session.tls.certificate if isinstance(session.tls, Encryption) else None,
-            )
-        )
+        self._authenticate(session)
+
+    def _authenticate(self, session: Session) -> None:
+        found = self._directory.check(self.credentials(session))
         if isinstance(found, Verification):
-            session.verifying = found
-            self._verifications.append(session)
-            self._touch(session)
+            self.verify(session, found)
         else:
             self._decide(session, found)
+
+    def credentials(self, session: Session) -> Credentials:
+        """What the client has presented."""
+        options = session.options
+        return Credentials(
+            user=options.user,
+            password=options.password,
+            token=options.token,
+            nkey=options.nkey,
+            signature=options.signature,
+            nonce=session.nonce,
+            certificate=session.tls.certificate if isinstance(session.tls, Encryption) else None,
+        )
+
+    def verify(self, session: Session, verification: Verification) -> None:
+        """Have it run; until then nothing of what the client sends is acted on."""
+        session.verifying = verification
+        self._verifications.append(session)
+        self._touch(session)
 
     def _check_version(self, peer: Session, event: nats.Connect) -> None:
         problem = routes.check_connect(event.argument)
@@ -548,25 +568,31 @@ class Plane:
     def verified(self, session: Session, entry: UserEntry | None, now_ms: int) -> None:
         """The verdict on `session.verifying`: who it is, or None. What the client has sent since is acted on."""
         self._now_ms = now_ms
-        if session.closing is not None or session.verifying is None:
+        verification = session.verifying
+        if session.closing is not None or verification is None:
             return
         session.verifying = None
-        self._decide(session, entry)
+        if entry is not None and entry not in self._directory:  # the users have changed meanwhile
+            self._authenticate(session)
+        elif verification.renews:
+            Recheck(self, self._directory).decide(session, entry)
+        else:
+            self._decide(session, entry)
         self._touch(session)
         self.receive(session, b"", now_ms)
 
     def _decide(self, session: Session, entry: UserEntry | None) -> None:
         if entry is None:
-            self._refuse(session, nats.AUTHORIZATION_VIOLATION, Closed.AUTHENTICATION_FAILURE)
+            self.refuse(session, nats.AUTHORIZATION_VIOLATION, Closed.AUTHENTICATION_FAILURE)
         else:
             self._admit(session, entry)
 
     def _admit(self, session: Session, entry: UserEntry | None) -> None:
         options = session.options
         if entry is not None:
-            self._identify(session, entry)
+            self.identify(session, entry)
         if options.account or options.new_account:  # naming an account here is long gone, and an error
-            self._refuse(session, nats.AUTHORIZATION_VIOLATION, Closed.AUTHENTICATION_FAILURE)
+            self.refuse(session, nats.AUTHORIZATION_VIOLATION, Closed.AUTHENTICATION_FAILURE)
             return
         session.connected = True
         session.parser.expect_connect, session.parser.lets_in = False, None
@@ -574,15 +600,16 @@ class Plane:
         session.parser.pedantic = options.pedantic
         self._liveness.connected(session, self._now_ms)
         if not 0 <= options.protocol <= nats.CLIENT_PROTOCOL_MAX:
-            self._refuse(session, nats.INVALID_CLIENT_PROTOCOL, Closed.BAD_CLIENT_PROTOCOL)
+            self.refuse(session, nats.INVALID_CLIENT_PROTOCOL, Closed.BAD_CLIENT_PROTOCOL)
         elif options.no_responders and not options.headers:
-            self._refuse(session, nats.NO_RESPONDERS_REQUIRES_HEADERS, Closed.NO_RESPONDERS_REQUIRES_HEADERS)
+            self.refuse(session, nats.NO_RESPONDERS_REQUIRES_HEADERS, Closed.NO_RESPONDERS_REQUIRES_HEADERS)
         else:
             self._hooks.session_admitted(session)
             if options.verbose:
                 self._send(session, nats.OK)
 
-    def _identify(self, session: Session, entry: UserEntry) -> None:
+    def identify(self, session: Session, entry: UserEntry) -> None:
+        """The client is that user."""
         session.entry, session.user = entry, entry.user or entry.nkey or ""
         session.account = self.accounts[entry.account]
         session.permissions = self._directory.permissions(entry)
@@ -594,7 +621,7 @@ class Plane:
         entry = self._directory.without_connect()
         if entry is None:
             return False
-        self._identify(session, entry)
+        self.identify(session, entry)
         session.connected, session.auth_due_ms = True, NEVER_MS
         session.parser.expect_connect, session.parser.lets_in = False, None
         self._hooks.session_admitted(session)
@@ -638,9 +665,10 @@ class Plane:
         if event.text is None:
             self.close(session, reason, detail=event.detail)
         else:
-            self._refuse(session, event.text, reason, event.detail)
+            self.refuse(session, event.text, reason, event.detail)
 
-    def _refuse(self, session: Session, text: str, reason: Closed, detail: str = "") -> None:
+    def refuse(self, session: Session, text: str, reason: Closed, detail: str = "") -> None:
+        """Tell the client why, and close."""
         self._send(session, nats.error_line(text))
         self.close(session, reason, detail=detail)
 
@@ -651,37 +679,8 @@ class Plane:
         self.forwarder.touch(session)
 
     def _info(self, session: Session, *, greets: bool = False) -> dict[str, Any]:
-        """INFO; the one that `greets` asks for credentials only where they are needed, and has the nonce."""
-        options = self.options
-        info: dict[str, Any] = {
-            "server_id": options.server_id,
-            "server_name": options.server_name,
-            "version": PROTOCOL_VERSION,
-            "proto": 1,
-            "git_commit": f"event-mesh-{options.server_version}".rstrip("-"),
-            "go": "",
-            "host": options.host,
-            "port": self.port,
-            "headers": True,
-        }
-        for name, holds in (
-            ("auth_required", self._directory.asks if greets else self._directory.is_required),
-            ("tls_required", options.tls_required),
-            ("tls_verify", options.tls_verify),
-            ("tls_available", options.tls_available),
-        ):
-            if holds:
-                info[name] = True
-        info |= {
-            "max_payload": options.max_payload_bytes,
-            "client_id": session.id,
-            "client_ip": session.client_ip,
-        }
-        if greets and session.nonce:
-            info["nonce"] = session.nonce
-        if self._connect_urls:
-            info["connect_urls"] = self._connect_urls
-        return info
+        urls = self._connect_urls
+        return info(self.options, self._directory, session, port=self.port, connect_urls=urls, greets=greets)
 
 
 _REASONS = {
@@ -689,6 +688,10 @@ _REASONS = {
     nats.PAYLOAD_VIOLATION: Closed.PAYLOAD_EXCEEDED,
     nats.CONTROL_LINE_EXCEEDED: Closed.CONTROL_LINE_EXCEEDED,
 }
+
+
+def _directory(options: PlaneOptions, before: Directory | None = None) -> Directory:
+    return Directory(options.users, options.no_auth_user, maps_certificates=options.maps_certificates, before=before)
 
 
 def _is_routable(subject: str) -> bool:

@@ -33,8 +33,11 @@ class SubszOptions:
     account: str = ""
 
 
-def varz(plane: Plane, *, started_ms: int, moment: Moment) -> Page:
-    """The server and its counters. nats-server gives `ping_interval` in nanoseconds and `auth_timeout` in seconds."""
+def varz(plane: Plane, *, started_ms: int, loaded_ms: int, moment: Moment) -> Page:
+    """The server and its counters; `loaded_ms`: since when it goes by its configuration.
+
+    nats-server gives `ping_interval` in nanoseconds and `auth_timeout` in seconds.
+    """
     options, stats = plane.options, plane.stats
     page: Page = {
         "server_id": options.server_id,
@@ -69,7 +72,7 @@ def varz(plane: Plane, *, started_ms: int, moment: Moment) -> Page:
         "start": moment.date(started_ms),
         "now": moment.today(),
         "uptime": duration(moment.now_ms - started_ms),
-        "config_load_time": moment.date(started_ms),
+        "config_load_time": moment.date(loaded_ms),
         "connections": stats.connections,
         "total_connections": stats.total_connections,
         "routes": 0,

@@ -26,6 +26,7 @@ from gateway.core.lanes import Lane
 from gateway.core.nats_values import Moment
 from gateway.core.outbox import Outbox
 from gateway.core.plane import Plane, PlaneOptions
+from gateway.core.reloading import changed
 from gateway.core.ring import Rings
 from gateway.core.session import Session
 from gateway.core.spool_format import Owner
@@ -89,6 +90,7 @@ class Gateway:
         options = _options(configuration, self.node, version, worker, meets_others=cluster is not None)
         self.plane = Plane(options, self, random.randrange, engine)
         self.server = _server(configuration, self.node, self.plane, worker)
+        self._worker = worker
         self.peers = PeerLinks(self.server, worker, random.random) if worker.count > 1 else None
         self.mesh = self._mesh(link_tls, cluster)
         self.spool = _spool(configuration, self.node, worker, self._answer) if sinks else None
@@ -109,7 +111,7 @@ class Gateway:
         self._outbox_scheduled = False
         self._tasks: list[asyncio.Task[None]] = []
         self.closed = ClosedConnections()
-        self.started_ms = monotonic_ms()
+        self.started_ms = self.loaded_ms = monotonic_ms()  # `loaded_ms`: what it goes by now
         self._calendar = Moment(self.started_ms, wall_ms())
 
     def _outbox(self, engine: Engine) -> Outbox:
@@ -202,6 +204,22 @@ class Gateway:
             await self.mesh.start()
         await self.contracts.wait(CONTRACTS_WAIT_MS_MAX / 1000)
         return await self.server.start()
+
+    def reload(self, configuration: config.Config) -> None:
+        """Go by its users, accounts, TLS of clients, and limits, as far as these can change (`core.reloading`).
+
+        ConfigError: its certificates are of no use, and nothing has changed. Whoever calls sees to it that nothing else
+        is different, and that no other process or sink goes by the same file.
+        """
+        tls = configuration.tls_clients
+        ready = ClientTls(tls) if tls is not None else None
+        options = self.plane.options
+        meets_others, version = options.has_gateways, options.server_version
+        wanted = _options(configuration, self.node, version, self._worker, meets_others=meets_others)
+        self.server.go_by(ready, configuration.limits.write_deadline_ms)
+        self.plane.reload(changed(options, wanted), monotonic_ms())
+        self.configuration, self.loaded_ms = configuration, monotonic_ms()
+        self.server.flush()
 
     async def linked(self) -> None:
         """Until the links to all groups of the zone's sinks have been open."""

@@ -100,6 +100,10 @@ class ClientServer:
     def _connection(self) -> Connection:
         return Connection(self) if self._tls is None else TlsConnection(self, self._tls)
 
+    def go_by(self, tls: ClientTls | None, write_deadline_ms: int) -> None:
+        """For connections that come from now on; the deadline for all. The plane's options have to fit."""
+        self._tls, self._write_deadline_ms = tls, write_deadline_ms
+
     def stop_accepting(self) -> None:
         """Take no more connections; those that there are go on."""
         for listener in self._listeners:
