@@ -1,4 +1,4 @@
-"""A mirror goes on from another zone where its origin is gone or has let go, and never beyond what a zone has for good."""
+"""A mirror goes on from another zone where its origin is gone or has let go, but never beyond what a zone holds."""
 
 import contextlib
 

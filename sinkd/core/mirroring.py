@@ -18,10 +18,10 @@ from typing import Final
 import zstandard
 
 from protocol.errors import FrameError, MeshError
-from protocol.gaps import missing
+from protocol.gaps import missing, read_gap
 from protocol.limits import BATCH_BYTES_MAX, MIRROR_FRAME_BYTES
 from protocol.link import Mirrored
-from protocol.records import check_batch, read_header, split_batches
+from protocol.records import CONTROL, check_batch, read_header, split_batches
 
 _DIGEST_FROM: Final = 21
 _LEVEL: Final = 3
@@ -97,7 +97,7 @@ class Pull:
         """(what is to be appended, offset behind it). BadFrame: nothing of it is taken."""
         if message.incarnation != self._incarnation:
             raise BadFrame("incarnation", "batches of another incarnation than was subscribed to")
-        data = unpack_batches(message, tail)
+        data = self._cut(unpack_batches(message, tail))
         begins_at, end, crc = self._checked(data, message)
         gaps: list[bytes] = []
         if begins_at > self.next_offset:
@@ -109,6 +109,22 @@ class Pull:
         self.next_offset, self.last_crc = end, crc
         self.gaps += len(gaps)
         return (b"".join((*gaps, data)) if gaps else data), end
+
+    def _cut(self, data: bytes | memoryview) -> bytes | memoryview:
+        """Of a gap that begins in front of what is due, the rest: a zone that completes another may lack more."""
+        try:
+            header = read_header(data) if data else None
+            if header is None or header.attributes != CONTROL:
+                return data
+            if not header.base_offset < self.next_offset < header.next_offset:
+                return data
+            first = memoryview(data)[: header.size_bytes]
+            check_batch(first)
+            _, gap = read_gap(first)
+        except FrameError as error:
+            raise BadFrame("crc", str(error)) from error
+        rest = missing(self.next_offset, header.next_offset, gap.reason, gap.source)
+        return b"".join((*rest, memoryview(data)[header.size_bytes :]))
 
     def _checked(self, data: bytes | memoryview, message: Mirrored) -> tuple[int, int, int]:
         """Where the batches begin, the offset behind the last and its CRC; without batches the origin's start."""

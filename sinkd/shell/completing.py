@@ -18,6 +18,7 @@ class Completing:
     def __init__(self, sink: "Sink", origins: "dict[str, Origin]") -> None:
         self._sink, self._origins = sink, origins
         self._told: dict[str, dict[tuple[bytes, int], link.MirrorEnd]] = {}
+        self._refused: dict[tuple[str, bytes, int], link.MirrorEnd] = {}  # what that zone had when it did not give it
 
     def told(self, zone: str, message: link.MirrorEnds) -> None:
         """What `zone` has."""
@@ -29,6 +30,12 @@ class Completing:
 
     def has_told(self, zone: str) -> bool:
         return zone in self._told
+
+    def refused(self, zone: str, incarnation: bytes, partition: int) -> None:
+        """It has another log under this incarnation, or no leave to give it: not asked again while it has the same."""
+        told = self._told.get(zone, {}).get((incarnation, partition))
+        if told is not None:
+            self._refused[zone, incarnation, partition] = told
 
     def end_at(self, zone: str, incarnation: bytes, partition: int) -> int | None:
         """Where the mirror of that zone ends; None where it has not said so."""
@@ -60,5 +67,8 @@ class Completing:
         return [
             Offer(zone, end.start_offset, end.end_offset)
             for zone, end in ends
-            if end is not None and (zone == only if only else not end.diverged)
+            if end is not None and (zone == only if only else self._may_be_asked(zone, end))
         ]
+
+    def _may_be_asked(self, zone: str, end: link.MirrorEnd) -> bool:
+        return not end.diverged and self._refused.get((zone, end.incarnation, end.partition)) != end

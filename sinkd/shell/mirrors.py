@@ -447,6 +447,8 @@ class Origin:
             request = Diverged(followed.stream.name, followed.stream.incarnation, followed.number, message.message)
             log.error("mirror_diverged", mirror=request.name, partition=request.partition, why=request.why)
             self._start(self._mark(followed, request))
+        elif followed.stream.mirrored[1] != self.zone.name:
+            self._completing.refused(self.zone.name, followed.stream.incarnation, followed.number)
         elif message.name == "NOT_CAUGHT_UP" and not any(each.subscription for each in self._followed.values()):
             connection.end(message.message)
 
