@@ -108,7 +108,7 @@ async def ask(zone: SinkZone, leader: str, to: str) -> None:
     gateway = await LinkedGateway.of(zone._addresses[leader][0])
     gateway.send(link.Hello("acme", "eu", link.OPERATOR))
     gateway.send(link.Transfer(1, to))
-    await asyncio.wait_for(gateway.get(link.Done), 5)
+    await asyncio.wait_for(gateway.get(link.Done), 60)
     await gateway.close()
 
 

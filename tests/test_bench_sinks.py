@@ -27,7 +27,7 @@ def test_rows_of_all_tiers_and_the_section_about_them(tmp_path: Path) -> None:
          "--seconds", "0.2", "--history-bytes", "1MiB", "--restart-bytes", "1MiB",
          "--rows", "ack-128,history-1k,history-python,restart,written",
          "--results", str(results), "--write", str(page)],
-        cwd=TOP, capture_output=True, text=True, timeout=300,
+        cwd=TOP, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
     kept = {row["key"]: row for row in json.loads(results.read_text())}
@@ -129,7 +129,7 @@ def test_a_publish_without_its_acknowledgement_does_not_count(wrong: Answer, sai
 
 def test_a_publisher_with_patience_goes_on_behind_what_is_refused_or_not_answered() -> None:
     with fake_server(third(refused)) as port:
-        seen = json.loads(acks(port, patience_ms=50).stdout)
+        seen = json.loads(acks(port, patience_ms=10_000).stdout)
     assert (seen["acked"], seen["refused"], seen["given_up"]) == (20, 10, 0)
     assert "503" in seen["last_refusal"]
     with fake_server(third(lambda number, inbox: b"")) as port:

@@ -198,7 +198,7 @@ async def told(gateway: Gateway, said: bytes, context=None) -> bytes:
     await reader.readline()
     writer.write(said)
     try:
-        return await asyncio.wait_for(reader.read(), 5)
+        return await asyncio.wait_for(reader.read(), 60)
     finally:
         writer.close()
 

@@ -193,7 +193,7 @@ async def test_a_gateway_and_its_sink_link_with_them(file: Path) -> None:
     host, port = await gateway.start()
     try:
         async with client(f"nats://{host}:{port}") as connection:
-            await asyncio.wait_for(gateway.linked(), 5)
+            await asyncio.wait_for(gateway.linked(), 60)
             answer = json.loads((await connection.request("orders.1", b"x")).data)
             assert answer["offset"] == 0
     finally:
@@ -213,7 +213,7 @@ async def listening(context: ssl.SSLContext):
 async def shown_by(port: int, context: ssl.SSLContext) -> int:
     """The serial number of what a listener shows now."""
     connecting = asyncio.get_running_loop().create_connection(asyncio.Protocol, "127.0.0.1", port, ssl=context)
-    transport, _ = await asyncio.wait_for(connecting, 5)
+    transport, _ = await asyncio.wait_for(connecting, 60)
     certificate = transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
     transport.abort()
     return x509.load_der_x509_certificate(certificate).serial_number

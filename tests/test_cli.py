@@ -78,7 +78,7 @@ async def test_lines_of_a_pipe_go_out_as_they_come() -> None:
         process = await start("pub", "lines.a", "--lines", "-", "-s", url)
         assert process.stdin is not None
         process.stdin.write(b"one\ntw")
-        async with asyncio.timeout(20), log.grown:
+        async with asyncio.timeout(60), log.grown:
             await log.grown.wait_for(lambda: len(log.streams["lines"].logs[0]) == 1)
         process.send_signal(signal.SIGINT)
         out, err = await process.communicate()
@@ -155,7 +155,7 @@ async def publishing(url: str) -> AsyncIterator[None]:
 
     task = asyncio.create_task(publish_on())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             yield
     finally:
         task.cancel()

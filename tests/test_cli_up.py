@@ -104,7 +104,7 @@ async def test_lines_that_come_slowly_survive_a_restart(folder: Folder) -> None:
     async def kept() -> list[str]:
         return (await invoked("replay", "events", "--raw", "-s", folder.url)).lines
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await kept() != ["one"]:
             pass
     await server.stop(signal.SIGTERM)

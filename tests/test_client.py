@@ -42,7 +42,7 @@ async def consumer_of(
 
 async def take(consumer: LogConsumer, count: int) -> list[Record]:
     records: list[Record] = []
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         async for record in consumer:
             records.append(record)
             if len(records) == count:

@@ -64,7 +64,7 @@ async def test_who_probes_a_node_hears_why_it_does_not_serve(tmp_path, monkeypat
     monkeypatch.setattr(sink, "start", slowly(sink.start))
     monkeypatch.setattr(sink, "stop", slowly(sink.stop))
     starting = asyncio.ensure_future(node.start())
-    await asyncio.wait_for(begun.wait(), 5)
+    await asyncio.wait_for(begun.wait(), 60)
     host, port = node.monitored
     async with aiohttp.ClientSession(f"http://{host}:{port}") as session:
 
@@ -76,14 +76,14 @@ async def test_who_probes_a_node_hears_why_it_does_not_serve(tmp_path, monkeypat
         assert await get("/healthz") == (503, expected)
         assert "sink" not in (await get("/varz"))[1]
         may_go_on.set()
-        await asyncio.wait_for(starting, 10)
+        await asyncio.wait_for(starting, 60)
         assert await get("/healthz") == (200, {"status": "ok"})
         assert (await get("/varz"))[1]["sink"]["node"] == "sink1"
         stopping = asyncio.ensure_future(node.stop())
-        await asyncio.wait_for(begun.wait(), 5)
+        await asyncio.wait_for(begun.wait(), 60)
         assert await get("/healthz") == (503, {"status": "unavailable", "error": "stopping"})
     may_go_on.set()
-    await asyncio.wait_for(stopping, 10)
+    await asyncio.wait_for(stopping, 60)
 
 
 class Damaged:

@@ -296,7 +296,7 @@ async def test_a_process_that_was_held_up_does_not_take_that_for_silence_of_the_
     monkeypatch.setattr("gateway.shell.link.LINK_PING_INTERVAL_MS", 20)
     monkeypatch.setattr("gateway.shell.link.LINK_SILENCE_MS_MAX", 100)
     async with FakeSink("sink1", leads=True) as sink, gateway(sink, tmp_path) as running_gateway:
-        await asyncio.wait_for(running_gateway.linked(), 5)
+        await asyncio.wait_for(running_gateway.linked(), 60)
         for _ in range(3):
             await asyncio.sleep(0.05)
             time.sleep(0.2)  # noqa: ASYNC251  # nothing runs meanwhile
@@ -308,7 +308,7 @@ async def test_a_silent_sink_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr("gateway.shell.link.LINK_PING_INTERVAL_MS", 20)
     monkeypatch.setattr("gateway.shell.link.LINK_SILENCE_MS_MAX", 100)
     async with FakeSink("sink1", leads=True) as sink, gateway(sink, tmp_path) as running_gateway:
-        await asyncio.wait_for(running_gateway.linked(), 5)
+        await asyncio.wait_for(running_gateway.linked(), 60)
         sink.hangs = True
         await until(lambda: sink.made >= 2, "another link")
         assert running_gateway.health() == "no sink of zone local leads: sink1: silent for 100 ms"

@@ -52,7 +52,7 @@ class Running:
 
     async def __aenter__(self):
         self.task = asyncio.create_task(self.group.run())
-        await asyncio.wait_for(self.group.caught_up(), 5)
+        await asyncio.wait_for(self.group.caught_up(), 60)
         return self
 
     async def __aexit__(self, *exception):
@@ -103,7 +103,7 @@ async def test_nothing_is_answered_or_committed_before_the_journal_is_synced(tmp
         assert not answer.done()
         assert running.store.noted == []
         may_sync.set()
-        assert isinstance(await asyncio.wait_for(answer, 5), Appended)
+        assert isinstance(await asyncio.wait_for(answer, 60), Appended)
 
 
 async def test_one_sync_serves_all_that_came_during_the_last_one(tmp_path):
@@ -124,7 +124,7 @@ async def test_a_failed_sync_ends_the_group_without_an_answer(tmp_path, monkeypa
         monkeypatch.setattr(running.journal, "sync", failing_sync)
         answer = running.append(opened, 1)
         with pytest.raises(OSError, match="the disk is gone"):
-            await asyncio.wait_for(running.task, 5)
+            await asyncio.wait_for(running.task, 60)
         assert not answer.done()
 
 
@@ -137,19 +137,21 @@ async def test_no_sync_begins_once_the_group_has_ended(tmp_path, monkeypatch):
 
         def slow_sync():  # something is left to be synced whenever one ends
             is_syncing.set()
-            may_sync.wait(5)
+            may_sync.wait(1)
 
         def failing_add(*arguments):
             threading.Timer(0.1, may_sync.set).start()
             raise OSError(5, "the disk is gone")
 
+        monkeypatch.setattr("sinkd.shell.group.SYNC_AT_ONCE_S", 0.05)  # the first one is, the slow ones are not
+        monkeypatch.setattr(running.group, "_sync_s", 0.0)
         monkeypatch.setattr(running.journal, "sync", slow_sync)
         running.append(opened, 1)
-        await asyncio.to_thread(is_syncing.wait, 5)
+        await asyncio.to_thread(is_syncing.wait, 60)
         monkeypatch.setattr(running.journal, "add", failing_add)
         running.append(opened, 2)
         with pytest.raises(OSError, match="the disk is gone"):
-            await asyncio.wait_for(running.task, 5)
+            await asyncio.wait_for(running.task, 60)
         await asyncio.sleep(0.01)
         assert complaints == []
 
@@ -165,9 +167,9 @@ async def test_a_command_that_cannot_be_applied_ends_the_group(tmp_path, monkeyp
         answer = running.append(opened, 1)
         submitted = asyncio.create_task(running.group.submit(commands.OPEN, OpenProducer("gw2", 0, b"n")))
         with pytest.raises(FrameError, match="poison"):
-            await asyncio.wait_for(running.task, 5)
+            await asyncio.wait_for(running.task, 60)
         with pytest.raises(UnknownOutcome, match="stopped"):
-            await asyncio.wait_for(submitted, 5)
+            await asyncio.wait_for(submitted, 60)
         assert not answer.done()
 
 
@@ -175,9 +177,9 @@ async def test_what_is_submitted_to_a_stopped_group_fails(tmp_path):
     async with Running(tmp_path) as running:
         pass
     with pytest.raises(UnknownOutcome, match="stopped"):
-        await asyncio.wait_for(running.group.submit(commands.OPEN, OpenProducer("gw1", 0, b"n")), 5)
+        await asyncio.wait_for(running.group.submit(commands.OPEN, OpenProducer("gw1", 0, b"n")), 60)
     with pytest.raises(UnknownOutcome, match="stopped"):
-        await asyncio.wait_for(running.group.between_ticks(lambda: None), 5)
+        await asyncio.wait_for(running.group.between_ticks(lambda: None), 60)
 
 
 async def test_a_restart_applies_the_whole_journal_again(tmp_path):
@@ -214,14 +216,14 @@ async def test_without_room_for_the_journal_appends_are_refused_until_there_is(t
 
         monkeypatch.setattr(running.journal, "room", lambda size_bytes: False)
         monkeypatch.setattr(running.journal, "prepare_spare", no_space)
-        refused = await asyncio.wait_for(running.append(opened, 1), 5)
+        refused = await asyncio.wait_for(running.append(opened, 1), 60)
         assert isinstance(refused, Refused)
         assert refused.reason == "STORAGE_FULL"
         with pytest.raises(LogError, match="storage full"):
-            await asyncio.wait_for(running.group.submit(commands.OPEN, OpenProducer("gw2", 0, b"n")), 5)
+            await asyncio.wait_for(running.group.submit(commands.OPEN, OpenProducer("gw2", 0, b"n")), 60)
         assert running.store.noted == []
         monkeypatch.setattr(running.journal, "prepare_spare", real_prepare)
-        assert (await asyncio.wait_for(running.append(opened, 1), 5)).base_offset == 0
+        assert (await asyncio.wait_for(running.append(opened, 1), 60)).base_offset == 0
 
 
 async def test_commands_stand_in_the_journal_as_raw_bytes(tmp_path):

@@ -317,7 +317,7 @@ async def test_sinks_of_two_zones_know_each_other_by_their_certificates(tmp_path
             context.load_cert_chain(tmp_path / f"{cert}-cert.pem", tmp_path / f"{cert}-key.pem")
             reader, writer = await asyncio.open_connection("127.0.0.1", zones.links["e1"], ssl=context)
             writer.write(link.pack(link.Hello("acme", "us", "u1", role="sink")))
-            frame = next(link.FrameReader().feed(await asyncio.wait_for(reader.read(65_536), 5)))
+            frame = next(link.FrameReader().feed(await asyncio.wait_for(reader.read(65_536), 60)))
             assert frame.message.message == f"u1 of zone us has shown the certificate of {says}"
             writer.close()
 

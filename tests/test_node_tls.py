@@ -154,7 +154,7 @@ async def test_two_nodes_of_a_mesh_know_each_other(authority):
     sink, gateway = issued(authority, SINK), issued(authority, GATEWAY)
     async with listening(sink.server) as address:
         transport, protocol = await node_tls.connect(address, gateway.client, SINK, Dialling)
-        await asyncio.wait_for(protocol.heard.wait(), 5)
+        await asyncio.wait_for(protocol.heard.wait(), 60)
         transport.abort()
         assert Listening.peers == [GATEWAY]
 
@@ -178,7 +178,7 @@ async def test_an_authority_of_others_counts_for_nothing(authority, tmp_path):
         stranger.client.load_verify_locations(authority.cert)
         with contextlib.suppress(OSError):  # with TLS 1.3 it hears of the refusal only later
             _, protocol = await node_tls.connect(address, stranger.client, SINK, Dialling)
-            await asyncio.wait_for(protocol.lost, 5)
+            await asyncio.wait_for(protocol.lost, 60)
             assert not protocol.heard.is_set()
         assert Listening.peers == []
 
@@ -189,7 +189,7 @@ async def test_who_shows_no_certificate_is_not_let_in(authority):
     async with listening(sink.server) as address:
         with contextlib.suppress(OSError):
             _, protocol = await node_tls.connect(address, anonymous, SINK, Dialling)
-            await asyncio.wait_for(protocol.lost, 5)
+            await asyncio.wait_for(protocol.lost, 60)
             assert not protocol.heard.is_set()
         assert Listening.peers == []
 
@@ -306,7 +306,7 @@ async def test_a_gateway_keeps_events_on_a_sink_over_tls(authority):
         gateway_of(configuration) as (gateway, url),
         client(url) as connection,
     ):
-        await asyncio.wait_for(gateway.linked(), 5)
+        await asyncio.wait_for(gateway.linked(), 60)
         answers = [json.loads((await connection.request("orders.1", b"x" * 500_000)).data) for _ in range(3)]
         assert [answer["offset"] for answer in answers] == [0, 1, 2]
 
@@ -318,7 +318,7 @@ async def test_a_sink_refuses_a_gateway_that_shows_the_certificate_of_another_no
         for node, answer in (("eu-gw1", link.Welcome), ("eu-gw2", link.Failed)):
             reader, writer = await asyncio.open_connection(address.host, address.port, ssl=own.client)
             writer.write(link.pack(link.Hello("acme", "eu", node)))
-            frame = next(link.FrameReader().feed(await asyncio.wait_for(reader.read(65_536), 5)))
+            frame = next(link.FrameReader().feed(await asyncio.wait_for(reader.read(65_536), 60)))
             assert isinstance(frame.message, answer)
             writer.close()
         assert frame.message.message == "eu-gw2 has shown the certificate of eu-gw1"

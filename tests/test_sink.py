@@ -36,7 +36,7 @@ class Peer:
             for position, frame in enumerate(self._seen):
                 if isinstance(frame.message, kinds):
                     return self._seen.pop(position)
-            data = await asyncio.wait_for(self._reader.read(1 << 16), 5)
+            data = await asyncio.wait_for(self._reader.read(1 << 16), 60)
             if not data:
                 raise EOFError
             self._seen += self._frames.feed(data)
@@ -279,7 +279,7 @@ async def test_a_group_that_fails_while_its_sink_stops_does_not_hold_it_up(tmp_p
 
         monkeypatch.setattr(running.sink.main, "flush", flush_and_fail)
         running.is_stopped = True
-        await asyncio.wait_for(running.sink.stop(), 10)
+        await asyncio.wait_for(running.sink.stop(), 60)
     async with Running(tmp_path) as running:
         assert await running.peer.payloads() == [b"1"]
 

@@ -140,7 +140,7 @@ async def test_a_sink_stops_in_the_middle_of_being_filled_and_goes_on_from_there
         stopping = asyncio.create_task(zone.stop(victim))
         await zone.until(zone.sinks[victim].main._being_filled.done, "the stop has given up filling")
         may_end.set()
-        await asyncio.wait_for(stopping, 10)
+        await asyncio.wait_for(stopping, 60)
         await zone.start(victim)
         await all_have(zone, PAYLOADS)
 
@@ -190,7 +190,7 @@ async def test_a_folder_that_was_set_back_is_found_by_what_others_saw_in_it(tmp_
         (tmp_path / "copy").rename(tmp_path / victim)
         await zone.start(victim)
         rolled_back = zone.sinks.pop(victim)
-        error = await asyncio.wait_for(rolled_back.failed, 10)
+        error = await asyncio.wait_for(rolled_back.failed, 60)
         assert "it was rolled back" in str(error)
         assert f"sink {zone.leader} saw" in str(error)
         await rolled_back.stop()

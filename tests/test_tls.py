@@ -106,7 +106,7 @@ def only_session(running: Served) -> Session:
     return session
 
 
-async def eventually(condition: Callable[[], Any], wait_s: float = 5.0) -> None:
+async def eventually(condition: Callable[[], Any], wait_s: float = 30.0) -> None:
     async with asyncio.timeout(wait_s):
         while not condition():  # noqa: ASYNC110  what is waited for is no event of ours
             await asyncio.sleep(0.005)
@@ -194,7 +194,7 @@ async def test_a_fallback_leaves_all_of_the_time_for_the_handshake(authority: Au
     ):
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(client.reader.read(1), 0.15)
-        assert await asyncio.wait_for(client.reader.read(1), 5) == b""  # and then it is over
+        assert await asyncio.wait_for(client.reader.read(1), 60) == b""  # and then it is over
 
 
 async def test_where_both_are_allowed_the_first_byte_decides(authority: Authority) -> None:
@@ -305,7 +305,7 @@ async def test_who_sends_anything_else_is_closed_without_a_word(authority: Autho
         if not first:
             assert (await reader.readline()).startswith(b"INFO")
         writer.write(sent)
-        rest = await asyncio.wait_for(reader.read(), 5)
+        rest = await asyncio.wait_for(reader.read(), 60)
         assert rest == b"" or (sent[0] == 0x16 and rest[0] == 0x15)  # an alert for what claimed to be TLS
         writer.close()
         await writer.wait_closed()
@@ -321,7 +321,7 @@ async def test_a_handshake_that_does_not_end_is_ended(authority: Authority, sent
         if not first:
             assert (await reader.readline()).startswith(b"INFO")
         writer.write(sent)
-        assert await asyncio.wait_for(reader.read(), 5) == b""
+        assert await asyncio.wait_for(reader.read(), 60) == b""
         writer.close()
         await writer.wait_closed()
         await eventually(lambda: running.plane.stats.connections == 0)
@@ -352,7 +352,7 @@ async def test_a_broken_record_closes_one_connection(authority: Authority) -> No
 
 async def _ends(reader: asyncio.StreamReader) -> bytes:
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while await reader.read(65_536):
                 pass
     except ConnectionError:
@@ -366,7 +366,7 @@ async def test_the_time_to_authenticate_begins_after_the_handshake(authority: Au
         await reader.readline()
         await asyncio.sleep(0.4)
         await writer.start_tls(client_context(authority), server_hostname="localhost")
-        assert await asyncio.wait_for(reader.read(), 5) == b"-ERR 'Authentication Timeout'\r\n"
+        assert await asyncio.wait_for(reader.read(), 60) == b"-ERR 'Authentication Timeout'\r\n"
         writer.close()
         await writer.wait_closed()
 
@@ -497,7 +497,7 @@ async def test_one_byte_at_a_time_is_enough(authority: Authority) -> None:
         secured.write(CONNECT + b"PING\r\n")
         await drip()
         plain = b""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while b"PONG\r\n" not in plain:
                 incoming.write(await reader.read(65_536))
                 try:
@@ -519,7 +519,7 @@ async def test_a_slow_reader_is_cut_and_what_waits_is_bounded(authority: Authori
         slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
         session = next(iter(running.plane.sessions.values()))
         message = b"PUB a 65536\r\n" + b"x" * 65_536 + b"\r\n"
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while session.closing is None:
                 assert session.pending_bytes <= (1 << 20) + 2 * READ_BYTES
                 await fast.send(message)

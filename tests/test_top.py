@@ -105,7 +105,7 @@ async def test_on_a_terminal_it_goes_on_until_it_is_interrupted():
 
     await until(lambda: looks() >= 3, "three looks", 30)
     os.write(ours, b"\x03")
-    await asyncio.wait_for(process.wait(), 10)
+    await asyncio.wait_for(process.wait(), 60)
     assert process.returncode == 130
     os.close(ours)
 

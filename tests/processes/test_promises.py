@@ -142,7 +142,7 @@ async def test_a_publisher_that_outruns_a_stopped_sink_is_paused_and_loses_nothi
             await asyncio.sleep(0.1)
         assert not publishing.done()
         sink.send(signal.SIGCONT)
-        await asyncio.wait_for(publishing, 20)
+        await asyncio.wait_for(publishing, 60)
         await _until_end(other, 1 + len(payloads))
         assert [event.payload for event in await everything(other, "text")] == [b"first", *payloads]
         assert gateway.memory_bytes() - before_bytes < 24 * MIB
@@ -168,7 +168,7 @@ async def _until_it_stands_still(writer: asyncio.StreamWriter, publishing: async
 
 
 async def _until_end(connection: Client, end: int) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             fetched = await fetch(connection, "text", offset=0, max_records=1)
             if fetched.status == "204" and fetched.high_watermark >= end:
@@ -268,7 +268,7 @@ async def test_who_does_not_know_the_secret_is_turned_away(guarded: Folder) -> N
     ):
         async with raw(guarded.client_port, **credentials) as (reader, writer):
             writer.write(b"PUB text.a 3\r\nbad\r\nPING\r\n")
-            said = await asyncio.wait_for(reader.read(-1), 10)
+            said = await asyncio.wait_for(reader.read(-1), 60)
             assert said.startswith(b"INFO ")
             assert said.endswith(b"\r\n-ERR 'Authorization Violation'\r\n")
     async with client(guarded.url, user="boss", password="plain") as boss:

@@ -61,7 +61,7 @@ class Writers:
 
     async def finish(self) -> None:
         self.is_over = True
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await asyncio.gather(*self.tasks)
 
 

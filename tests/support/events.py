@@ -10,7 +10,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import ConnectionClosedError, Error
 
-ANSWER_WAIT_S_MAX = 30.0
+ANSWER_WAIT_S_MAX = 60.0
 
 
 class Lost(Exception):

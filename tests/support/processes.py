@@ -23,13 +23,13 @@ import nats
 from nats.aio.client import Client
 
 BIN = Path(sys.executable).parent
-START_WAIT_S_MAX = 30.0
-STOP_WAIT_S_MAX = 30.0
+START_WAIT_S_MAX = 90.0
+STOP_WAIT_S_MAX = 90.0
 POLL_S = 0.01
 PORTS = range(10_000, 32_000)  # below those that the kernel gives to outgoing connections
 
 
-async def until(true: Callable[[], bool], what: str, wait_s: float = 20.0) -> None:
+async def until(true: Callable[[], bool], what: str, wait_s: float = 60.0) -> None:
     """Waits until `true()`; AssertionError says `what` did not come about."""
     deadline = time.monotonic() + wait_s
     while not true():
@@ -207,7 +207,7 @@ async def client(url: str, **options: Any) -> AsyncIterator[Client]:
     async def ignore(*_: object) -> None:
         return
 
-    settings = {"allow_reconnect": False, "error_cb": ignore, "connect_timeout": 10, "pending_size": 64 * 1024 * 1024}
+    settings = {"allow_reconnect": False, "error_cb": ignore, "connect_timeout": 30, "pending_size": 64 * 1024 * 1024}
     connection = await nats.connect(url, **(settings | options))
     try:
         yield connection

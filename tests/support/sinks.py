@@ -85,7 +85,7 @@ class SinkZone:
     def leader_of(self, group: int) -> str:
         return next((name for name, sink in self.sinks.items() if sink.replicas[group].group.leads), "")
 
-    async def until(self, condition: Callable[[], object], what: str, within_s: float = 15.0) -> None:
+    async def until(self, condition: Callable[[], object], what: str, within_s: float = 60.0) -> None:
         end = time.monotonic() + within_s
         while not condition():
             failed = {name: sink.last_error for name, sink in self.sinks.items() if sink.failed.done()}
@@ -140,7 +140,7 @@ async def zone_with_gateway(
     try:
         await zone.led()
         host, port = await gateway.start()
-        await asyncio.wait_for(gateway.linked(), 15)
+        await asyncio.wait_for(gateway.linked(), 60)
         yield zone, gateway, f"nats://{host}:{port}"
     finally:
         await gateway.stop()
@@ -168,7 +168,7 @@ class LinkedGateway:
             for position, frame in enumerate(self._seen):
                 if isinstance(frame.message, kinds):
                     return self._seen.pop(position)
-            data = await asyncio.wait_for(self._reader.read(1 << 20), 10)
+            data = await asyncio.wait_for(self._reader.read(1 << 20), 60)
             if not data:
                 raise ConnectionError("the sink has closed the link")
             self._seen += self._frames.feed(data)

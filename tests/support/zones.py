@@ -85,7 +85,7 @@ class TwoZones:
         self.us_gateway = gateway = Gateway(configuration, "ugw", dial_sinks(configuration, own), "test")
         try:
             host, port = await gateway.start()
-            await asyncio.wait_for(gateway.linked(), 15)
+            await asyncio.wait_for(gateway.linked(), 60)
             yield f"nats://{host}:{port}"
         finally:
             await gateway.stop()
@@ -105,7 +105,7 @@ class TwoZones:
         found = self.sinks[name].machine.log(stream)
         return found.partitions[0].end_offset if found is not None else -1
 
-    async def until(self, condition: Callable[[], object], what: str, within_s: float = 15.0) -> None:
+    async def until(self, condition: Callable[[], object], what: str, within_s: float = 60.0) -> None:
         end = time.monotonic() + within_s
         while not condition():
             failed = {name: sink.last_error for name, sink in self.sinks.items() if sink.failed.done()}
