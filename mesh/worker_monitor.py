@@ -59,6 +59,7 @@ class SupervisorMonitor:
         self._folder, self._problem, self._states = folder, problem, states
         self._clients: dict[int, aiohttp.ClientSession] = {}
         self._usage = ProcessUsage()
+        self._merging = worker_pages.Varz()
         self._address = "", 0
         pages: dict[str, Maker] = {"/varz": self._varz, "/connz": self._connz, "/accountz": self._accountz}
         pages |= {"/subsz": self._subsz} | {path: self._of_first(path) for path in _OF_THE_FIRST}
@@ -113,7 +114,7 @@ class SupervisorMonitor:
         pages = _read(answers)
         shown = {answer.worker: page for answer, page in zip(answers, pages, strict=True)}
         own = self._usage.page()
-        merged = worker_pages.varz(pages)
+        merged = self._merging.merged(shown)
         merged |= {"mem": merged["mem"] + own["mem"], "cpu": round(merged["cpu"] + own["cpu"], 1)}
         host, port = self._address
         merged |= {"http_host": host, "http_port": port, "http_base_path": "", "https_port": 0}

@@ -4,26 +4,40 @@ Counters are added up, lists are merged in the order that each already has. What
 every worker, and taken from the one that has been up for longest.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from gateway.core.nats_values import Page, Window
 
-_VARZ_SUMS: Final = (
-    *("mem", "cpu", "connections", "total_connections", "subscriptions"),
+_VARZ_SUMS: Final = ("mem", "cpu", "connections", "subscriptions", "spool")
+_VARZ_COUNTERS: Final = (
+    "total_connections",
     *("in_msgs", "in_bytes", "out_msgs", "out_bytes"),
     *("in_client_msgs", "in_client_bytes", "out_client_msgs", "out_client_bytes"),
     *("slow_consumers", "stale_connections", "stalled_clients", "slow_consumer_stats", "stale_connection_stats"),
-    "spool",
 )
 _SUBSZ_SUMS: Final = ("num_subscriptions", "num_cache", "num_inserts", "num_removes", "total")
 _ACCOUNT_SUMS: Final = ("client_connections", "subscriptions", "sublist_stats")
 
 
-def varz(pages: Sequence[Page]) -> Page:
-    """`/varz` of all workers, in the order of their numbers; at least one."""
-    oldest = min(pages, key=lambda page: str(page["start"]))
-    return oldest | _sums(pages, _VARZ_SUMS)
+class Varz:
+    """`/varz` of all workers. Its counters never fall: what processes that have ended had counted, as far as a page of
+    theirs was seen, stays in the sums."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, Page] = {}  # by the number of a worker
+        self._ended: list[Page] = []  # one at most
+
+    def merged(self, pages: Mapping[int, Page]) -> Page:
+        """Of the `pages` that there are now, by the number of their worker; at least one."""
+        for number, page in pages.items():
+            last = self._last.get(number)
+            if last is not None and last["start"] != page["start"]:
+                self._ended = [_sums([*self._ended, last], _VARZ_COUNTERS)]
+            self._last[number] = page
+        oldest = min(pages.values(), key=lambda page: str(page["start"]))
+        counted = _sums([*self._last.values(), *self._ended], _VARZ_COUNTERS)
+        return oldest | _sums(list(pages.values()), _VARZ_SUMS) | counted
 
 
 def connz(pages: Sequence[Page], window: Window) -> Page:

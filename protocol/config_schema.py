@@ -252,7 +252,7 @@ class Limits(Table):
 
     max_payload: PayloadSize = Field(default=limits.MAX_PAYLOAD_BYTES, description="Largest event, headers included.")
     max_control_line: PositiveSize = Field(default=limits.MAX_CONTROL_LINE_BYTES, description="Longest protocol line.")
-    max_connections: int = Field(default=limits.MAX_CONNECTIONS, ge=1, description="Clients of one gateway at a time.")
+    max_connections: int = Field(default=limits.MAX_CONNECTIONS, ge=1, description="Clients at a time, of each worker.")
     max_subscriptions: int = Field(default=0, ge=0, description="Subscriptions of one connection; 0 = no limit.")
     max_subscription_tokens: int = Field(
         default=limits.SUBJECT_TOKENS_MAX,

@@ -214,17 +214,42 @@ def test_the_folder_is_private_and_does_not_stay(monkeypatch: pytest.MonkeyPatch
 
 
 def test_varz_adds_up_what_counts_and_describes_the_gateway_by_its_oldest_worker() -> None:
-    pages: list[dict[str, Any]] = [
-        {"start": "2026-02-02", "in_msgs": 5, "cpu": 0.4, "slow_consumer_stats": {"clients": 1}, "max_payload": 7},
-        {"start": "2026-01-01", "in_msgs": 6, "cpu": 0.7, "slow_consumer_stats": {"clients": 2}, "max_payload": 7},
-    ]
-    assert worker_pages.varz(pages) == {
+    pages: dict[int, dict[str, Any]] = {
+        0: {"start": "2026-02-02", "in_msgs": 5, "cpu": 0.4, "slow_consumer_stats": {"clients": 1}, "max_payload": 7},
+        1: {"start": "2026-01-01", "in_msgs": 6, "cpu": 0.7, "slow_consumer_stats": {"clients": 2}, "max_payload": 7},
+    }
+    assert worker_pages.Varz().merged(pages) == {
         "start": "2026-01-01",
         "in_msgs": 11,
         "cpu": 1.1,
         "slow_consumer_stats": {"clients": 3},
         "max_payload": 7,
     }
+
+
+def test_counters_of_varz_do_not_fall_when_a_worker_ends_and_another_takes_its_place() -> None:
+    varz = worker_pages.Varz()
+
+    def sums(**pages: tuple[str, int]) -> tuple[int, int]:
+        made = varz.merged(
+            {
+                int(name[1:]): {
+                    "start": start,
+                    "in_msgs": count,
+                    "connections": 2,
+                    "slow_consumer_stats": {"clients": count},
+                }
+                for name, (start, count) in pages.items()
+            }
+        )
+        assert made["slow_consumer_stats"] == {"clients": made["in_msgs"]}
+        return made["in_msgs"], made["connections"]
+
+    assert sums(w0=("1", 5), w1=("2", 6)) == (11, 4)
+    assert sums(w1=("2", 7)) == (12, 2)  # the first has ended
+    assert sums(w0=("3", 1), w1=("2", 7)) == (13, 4)
+    assert sums(w0=("4", 2), w1=("5", 0)) == (15, 4)
+    assert sums(w0=("4", 3), w1=("5", 0)) == (16, 4)
 
 
 @pytest.mark.parametrize(("largest_first", "expected"), [(False, ["a", "c", "d", "b"]), (True, ["b", "d", "c", "a"])])
