@@ -66,8 +66,8 @@ Rules that concern several keys:
 - Links between nodes that other machines can reach need `[tls.nodes]`, or `mesh.insecure = true`.
 - Certificates of `[tls.nodes]` say who a node is by a URI among their alternative names:
   `mesh://MESH/ZONE/gateway/NODE` or `mesh://MESH/ZONE/sink/NODE`. Host names in them do not matter.
-- `ack = "geo"` needs as many other zones with sinks among `replicate` as `geo.zones` says. In a zone for which there are
-  fewer, publishers are refused; so are those who ask for it by the header `Mesh-Ack: geo`.
+- `ack = "geo"` needs as many other zones with sinks among `replicate` as `geo.zones` says. In a zone for which there
+  are fewer, publishers are refused; so are those who ask for it by the header `Mesh-Ack: geo`.
 - A user has `user` and `password`, or `token`, or `nkey`. Names, tokens and nkeys belong to one user in the whole mesh,
   whatever the accounts. `user` stands alone where the client's certificate names it (`tls.clients.map`), or where it
   is `mesh.no_auth_user`.
@@ -81,6 +81,13 @@ Rules that concern several keys:
   name or a URI among the alternative names of its certificate, or its subject: `"CN=shop,OU=sales"`.
 - `max_payload` is at most `max_pending` and the `outbox.bytes` of every stream; where events are kept, an event and its
   subject fit into one record batch of {limits.BATCH_BYTES_MAX // limits.MIB} MiB.
+
+## Changing the file of a running node
+
+SIGHUP has a gateway or a sink read its file again. Rates between zones are taken at once: `copy_rate` by sinks,
+`live_rate` by gateways. The rest stays as it was, and the log names each part of the file that has changed, with what
+it takes (`configuration_not_taken`): a restart or, for streams, a higher `mesh.revision`. A file that is wrong changes
+nothing (`configuration_not_reloaded`).
 """
 
 EXAMPLE: Final = """\

@@ -2,7 +2,7 @@
 
 SIGINT and SIGTERM drain: no more is taken from clients, what was taken goes into the log, files are closed in order. A
 second signal ends the process at once; what was acknowledged is safe all the same. SIGUSR2 makes a gateway part with
-its clients slowly (`gateway.shell.lame_duck`) and then drains.
+its clients slowly (`gateway.shell.lame_duck`) and then drains. SIGHUP has the file read again (`mesh.reloading`).
 
 Processes are started often, by tests too, and most of a start is imports: the code of gateways, of sinks, and of TLS
 between nodes is imported where it is known that it will run (`tests/test_imports.py`).
@@ -32,6 +32,7 @@ from mesh.availability import not_available
 from mesh.memory import keep_freed_blocks
 from mesh.monitor import Maker, Monitor, Sources
 from mesh.query import Query
+from mesh.reloading import Reloading
 from mesh.settings import UpOptions, program_version
 from mesh.usage import ProcessUsage
 from mesh.worker_folder import Orders
@@ -60,9 +61,19 @@ class Node:
     The monitor is there first and goes last, so that who probes it hears why there is no service yet, or no longer.
     """
 
-    def __init__(self, gateway: "Gateway | None", sink: "Sink | None", *, monitor_path: str = "") -> None:
-        """With `monitor_path` the pages are shown on that socket, to a supervisor that merges those of several."""
-        self.gateway, self.sink = gateway, sink
+    def __init__(
+        self,
+        gateway: "Gateway | None",
+        sink: "Sink | None",
+        *,
+        monitor_path: str = "",
+        reloading: Reloading | None = None,
+    ) -> None:
+        """With `monitor_path` the pages are shown on that socket, to a supervisor that merges those of several.
+
+        `reloading` is for SIGHUP; None where no file is run by.
+        """
+        self.gateway, self.sink, self.reloading = gateway, sink, reloading
         self._usage = ProcessUsage()
         self._pages = _pages(gateway, merges=bool(monitor_path)) if gateway is not None else None
         self._not_serving: str | None = "starting"
@@ -202,7 +213,9 @@ def run_gateway(file: str, node: str) -> int:
 
     def make() -> Node:
         sinks, tls = dial_sinks(configuration, gateway), _link_tls(configuration, node)
-        return Node(Gateway(configuration, node, sinks, VERSION, link_tls=tls), None)
+        made = Gateway(configuration, node, sinks, VERSION, link_tls=tls)
+        reloading = Reloading(file, configuration, made.zone, "live_rate", load, made.take_rates)
+        return Node(made, None, reloading=reloading)
 
     return _run(make, lambda running: _print_node("gateway", node, client=running.clients, monitor=running.monitored))
 
@@ -223,11 +236,14 @@ def run_sinkd(file: str, node: str) -> int:
     configuration = load(file, Path(file).read_bytes())
 
     def make() -> Node:
-        if configuration.tls_nodes is None:
-            return Node(None, Sink(configuration, node))
-        from mesh import node_tls
+        tls = None
+        if configuration.tls_nodes is not None:
+            from mesh import node_tls
 
-        return Node(None, Sink(configuration, node, tls=node_tls.for_sink(configuration, node)))
+            tls = node_tls.for_sink(configuration, node)
+        made = Sink(configuration, node, tls=tls)
+        reloading = Reloading(file, configuration, made.zone.name, "copy_rate", load, made.take_rates)
+        return Node(None, made, reloading=reloading)
 
     return _run(
         make,
@@ -358,6 +374,8 @@ async def _serve(make: Callable[[], Node], started: Callable[[Node], None]) -> i
 
 async def _serve_once(node: Node, stopping: asyncio.Event, started: Callable[[Node], None]) -> int:
     loop = asyncio.get_running_loop()
+    if node.reloading is not None:
+        loop.add_signal_handler(signal.SIGHUP, node.reloading.reload)
     try:
         await node.start()
         gc.freeze()  # what is there now stays: no full collection need look at it again

@@ -165,6 +165,7 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_stop, number)
         loop.add_signal_handler(signal.SIGUSR2, self._on_retire)
+        loop.add_signal_handler(signal.SIGHUP, self._on_reload)
         if self.monitor is not None:
             self.monitored = await self.monitor.start()
         self._tasks = [loop.create_task(worker.keep()) for worker in self.workers]
@@ -223,6 +224,12 @@ class Supervisor:
         self._stopping.set()
         for worker in self.workers:
             worker.end(signal.SIGKILL if again else signal.SIGTERM)
+
+    def _on_reload(self) -> None:
+        """What could change in place concerns gateways that link zones, which run as one process."""
+        log.warning(
+            "configuration_not_reloaded", problem="a gateway of several processes goes by its file until it ends"
+        )
 
     def _on_retire(self) -> None:
         log.info("retiring", signal="SIGUSR2")

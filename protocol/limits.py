@@ -126,6 +126,7 @@ MIRROR_LINK_BYTES_MAX: Final = 32 * MIB  # the same of all partitions of a link
 MIRROR_TAIL_BYTES: Final = 1 * MIB  # who lacks no more than this is at the tail, and served first
 MIRROR_TELL_MS: Final = 1_000  # between two words about how far a mirror is behind
 HELD_TELL_MS: Final = 2  # a sink that does not lead passes on so soon what a mirror holds
+MIRROR_PACE_MS: Final = 250  # between two looks whether the rate that holds a frame back is still the same
 MIRROR_LOOK_MS: Final = 250  # between two looks at what should be mirrored
 MIRROR_SILENCE_MS_MAX: Final = 5_000  # an origin that says nothing for so long is given up
 MIRROR_RETRY_MS_MAX: Final = 2_000  # pause after all sinks of an origin were tried in vain

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -334,3 +335,7 @@ async def test_what_a_rate_holds_back_is_dropped_at_the_bound_and_counted_and_no
         assert gateways["eu1"].plane.stats.stalled_clients == 0
         assert border.border.waiting_bytes > 100_000
         await until(lambda: subscription.pending_msgs > 0, "what comes first comes", 5)
+        eu1 = gateways["eu1"]
+        eu1.take_rates(dataclasses.replace(eu1.configuration, links=()))
+        assert (border.border.rate_bytes, eu1.mesh.far["us"].rate_bytes) == (0, 0)
+        await until(lambda: border.border.waiting_bytes == 0, "nothing is held back any more", 60)

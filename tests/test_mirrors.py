@@ -299,6 +299,15 @@ def test_a_bucket_lets_pass_its_rate_and_a_tenth_of_a_second_at_once():
     assert TokenBucket(0).wait_s(10**9, 0.0) == 0
 
 
+def test_a_rate_that_changes_forgives_what_is_owed():
+    bucket = TokenBucket(100)
+    assert [bucket.wait_s(1_000, 50.0) for _ in range(2)] == pytest.approx([0, 9.9])
+    bucket.change(1_000)
+    assert [bucket.wait_s(1_000, 50.0) for _ in range(2)] == pytest.approx([0, 0.9])
+    bucket.change(0)
+    assert bucket.wait_s(10**9, 50.0) == 0
+
+
 # -- retention --------------------------------------------------------------------------------------------------------
 
 SEGMENTS = [SegmentFacts(n * 10, n * 10 + 10, 100, T + n) for n in range(4)]

@@ -36,7 +36,7 @@ class BorderStream:
     def __init__(self, transport: Transport, rate_bytes: int, now_ms: Callable[[], int], compresses: bool) -> None:
         self.plain_in = self.wire_in = self.plain_out = self.wire_out = 0  # bytes
         self.waiting_bytes = 0
-        self._transport, self._rate_bytes, self._now_ms = transport, rate_bytes, now_ms
+        self._transport, self.rate_bytes, self._now_ms = transport, rate_bytes, now_ms
         self._deflate = zstandard.ZstdCompressor(level=_LEVEL).compressobj() if compresses else None
         self._inflate = (
             zstandard.ZstdDecompressor(max_window_size=GATEWAY_WINDOW_BYTES_MAX).decompressobj() if compresses else None
@@ -78,11 +78,11 @@ class BorderStream:
 
     def _has_credit(self) -> bool:
         """A token bucket that may be overdrawn by one piece, and is filled again before the next."""
-        if not self._rate_bytes:
+        if not self.rate_bytes:
             return True
         now_ms = self._now_ms()
-        most = self._rate_bytes * _BURST_MS / 1_000
-        earned = self._rate_bytes * (now_ms - self._credited_ms) / 1_000
+        most = self.rate_bytes * _BURST_MS / 1_000
+        earned = self.rate_bytes * (now_ms - self._credited_ms) / 1_000
         self._credit_bytes, self._credited_ms = min(most, self._credit_bytes + earned), now_ms
         return self._credit_bytes > 0
 

@@ -221,6 +221,12 @@ class Gateway:
         self.configuration, self.loaded_ms = configuration, monotonic_ms()
         self.server.flush()
 
+    def take_rates(self, configuration: config.Config) -> None:
+        """Limits what goes to other zones as another configuration says."""
+        if self.mesh is not None:
+            rates = {name: configuration.link(self.zone, name).live_rate_bytes_per_second for name in self.mesh.far}
+            self.mesh.take_rates(rates)
+
     async def linked(self) -> None:
         """Until the links to all groups of the zone's sinks have been open."""
         if self.links is not None:

@@ -17,7 +17,7 @@ import asyncio
 import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, NamedTuple, Protocol, cast
 
@@ -111,7 +111,7 @@ class GatewayLinks:
         """
         self.server, self.own, self.tls = server, own, tls
         self.others = {gateway.name: gateway for gateway in others}
-        self.far = far
+        self.far = dict(far)
         self.zones = Zones(own.zone, own.node, {name: list(zone.gateways) for name, zone in far.items()})
         self.links: dict[str, GatewayConnection] = {}
         self.borders: dict[str, GatewayConnection] = {}  # by zone
@@ -124,6 +124,14 @@ class GatewayLinks:
         self._tasks: list[asyncio.Task[None]] = []
         self._dropped_before: Counter[tuple[str, str]] = Counter()  # on links that are gone
         self._told: dict[str, str] = {}  # by host: the last refusal, so that it is logged once
+
+    def take_rates(self, rates: Mapping[str, int]) -> None:
+        """How many bytes in a second may go to each zone from now on; 0: as much as there is."""
+        for zone, rate_bytes in rates.items():
+            self.far[zone] = replace(self.far[zone], rate_bytes=rate_bytes)
+            connection = self.borders.get(zone)
+            if connection is not None and connection.border is not None:
+                connection.border.rate_bytes = rate_bytes
 
     @property
     def missing(self) -> list[str]:

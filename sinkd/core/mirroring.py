@@ -201,8 +201,12 @@ class TokenBucket:
         self.bytes_per_second = bytes_per_second
         self._free_at = 0.0
 
+    def change(self, bytes_per_second: int) -> None:
+        """From now on; nothing is owed for what has left."""
+        self.bytes_per_second, self._free_at = bytes_per_second, 0.0
+
     def wait_s(self, size_bytes: int, now: float) -> float:
-        """How long to wait before `size_bytes` may leave; they are counted."""
+        """How long to wait before `size_bytes` may leave; they are counted. What waits when the rate changes may go."""
         if not self.bytes_per_second:
             return 0.0
         begin = max(self._free_at, now - 0.1)

@@ -26,6 +26,7 @@ from protocol.limits import (
     MIRROR_FRAME_BYTES,
     MIRROR_FRAME_BYTES_MIN,
     MIRROR_LINK_BYTES_MAX,
+    MIRROR_PACE_MS,
     MIRROR_SILENCE_MS_MAX,
     MIRROR_TAIL_BYTES,
     MIRROR_TELL_MS,
@@ -230,10 +231,15 @@ class Feeds:
         return min(MIRROR_FRAME_BYTES, max(MIRROR_FRAME_BYTES_MIN, rate // 4)) if rate else MIRROR_FRAME_BYTES
 
     async def _pace(self, size_bytes: int) -> None:
-        wait_s = self._bucket.wait_s(size_bytes, asyncio.get_running_loop().time())
-        self._is_limited = wait_s > 0
-        if wait_s:
-            await asyncio.sleep(wait_s)
+        """Until so much may go to that zone; a rate that changes meanwhile is looked at again."""
+        loop, rate = asyncio.get_running_loop(), self._bucket.bytes_per_second
+        wait_s = self._bucket.wait_s(size_bytes, loop.time())
+        self._is_limited, until = wait_s > 0, loop.time() + wait_s
+        while self._bucket.bytes_per_second == rate:
+            left_s = until - loop.time()
+            if left_s <= 0:
+                break
+            await asyncio.sleep(min(left_s, MIRROR_PACE_MS / 1000))
 
     async def _tell(self) -> None:
         while True:

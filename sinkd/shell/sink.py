@@ -262,6 +262,14 @@ class Sink:
             self._buckets[zone] = TokenBucket(rate)
         return self._buckets[zone]
 
+    def take_rates(self, configuration: config.Config) -> None:
+        """Limits copies as another configuration says."""
+        self._configuration = configuration
+        for zone, bucket in self._buckets.items():
+            rate = configuration.link(self.zone.name, zone).copy_rate_bytes_per_second
+            if rate != bucket.bytes_per_second:
+                bucket.change(rate)
+
     @property
     def identify_node(self) -> Callable[[ssl.SSLObject], tuple[str, str, str]] | None:
         """Says whose certificate a gateway has shown, where links are secured."""
