@@ -13,7 +13,7 @@ import pytest
 
 from simulation.zone import Zone
 
-SEEDS = int(os.environ.get("SEEDS", "120"))  # `make simulate SEEDS=...` runs any number
+SEEDS = int(os.environ.get("SEEDS", "100"))  # `make simulate SEEDS=...` runs any number
 AT_ONCE = 20  # seeds in one test, so that tests run beside each other
 
 
@@ -56,10 +56,20 @@ def test_a_fault_does_what_it_says(kinds, events, first):
     seen: Counter[str] = Counter()
     seeds = iter(range(first, first + 30))
     while not events <= seen.keys() and (seed := next(seeds, None)) is not None:
-        with Zone(seed, kinds=kinds) as zone:
+        with Zone(seed, groups=1, kinds=kinds) as zone:
             zone.run()
         seen += zone.seen
     assert events <= seen.keys(), seen
+
+
+def test_a_full_disk_refuses_in_every_group():
+    refused, seeds = [0, 0], iter(range(2, 30))
+    while not all(refused) and (seed := next(seeds, None)) is not None:
+        with Zone(seed, groups=2, kinds=("full_disk",)) as zone:
+            zone.run()
+            for replica in (each for node in zone.nodes.values() for each in node.sink.replicas):
+                refused[replica.number] += replica.links.refused_full
+    assert all(refused)
 
 
 def test_without_faults_all_is_acknowledged():
@@ -69,7 +79,7 @@ def test_without_faults_all_is_acknowledged():
         assert zone.audit.refused == 0
         assert zone.audit.acknowledged > 20
         assert zone.audit.acknowledged == sum(bool(event.reply) for event in zone.audit.events)
-        assert len(zone.audit.leaders) == 1
+        assert [len(audit.leaders) for audit in zone.audit.groups] == [1]
 
 
 def test_a_seed_replays_itself_in_another_process():

@@ -31,10 +31,10 @@ from simulation.audit import Violation
 from simulation.disks import Disk, Disks, write_stale_bytes
 from simulation.network import Network
 from simulation.virtual import CURRENT, Process, VirtualExecutor, VirtualLoop
-from simulation.zone_audit import ZoneAudit
+from simulation.zone_audit import ZoneAudit, is_promised
 from simulation.zone_clients import Prober, Publisher, Reader
 from simulation.zone_faults import Faults
-from simulation.zone_nodes import JOURNAL_FILE_BYTES, Node, configuration, ports
+from simulation.zone_nodes import JOURNAL_FILE_BYTES, Node, configuration, group_of, ports
 from simulation.zone_watch import Watch
 from sinkd.core import replication
 from sinkd.shell import (
@@ -52,16 +52,27 @@ from sinkd.shell import (
 
 BIRTH_S_MAX = 20.0
 SETTLE_S_MAX = 40.0
+TWO_GROUPS_EVERY = 8  # seeds
 RESTARTS_MAX = 3  # of a sink that refuses to start, before its operator empties the disk
 
 
 class Zone:
     """`with Zone(seed) as zone: zone.run()`: a birth, a time of faults, and the peace after it."""
 
-    def __init__(self, seed: int, *, sinks: int = 3, kinds: tuple[str, ...] | None = None, trace: bool = False) -> None:
+    def __init__(
+        self,
+        seed: int,
+        *,
+        sinks: int = 3,
+        groups: int = 0,
+        kinds: tuple[str, ...] | None = None,
+        trace: bool = False,
+    ) -> None:
+        """Without `groups` the seed says how many Raft groups there are."""
         self.seed, self.trace = seed, trace
+        self.groups = groups or (2 if seed % TWO_GROUPS_EVERY == TWO_GROUPS_EVERY - 1 else 1)
         self.rng = random.Random(seed)
-        self.audit = ZoneAudit()
+        self.audit = ZoneAudit(self.groups)
         self.loop = VirtualLoop(self.rng)
         self.loop.network = self.network = Network(self.loop, self.rng)
         self.disks = Disks(self.rng, self._died)
@@ -72,7 +83,7 @@ class Zone:
         self.nodes: dict[str, Node] = {}
         for number in range(1, sinks + 1):
             self._add_node(number)
-        self.configuration = configuration(self.folder, sinks)
+        self.configuration = configuration(self.folder, sinks, self.groups)
         self.faults = Faults(self, self.rng, kinds)
         self.journal_file_bytes = self.rng.choice(JOURNAL_FILE_BYTES)
         self.pace = self.rng.choice((1, 2, 4))
@@ -90,8 +101,8 @@ class Zone:
     def grow(self) -> str:
         """A machine more; the files name its sink from now on, for whoever is started. The name."""
         node = self._add_node(len(self.nodes) + 1)
-        node.damaged_at = 0  # it may not vote yet, as if it had lost what it never had
-        self.configuration = configuration(self.folder, len(self.nodes))
+        node.damaged_at = [0] * self.groups  # it may not vote yet, as if it had lost what it never had
+        self.configuration = configuration(self.folder, len(self.nodes), self.groups)
         node.start()
         return node.name
 
@@ -165,7 +176,7 @@ class Zone:
         self.publishers = [Publisher(self, f"gw{number}") for number in range(2)]
         self.reader = Reader(self)
         if self.rng.random() < 0.8:  # else there are faults while the group is being born, too
-            self._until(BIRTH_S_MAX, self.leader, "no group is born")
+            self._until(BIRTH_S_MAX, lambda: all(self.leaders()), "no group is born")
         self.call_later(0, self._publish)
         self.call_later(0, Prober(self).begin)
         self.faults.begin()
@@ -206,12 +217,16 @@ class Zone:
                 raise Violation(f"{what} by {moment:.1f} s: {why()}")
             self._go_on(self.loop.now + 0.1)
 
-    def leader(self) -> Node | None:
-        return next((node for node in self.nodes.values() if self.leads(node)), None)
+    def leader(self, group: int = 0) -> Node | None:
+        return next((node for node in self.nodes.values() if self.leads(node, group)), None)
+
+    def leaders(self) -> list[Node | None]:
+        """Of each group."""
+        return [self.leader(group) for group in range(self.groups)]
 
     @staticmethod
-    def leads(node: Node) -> bool:
-        return node.is_running and node.sink.group.leads
+    def leads(node: Node, group: int) -> bool:
+        return node.is_running and node.replica(group).group.leads
 
     # -- traffic ------------------------------------------------------------------------------------------------------
 
@@ -240,7 +255,6 @@ class Zone:
             if not node.is_running:
                 parts.append(f"{node.who} is not up")
                 continue
-            status = node.sink.links.operator.status()
             keys = (
                 "state",
                 "leader",
@@ -253,9 +267,13 @@ class Zone:
                 "busy",
                 "filling",
             )
-            parts.append(f"{node.who} " + str({key: status[key] for key in keys}) + f" {status['peers']}")
+            for replica in node.sink.replicas:
+                status = replica.links.operator.status()
+                told = {key: status[key] for key in keys}
+                parts.append(f"{node.who}, group {replica.number}: {told} {status['peers']}")
         for publisher in self.publishers:
-            parts.append(f"{publisher.name}: {publisher.outbox.size_bytes} bytes wait, {publisher.link.problem}")
+            problems = [each.problem for each in publisher.links]
+            parts.append(f"{publisher.name}: {publisher.outbox.size_bytes} bytes wait, {problems}")
         return "\n".join(parts)
 
     def _is_settled(self) -> bool:
@@ -264,11 +282,21 @@ class Zone:
             return False
         if not all(node.is_running and (node.is_whole or node.disk.has_damage) for node in self.nodes.values()):
             return False
-        sinks = [node.sink for node in self.nodes.values()]
         whole = all(node.may_vote for node in self.nodes.values())
-        applied = {one.group.applied_index for one in sinks} | {one.journal.last_index for one in sinks}
-        members = all(len(one.group.member.members) == len(sinks) for one in sinks)
-        return whole and members and applied == {self.audit.last_index} and any(one.group.leads for one in sinks)
+        return whole and all(self._is_group_settled(group) for group in range(self.groups)) and self._are_spread()
+
+    def _is_group_settled(self, number: int) -> bool:
+        replicas = [node.replica(number) for node in self.nodes.values()]
+        applied = {one.group.applied_index for one in replicas} | {one.journal.last_index for one in replicas}
+        members = all(len(one.group.member.members) == len(replicas) for one in replicas)
+        is_led = any(one.group.leads for one in replicas)
+        return members and applied == {self.audit.groups[number].last_index} and is_led
+
+    def _are_spread(self) -> bool:
+        """Leaders are on different sinks, but where somebody has chosen one for better reasons."""
+        leaders = self.leaders()
+        members = [leader.replica(group).group.member for group, leader in enumerate(leaders) if leader is not None]
+        return len(set(leaders)) == self.groups or any(member.was_asked_to_lead for member in members)
 
     def _compare_logs(self) -> bool:
         """Reads all that every sink has. One that finds its disk damaged has to be filled: False."""
@@ -282,8 +310,8 @@ class Zone:
             error = task.exception()
             if isinstance(error, DamagedFile) and not node.is_whole:
                 self.seen["damage found by a reader"] += 1
-                process.run(node.sink.main.fail, error)
-                node.damaged_at = self.audit.last_index
+                process.run(node.replica(group_of(error.file)).fail, error)
+                node.damaged_at = [each.last_index for each in self.audit.groups]
                 self._until(self.loop.now + 5, lambda: not process.is_alive, f"{node.who} does not end")  # noqa: B023
                 return False
             task.result()
@@ -292,17 +320,17 @@ class Zone:
     async def _compare_log(self, node: Node) -> None:
         assert node.sink is not None
         for key, log in self.audit.logs.items():
-            while node.sink.group.applied_index < self.audit.last_index:  # noqa: ASYNC110  what is audited meanwhile
+            replica = next(replica for replica in node.sink.replicas if key in replica.store._partitions)
+            audit = self.audit.groups[replica.number]
+            while replica.group.applied_index < audit.last_index:  # noqa: ASYNC110  what is audited meanwhile
                 await asyncio.sleep(0.01)
-            partition = node.sink.store._partitions[key]
+            partition = replica.store._partitions[key]
             end = log[-1].next_offset
-            self.audit.is_promised(
-                partition.high_watermark == end, f"{node.who} ends at {partition.high_watermark}, not {end}"
-            )
+            is_promised(partition.high_watermark == end, f"{node.who} ends at {partition.high_watermark}, not {end}")
             offset = partition.start_offset
             while offset < end:
                 offset = max(offset, partition.start_offset)  # retention goes on
-                data = await node.sink.store.read(partition, offset, 1 << 20)
+                data = await replica.store.read(partition, offset, 1 << 20)
                 offset = self.audit.check_batches(node.who, key, data)
 
 
@@ -353,12 +381,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("seed", type=int)
     parser.add_argument("--sinks", type=int, default=3)
+    parser.add_argument("--groups", type=int, default=0, help="else as the seed has it")
     parser.add_argument("--trace", action="store_true", help="print every fault and every line of the sinks' logs")
     arguments = parser.parse_args()
-    with Zone(arguments.seed, sinks=arguments.sinks, trace=arguments.trace) as zone:
+    with Zone(arguments.seed, sinks=arguments.sinks, groups=arguments.groups, trace=arguments.trace) as zone:
         zone.run()
     audit = zone.audit
-    print(f"seed {arguments.seed}: {len(audit.entries)} entries in {len(audit.leaders)} terms")
+    for number, each in enumerate(audit.groups):
+        print(f"seed {arguments.seed}, group {number}: {len(each.entries)} entries in {len(each.leaders)} terms")
     print(f"{len(audit.events)} events, {audit.acknowledged} acknowledged, {audit.refused} refused")
     print(f"{zone.loop.callbacks} callbacks in {zone.loop.now:.6f} s")
 

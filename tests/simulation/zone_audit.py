@@ -31,56 +31,44 @@ class Event:
     places: list[tuple[tuple[bytes, int], int]] = field(default_factory=list)
 
 
+def is_promised(promise: object, broken: str) -> None:
+    if not promise:
+        raise Violation(broken)
+
+
 class Placed(NamedTuple):
     base_offset: int
     next_offset: int
     data: bytes
 
 
-class ZoneAudit:
-    """Hears of everything, believes nothing."""
+class GroupAudit:
+    """What one Raft group has promised."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
-        self._by_reply: dict[str, Event] = {}
         self.entries: dict[int, tuple[int, int]] = {}  # index → term, CRC-32C
         self.last_index = 0  # of these
         self._states: dict[int, tuple[str, int]] = {}
         self._votes: dict[tuple[str, int], str] = {}
         self.leaders: dict[int, str] = {}
-        self.logs: dict[tuple[bytes, int], list[Placed]] = defaultdict(list)
-        self._noted_changes: set[tuple[int, str]] = set()
-        self._last_of_connection: dict[tuple[Any, ...], int] = {}
-        self.acknowledged = self.refused = self.reads = self.probes = 0
-
-    def is_promised(self, promise: object, broken: str) -> None:
-        if not promise:
-            raise Violation(broken)
-
-    # -- Raft ---------------------------------------------------------------------------------------------------------
 
     def leads(self, term: int, who: str) -> None:
         there = self.leaders.setdefault(term, who)
-        self.is_promised(there == who, f"two leaders in term {term}: {there} and {who}")
+        is_promised(there == who, f"two leaders in term {term}: {there} and {who}")
 
     def votes(self, name: str, term: int, candidate: str) -> None:
         """The vote of sink `name` has left it."""
         there = self._votes.setdefault((name, term), candidate)
-        self.is_promised(there == candidate, f"{name} votes in term {term} for {there} and for {candidate}")
+        is_promised(there == candidate, f"{name} votes in term {term} for {there} and for {candidate}")
 
-    def applied(self, who: str, index: int, term: int, data: bytes, result: Any) -> None:
-        """Sink `who` has applied entry `index`."""
+    def applied(self, who: str, index: int, term: int, data: bytes) -> bool:
+        """Sink `who` has applied entry `index`; whether it is the first to do so."""
         entry = term, crc32.iscsi(data)
         known = self.entries.get(index)
-        if known is not None:
-            self.is_promised(known == entry, f"{who} applies another entry {index} {entry}, others {known}")
-            return
+        is_promised(known in (None, entry), f"{who} applies another entry {index} {entry}, others {known}")
         self.entries[index] = entry
         self.last_index = max(self.last_index, index)
-        for taken in result if isinstance(result, list) else ():
-            assert isinstance(taken, Taken)
-            if taken.placement is not None:
-                self._committed(taken.placement, data, term)
+        return known is None
 
     def state(self, who: str, index: int, machine: Machine) -> None:
         """The state of `who` right after it has applied entry `index`."""
@@ -88,7 +76,29 @@ class ZoneAudit:
             return
         state = crc32.iscsi(machine.snapshot())
         first, known = self._states.setdefault(index, (who, state))
-        self.is_promised(state == known, f"after entry {index}, {who} has another state than {first}")
+        is_promised(state == known, f"after entry {index}, {who} has another state than {first}")
+
+
+class ZoneAudit:
+    """Hears of everything, believes nothing."""
+
+    def __init__(self, groups: int) -> None:
+        self.groups = [GroupAudit() for _ in range(groups)]
+        self.events: list[Event] = []
+        self._by_reply: dict[str, Event] = {}
+        self.logs: dict[tuple[bytes, int], list[Placed]] = defaultdict(list)
+        self._noted_changes: set[tuple[int, str]] = set()
+        self._last_of_connection: dict[tuple[Any, ...], int] = {}
+        self.acknowledged = self.refused = self.reads = self.probes = 0
+
+    def applied(self, group: int, who: str, index: int, term: int, data: bytes, result: Any) -> None:
+        """Sink `who` has applied entry `index` of a group."""
+        if not self.groups[group].applied(who, index, term, data):
+            return
+        for taken in result if isinstance(result, list) else ():
+            assert isinstance(taken, Taken)
+            if taken.placement is not None:
+                self._committed(taken.placement, data, term)
 
     # -- the log ------------------------------------------------------------------------------------------------------
 
@@ -96,9 +106,7 @@ class ZoneAudit:
         key = placement.stream.incarnation, placement.partition
         log = self.logs[key]
         end = log[-1].next_offset if log else 0
-        self.is_promised(
-            placement.base_offset == end, f"a batch at offset {placement.base_offset}, the log ends at {end}"
-        )
+        is_promised(placement.base_offset == end, f"a batch at offset {placement.base_offset}, the log ends at {end}")
         batch = command[placement.position : placement.position + placement.header.size_bytes]
         check_batch(batch)
         placed = place_batch(batch, end, term)
@@ -113,17 +121,17 @@ class ZoneAudit:
         """What every sink has seen is written by one of them, once."""
         if event["kind"] in (CONFIGURATION_CHANGED, MEMBERSHIP_CHANGED):
             what = event["time"], event["what"]
-            self.is_promised(what not in self._noted_changes, f"{what} is in the audit stream a second time")
+            is_promised(what not in self._noted_changes, f"{what} is in the audit stream a second time")
             self._noted_changes.add(what)
 
     def _stored(self, key: tuple[bytes, int], offset: int, number: int) -> None:
         event = self.events[number]
-        self.is_promised(not event.places, f"{event} is in the log a second time, at {key} {offset}")
+        is_promised(not event.places, f"{event} is in the log a second time, at {key} {offset}")
         refused = event.answer is not None and "error" in event.answer
-        self.is_promised(not refused, f"{event} was refused, and is in the log")
+        is_promised(not refused, f"{event} was refused, and is in the log")
         order = *key, event.connection
         before = self._last_of_connection.get(order, -1)
-        self.is_promised(before < number, f"{event} stands behind {before}")
+        is_promised(before < number, f"{event} stands behind {before}")
         self._last_of_connection[order] = number
         event.places.append((key, offset))
 
@@ -135,7 +143,7 @@ class ZoneAudit:
             header = read_header(data, position)
             batch = data[position : position + header.size_bytes]
             placed = known.get(header.base_offset)
-            self.is_promised(
+            is_promised(
                 placed is not None and placed.data == batch, f"{who} hands out another batch at {header.base_offset}"
             )
             position += header.size_bytes
@@ -155,15 +163,15 @@ class ZoneAudit:
 
     def answered(self, reply: str, body: bytes, incarnations: dict[str, bytes]) -> None:
         event, answer = self._by_reply[reply], json.loads(body)
-        self.is_promised(event.answer is None, f"a second answer {answer} to {event}")
+        is_promised(event.answer is None, f"a second answer {answer} to {event}")
         event.answer = answer
         if "error" in answer:
             self.refused += 1
-            self.is_promised(not event.places, f"{event} was refused, and is in the log")
+            is_promised(not event.places, f"{event} was refused, and is in the log")
             return
         self.acknowledged += 1
         place = (incarnations[answer["stream"]], answer["partition"]), answer["offset"]
-        self.is_promised(event.places == [place], f"{event} was acknowledged at {place}, no sink has applied that")
+        is_promised(event.places == [place], f"{event} was acknowledged at {place}, no sink has applied that")
 
     # -- at the end ---------------------------------------------------------------------------------------------------
 
@@ -172,4 +180,4 @@ class ZoneAudit:
         for event in self.events:
             if event.connection[:2] in set(living):
                 done = event.places or (event.answer is not None and "error" in event.answer)
-                self.is_promised(done, f"lost: {event}")
+                is_promised(done, f"lost: {event}")

@@ -38,9 +38,10 @@ class Publisher:
             for name, at in zone.configuration.zones["z"].sinks.items()
         ]
         opening = lambda: link.Open(self.name, 0, zone.rng.randbytes(16))  # noqa: E731
-        hello = link.Hello("m", "z", self.name)
-        self.link = SinkLink(dials, hello, opening, self.outbox, self.now_ms, self._flush)
-        self.process.spawn(self.link.run())
+        hellos = [link.Hello("m", "z", self.name, group) for group in range(zone.groups)]
+        self.links = [SinkLink(dials, hello, opening, self.outbox, self.now_ms, self._flush) for hello in hellos]
+        for each in self.links:
+            self.process.spawn(each.run())
         self._tick()
 
     def replace(self) -> None:
@@ -60,7 +61,8 @@ class Publisher:
 
     def _flush(self) -> None:
         self.outbox.flush(self.now_ms())
-        self.link.send_outbox()
+        for each in self.links:
+            each.send_outbox()
 
     def publish(self, count: int) -> None:
         self.process.run(self._publish, count)
@@ -95,8 +97,9 @@ class Prober:
         if self.zone.is_healed:
             return
         for node in self.zone.nodes.values():
-            if node.is_running and node.sink.group.leads and not node.process.is_paused:
-                node.process.spawn(self._probe(node.sink.group))
+            for replica in node.sink.replicas if node.is_running and not node.process.is_paused else ():
+                if replica.group.leads:
+                    node.process.spawn(self._probe(replica.group))
         self.zone.loop.call_later(self.every_s, self.begin, context=self.zone.network.nowhere)
 
     async def _probe(self, group: Group) -> None:
@@ -129,11 +132,14 @@ class Reader:
                 self.failures += 1
 
     async def _read(self, name: str, connection: "_Reading") -> None:
-        connection.send(link.Hello("m", "z", "reader"))
+        group = self.rng.randrange(self.zone.groups) if self.zone.groups > 1 else 0
+        connection.send(link.Hello("m", "z", "reader", group))
         streams = (await connection.get(link.Streams)).message.streams
         try:
             for number, stream in enumerate(streams, 1):
                 partition = self.rng.randrange(stream.partitions)
+                if partition not in stream.partitions_of(group):
+                    continue
                 log = self.zone.audit.logs.get((stream.incarnation, partition))
                 offset = self.rng.choice(log).base_offset if log else 0
                 connection.send(link.Fetch(number, stream.name, partition, offset, READ_BYTES, 0))

@@ -33,10 +33,10 @@ class Faults:
         self.kinds = chosen if kinds is None else kinds
         self.interval_s = rng.choice(INTERVALS_S)
         self._is_armed = False
-        self.copied_index: dict[str, int] = {}  # where the journals ended of which there are copies
+        self.copied_index: dict[str, list[int]] = {}  # where the journals ended of which there are copies
         self.added: str | None = None  # the sink that the file did not name at first
         self.removed: str | None = None  # the sink that is, or may be, no member
-        self.forgotten_in = -1  # the term in which nobody remembers any more what others held
+        self.forgotten_in = [-1] * zone.groups  # the term in which nobody remembers any more what others held
 
     def begin(self) -> None:
         if self.kinds:
@@ -80,9 +80,16 @@ class Faults:
         self.zone.restart_later(node)
 
     def power_of_all(self, node: Node) -> None:
-        self.forgotten_in = max(self.zone.audit.leaders, default=0)
+        self.forgotten_in = self._terms()
         for each in self.zone.nodes.values():
             self.power(each)
+
+    def _terms(self) -> list[int]:
+        """The latest one of each group that somebody has led."""
+        return [max(audit.leaders, default=0) for audit in self.zone.audit.groups]
+
+    def _some_group(self) -> int:
+        return self.rng.randrange(self.zone.groups) if self.zone.groups > 1 else 0
 
     def stop(self, node: Node) -> None:
         if node.is_running:
@@ -108,7 +115,7 @@ class Faults:
 
     def deaf_leader(self, node: Node) -> None:
         """Others take what it sends and it hears no answer; then it takes more, alone, until it gives up."""
-        leader = self.zone.leader()
+        leader = self.zone.leader(self._some_group())
         if leader is None or self.zone.network.blocked:
             return
         others = [name for name in self.zone.nodes if name != leader.name]
@@ -155,7 +162,8 @@ class Faults:
         self._damage(node, node.disk.files())
 
     def damage_journal_end(self, node: Node) -> None:
-        self._damage(node, node.disk.files("journal/*.journal")[-1:])
+        group = self._some_group()
+        self._damage(node, node.disk.files(_folder(group) + "journal/*.journal")[-1:])
 
     def _damage(self, node: Node, files: list[Path]) -> None:
         if files and self._may_lose(node):
@@ -174,17 +182,23 @@ class Faults:
     def _may_lose(self, node: Node) -> bool:
         """Whether a majority keeps what it has if this one's disk is damaged; then it counts as damaged."""
         others = [other for other in self.zone.nodes.values() if other is not node and not other.is_whole]
-        if max(self.zone.audit.leaders, default=0) <= self.forgotten_in:
+        if any(term <= forgotten for term, forgotten in zip(self._terms(), self.forgotten_in, strict=True)):
             return False  # whoever saw the end of its journal has forgotten it (docs/promises.md)
         if self.removed is not None or len(others) >= (len(self.zone.nodes) - 1) // 2:
             return False
-        ends = [each.sink.journal.last_index for each in self.zone.nodes.values() if each.is_running]
-        node.damaged_at = max(self.zone.audit.last_index, *ends, 0)
+        running = [each for each in self.zone.nodes.values() if each.is_running]
+        node.damaged_at = [
+            max(audit.last_index, *(each.replica(group).journal.last_index for each in running), 0)
+            for group, audit in enumerate(self.zone.audit.groups)
+        ]
         return True
 
     def worst_moment(self, node: Node) -> None:
         """As many as may be lag behind; one of the others loses its disk, and the rest of them stop for a while."""
-        leader, others = self.zone.leader(), [other for other in self.zone.nodes.values() if other is not node]
+        leader, others = (
+            self.zone.leader(self._some_group()),
+            [other for other in self.zone.nodes.values() if other is not node],
+        )
         if leader is None or leader is node or self.removed is not None:
             return
         late = [other for other in others if other is not leader][: (len(others)) // 2]
@@ -211,15 +225,15 @@ class Faults:
         Without such a witness nobody can tell (`docs/promises.md`).
         """
         if node.is_running and node.disk.backup.exists():
-            assert node.sink is not None
-            if self.copied_index[node.name] < node.sink.checkpoint_index and self._may_lose(node):
+            group = self._some_group()
+            if self.copied_index[node.name][group] < node.replica(group).checkpoint_index and self._may_lose(node):
                 node.kill()
-                node.disk.roll_back("journal")
+                node.disk.roll_back(_folder(group) + "journal")
                 self.zone.seen["rolled back"] += 1
                 self.zone.restart_later(node)
         elif node.is_running:
             assert node.sink is not None
-            self.copied_index[node.name] = node.sink.journal.last_index
+            self.copied_index[node.name] = [replica.journal.last_index for replica in node.sink.replicas]
             node.disk.copy()
 
     def set_back(self, node: Node) -> None:
@@ -231,13 +245,13 @@ class Faults:
         if not (node.is_running and node.disk.backup.exists()):
             self.roll_back(node)
             return
-        assert node.sink is not None
         others = [each for each in self.zone.nodes.values() if each is not node]
         have_all = all(
             each.is_running
-            and each.durable_index >= node.durable_index
-            and each.sink.group.term >= node.sink.group.term
+            and each.parts[group].durable_index >= node.parts[group].durable_index
+            and each.replica(group).group.term >= node.replica(group).group.term
             for each in others
+            for group in range(self.zone.groups)
         )
         if have_all and self._may_lose(node):
             node.kill()
@@ -250,27 +264,26 @@ class Faults:
         self.rng.choice(self.zone.publishers).replace()
 
     def transfer(self, node: Node) -> None:
+        group = self._some_group()
         for leader in self.zone.nodes.values():
-            if self.zone.leads(leader) and not leader.process.is_paused:
-                leader.process.run(leader.sink.group.member.transfer)
+            if self.zone.leads(leader, group) and not leader.process.is_paused:
+                leader.process.run(leader.replica(group).group.member.transfer)
 
     # -- members ------------------------------------------------------------------------------------------------------
 
     def change_members(self, node: Node) -> None:
         """One is taken out, if all are whole; or comes in again."""
-        leader = self.zone.leader()
-        if leader is None or leader.process.is_paused:
+        if not self._are_led():
             return
         if self.removed is None and all(each.is_whole for each in self.zone.nodes.values()):
             self.removed = node.name
-            leader.process.spawn(self._change(leader, "", node.name))
+            self._change_all("", node.name)
         elif self.removed is not None:
-            leader.process.spawn(self._change(leader, self.removed, ""))
+            self._change_all(self.removed, "")
 
     def add_sink(self, node: Node) -> None:
         """A new one is put into the files, all are started again with these; it becomes a member when it is full."""
-        leader = self.zone.leader()
-        if leader is None or leader.process.is_paused:
+        if not self._are_led():
             return
         if self.added is None:
             self.added = self.zone.grow()
@@ -278,29 +291,43 @@ class Faults:
                 self.zone.call_later(self.rng.random(), lambda each=each: self.stop(each))
             for publisher in self.zone.publishers:
                 self.zone.call_later(self.rng.random(), publisher.replace)
-        elif self.added not in leader.sink.group.member.members and self._may_grow():
-            leader.process.spawn(self._change(leader, self.added, ""))
+        elif self._may_grow():
+            self._change_all(self.added, "")
 
     def _may_grow(self) -> bool:
         """Until the new one is whole it is a member more that cannot vote: all others have to be able to."""
         others = [each for each in self.zone.nodes.values() if each.name != self.added]
         return self.removed is None and all(each.is_whole for each in others)
 
-    async def _change(self, leader: Node, add: str, remove: str) -> None:
+    def _are_led(self) -> bool:
+        return all(leader is not None and not leader.process.is_paused for leader in self.zone.leaders())
+
+    def _change_all(self, add: str, remove: str) -> None:
+        """In each group, where it is not so."""
+        for group, leader in enumerate(self.zone.leaders()):
+            members = leader.replica(group).group.member.members if leader is not None else {}
+            if leader is not None and add not in members and (not remove or remove in members):
+                leader.process.spawn(self._change(leader, group, add, remove))
+
+    async def _change(self, leader: Node, group: int, add: str, remove: str) -> None:
         try:
-            await leader.sink.links.operator.change_members(add, remove)
+            await leader.replica(group).links.operator.change_members(add, remove)
         except (LogError, UnknownOutcome) as error:
             self.zone.log(f"members not changed: {error}")
             return
         self.zone.seen["member_added" if add else "member_removed"] += 1
-        self.zone.log(f"members: +{add} -{remove}")
+        self.zone.log(f"members of group {group}: +{add} -{remove}")
 
     def bring_members_back(self) -> None:
         """After the faults, until all are members."""
-        leader = self.zone.leader()
-        if leader is not None:
-            members = leader.sink.group.member.members
+        for group, leader in enumerate(self.zone.leaders()):
+            members = leader.replica(group).group.member.members if leader is not None else {}
             missing = sorted(self.zone.nodes.keys() - members.keys())
-            if missing and all(self.zone.nodes[name].may_vote for name in members):
-                leader.process.spawn(self._change(leader, missing[0], ""))
+            if leader is not None and missing and all(self.zone.nodes[name].may_vote for name in members):
+                leader.process.spawn(self._change(leader, group, missing[0], ""))
         self.zone.call_later(0.5, self.bring_members_back)
+
+
+def _folder(group: int) -> str:
+    """Of a group, below the data folder."""
+    return f"group-{group}/" if group else ""

@@ -225,7 +225,7 @@ def problem(mistake: Callable[[Patch], None], seed: int, kinds: tuple[str, ...] 
     with pytest.MonkeyPatch.context() as patch:
         mistake(patch)
         try:
-            with Zone(seed, kinds=kinds) as zone:
+            with Zone(seed, groups=1, kinds=kinds) as zone:
                 zone.run(SECONDS)
         except Exception as error:  # noqa: BLE001  # whatever it is, it was noticed
             return f"{type(error).__name__}: {error}"

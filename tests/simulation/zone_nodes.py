@@ -1,6 +1,7 @@
 """The machines of a simulated zone: each with a disk and a sink, which is started again when it has ended."""
 
 import asyncio
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -14,6 +15,7 @@ from simulation.virtual import Process, VirtualLoop
 from simulation.zone_audit import ZoneAudit
 from sinkd.core.birth import ACTIVE
 from sinkd.shell.journal import Journal
+from sinkd.shell.replica import Replica
 from sinkd.shell.sink import Sink
 
 if TYPE_CHECKING:
@@ -42,8 +44,9 @@ def ports(number: int) -> tuple[int, int]:
     return 6000 + number, 7000 + number
 
 
-def configuration(folder: Path, count: int) -> config.Config:
+def configuration(folder: Path, count: int, groups: int) -> config.Config:
     lines = ['[mesh]\nname = "m"\nmode = "event-sinks"\ncatch_all = false\n[limits]\nmax_payload = "16KiB"']
+    lines.append(f"[zones.z]\ngroups = {groups}")
     for number in range(2):
         addresses = f'client = "127.0.0.1:{4000 + number}"\nmesh = "127.0.0.1:{5000 + number}"'
         lines.append(f"[zones.z.gateways.gw{number}]\n{addresses}")
@@ -62,6 +65,7 @@ class World(Protocol):
     disks: Disks
     audit: ZoneAudit
     configuration: config.Config
+    groups: int
     journal_file_bytes: int
     rng: Random
     nodes: dict[str, "Node"]
@@ -81,6 +85,20 @@ class Told(NamedTuple):
     matched: int = 0
 
 
+@dataclass
+class Part:
+    """What a machine has of one Raft group."""
+
+    durable_index: int = 0  # of its journal
+    held_index: int = 0  # of what is committed, it once held so much durably
+    told: Told = field(default_factory=Told)
+
+
+def group_of(path: Path | str) -> int:
+    """Whose folder it lies in."""
+    return next((int(name.removeprefix("group-")) for name in Path(path).parts if name.startswith("group-")), 0)
+
+
 class Node:
     """One machine with its sink, which is started again when it has ended."""
 
@@ -89,11 +107,11 @@ class Node:
         self.life = 0
         self.process: Process | None = None
         self.sink: Sink | None = None
-        self.durable_index = 0  # of its journal
-        self.held_index = 0  # of what is committed, it once held so much durably
-        self.told = Told()
+        self.parts = [Part() for _ in range(zone.groups)]
         self.refusals = 0
-        self.damaged_at: int | None = None  # what had been committed when its disk was damaged, until it is whole
+        self.damaged_at: list[int] | None = (
+            None  # what groups had committed when its disk was damaged, until it is whole
+        )
         self.has_hidden_loss = False  # which no checksum shows: only who saw what it held can tell
         self.job_ms_max = zone.rng.choice((0.5, 0.5, 5, 30))
         self.skew_ms = zone.rng.choice((0, 0, -300, 300))
@@ -155,22 +173,29 @@ class Node:
             self.zone.disks.close_all(process)
             self.zone.network.died(process)
 
-    def note_held(self, journal: Journal) -> None:
+    def replica(self, group: int) -> Replica:
+        assert self.sink is not None
+        return self.sink.replicas[group]
+
+    def note_held(self, group: int, journal: Journal) -> None:
         """What is committed is never truncated: what it held of that once it still holds, if its disk does."""
-        entries = self.zone.audit.entries
-        index = min(self.durable_index, self.zone.audit.last_index, journal.last_index)
-        while index > max(self.held_index, journal.first_index - 1):
+        part, audit = self.parts[group], self.zone.audit.groups[group]
+        entries = audit.entries
+        index = min(part.durable_index, audit.last_index, journal.last_index)
+        while index > max(part.held_index, journal.first_index - 1):
             if index in entries and entries[index][0] == journal.term(index):
                 break
             index -= 1
-        self.held_index = max(self.held_index, index)
+        part.held_index = max(part.held_index, index)
 
     @property
     def is_whole(self) -> bool:
         """Whether it holds what it promised to hold."""
-        if self.damaged_at is not None and self.is_up and self.is_running:
-            assert self.sink is not None
-            lacks = self.sink.group.applied_index < min(self.damaged_at, self.zone.audit.last_index)  # rest: truncated
+        if self.damaged_at is not None and self.is_running:
+            lacks = any(
+                self.replica(group).group.applied_index < min(index, self.zone.audit.groups[group].last_index)
+                for group, index in enumerate(self.damaged_at)  # the rest was truncated
+            )
             if self.may_vote and not lacks and not self.disk.has_damage:
                 self.damaged_at, self.has_hidden_loss = None, False
         return self.damaged_at is None
@@ -180,8 +205,9 @@ class Node:
         if not self.is_running:
             return False
         assert self.sink is not None
-        return self.sink.identity.state == ACTIVE and not self.sink.identity.muted
+        identities = [replica.folder.identity for replica in self.sink.replicas]
+        return all(identity.state == ACTIVE and not identity.muted for identity in identities)
 
     @property
     def is_running(self) -> bool:
-        return self.is_up and self.sink is not None and hasattr(self.sink, "links")
+        return self.is_up and self.sink is not None and bool(self.sink.replicas)

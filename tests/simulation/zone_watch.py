@@ -11,6 +11,8 @@ from unittest import mock
 
 from simulation.audit import Violation
 from simulation.virtual import CURRENT
+from simulation.zone_audit import GroupAudit, is_promised
+from simulation.zone_nodes import group_of
 from sinkd.core.raft_messages import MISMATCH, Append, PreVoted, Reply, RequestVote, Voted
 from sinkd.shell.folder import GroupFolder
 from sinkd.shell.group import Group
@@ -29,9 +31,11 @@ class Watch:
 
     def __init__(self, zone: "Zone") -> None:
         self.zone, self.audit = zone, zone.audit
-        self._said: dict[str, list[tuple[str, Any]]] = {}  # (to whom, what), to leave with a member's answers
+        self._said: dict[
+            tuple[str, int], list[tuple[str, Any]]
+        ] = {}  # (to whom, what), to leave with a member's answers
         self._append: Append | None = None  # that is being taken
-        self._restarts: dict[tuple[str, str], tuple[int, int]] = {}  # of a leader with a follower: term, how many
+        self._restarts: dict[tuple[int, str, str], tuple[int, int]] = {}  # of a leader with a follower: term, how many
 
     def patches(self) -> list[Any]:
         patched = mock.patch.object
@@ -77,52 +81,56 @@ class Watch:
     # -- what is looked at --------------------------------------------------------------------------------------------
 
     def _applied(self, result: Any, group: Group, data: bytes, index: int, term: int) -> None:
-        is_new = index not in self.audit.entries
-        who = self.zone.nodes[group.member.name].who
-        self.audit.applied(who, index, term, data, result)
-        self.audit.state(who, index, group._machine)
+        number = group._machine.number
+        audit, who = self.audit.groups[number], self.zone.nodes[group.member.name].who
+        is_new = index not in audit.entries
+        self.audit.applied(number, who, index, term, data, result)
+        audit.state(who, index, group._machine)
         if is_new:
             members = group.member.members
-            holding = [name for name in members if self._holds(self.zone.nodes[name], index, term)]
+            holding = [name for name in members if self._holds(self.zone.nodes[name], number, index, term)]
             durable = len(holding) > len(members) // 2
-            self.audit.is_promised(durable, f"{who} applies entry {index} of term {term}, durable on {holding} only")
+            is_promised(durable, f"{who} applies entry {index} of term {term}, durable on {holding} only")
 
     @staticmethod
-    def _holds(node: "Node", index: int, term: int) -> bool:
+    def _holds(node: "Node", number: int, index: int, term: int) -> bool:
         """Whether the entry is on its disk, or was when the disk was whole."""
-        if node.damaged_at:
+        if node.damaged_at is not None and node.damaged_at[number]:
             return True
-        if node.is_running and node.sink is not None and index <= node.durable_index:
-            journal = node.sink.journal
+        durable_index = node.parts[number].durable_index
+        if node.is_running and index <= durable_index:
+            journal = node.replica(number).journal
             inside = journal.first_index <= index <= journal.last_index
             return index < journal.first_index or (inside and journal.term(index) == term)
-        return index <= node.durable_index
+        return index <= durable_index
 
     def _state_changed(self, _: None, member: Member, old: int, new: int) -> None:
         if new != LEADER:
             return
-        who, journal, last = self.zone.nodes[member.name].who, member._journal, self.audit.last_index
-        self.audit.leads(member.term, who)
-        self.audit.is_promised(journal.last_index >= last, f"{who} leads without entry {last}, which is committed")
+        audit, who, journal = self._audit(member), self.zone.nodes[member.name].who, member._journal
+        last = audit.last_index
+        audit.leads(member.term, who)
+        is_promised(journal.last_index >= last, f"{who} leads without entry {last}, which is committed")
         if last >= journal.first_index:
-            term = self.audit.entries[last][0]
-            self.audit.is_promised(journal.term(last) == term, f"{who} leads with another entry {last}")
+            term = audit.entries[last][0]
+            is_promised(journal.term(last) == term, f"{who} leads with another entry {last}")
 
     def _truncating(self, journal: Journal, position: int) -> None:
-        node, first = self._node(), journal.first_index + position
+        node, first, number = self._node(), journal.first_index + position, group_of(journal.folder)
         for index in range(first, journal.last_index + 1):
-            known = self.audit.entries.get(index)
+            known = self.audit.groups[number].entries.get(index)
             committed = known is not None and known[0] == journal.term(index)
-            self.audit.is_promised(not committed, f"{node.who} truncates entry {index}, which is committed")
+            is_promised(not committed, f"{node.who} truncates entry {index}, which is committed")
         if first <= journal.last_index:
             self._look_what_for(node, journal, first)
-        node.durable_index = min(node.durable_index, first - 1)
+        part = node.parts[number]
+        part.durable_index = min(part.durable_index, first - 1)
 
     def _look_what_for(self, node: "Node", journal: Journal, first: int) -> None:
         """Only what contradicts an append goes, and never what its leader was told is here."""
-        told = node.told
+        told = node.parts[group_of(journal.folder)].told
         counts = told.journal == journal.journal_id and told.term == journal.getCurrentTerm()
-        self.audit.is_promised(
+        is_promised(
             not counts or told.matched < first,
             f"{node.who} truncates entry {first}, and has said in term {told.term} that it has {told.matched}",
         )
@@ -130,23 +138,27 @@ class Watch:
             position = first - 1 - self._append.prev_index
             entries = self._append.entries[position : position + 1]
             contradicts = bool(entries) and entries[0][0] != journal.term(first)
-            self.audit.is_promised(contradicts, f"{node.who} truncates entry {first}, which no append contradicts")
+            is_promised(contradicts, f"{node.who} truncates entry {first}, which no append contradicts")
 
     def _setting_aside(self, folder: GroupFolder, reason: str, *arguments: Any) -> None:
         node = self._node()
         was_damaged = node.damaged_at is not None
-        self.audit.is_promised(was_damaged, f"{node.who} sets aside what was never damaged: {reason}")
+        is_promised(was_damaged, f"{node.who} sets aside what was never damaged: {reason}")
 
     def _journal_synced(self, _: None, journal: Journal) -> None:
         node, process = self._node(), CURRENT.get()
         written = process, os.fstat(journal._active.descriptor).st_ino
-        self.audit.is_promised(written not in node.disk.forgotten, f"{node.who} goes on after an fsync that has failed")
+        is_promised(written not in node.disk.forgotten, f"{node.who} goes on after an fsync that has failed")
         self._synced(None, journal)
 
     def _synced(self, _: None, journal: Journal, *arguments: Any) -> None:
         node = self._node()
-        node.note_held(journal)
-        node.durable_index = journal.last_index
+        number = group_of(journal.folder)
+        node.note_held(number, journal)
+        node.parts[number].durable_index = journal.last_index
+
+    def _audit(self, member: Member) -> GroupAudit:
+        return self.audit.groups[group_of(member._journal.folder)]
 
     def _node(self) -> "Node":
         process = CURRENT.get()
@@ -176,14 +188,16 @@ class Watch:
 
     def _look_at_committed(self, member: Member, index: int) -> None:
         """What a follower takes for committed is what others applied, or what its leader has."""
-        known, leader = self.audit.entries.get(index), self.zone.nodes.get(member.leader)
-        term = known[0] if known is not None else None
-        if term is None and leader is not None and self.zone.leads(leader) and leader.sink.group.term == member.term:
-            journal = leader.sink.journal
-            term = journal.term(index) if journal.first_index <= index <= journal.last_index else None
+        known, leader = self._audit(member).entries.get(index), self.zone.nodes.get(member.leader)
+        term, number = known[0] if known is not None else None, group_of(member._journal.folder)
+        if term is None and leader is not None and self.zone.leads(leader, number):
+            replica = leader.replica(number)
+            journal, is_ours = replica.journal, replica.group.term == member.term
+            is_there = is_ours and journal.first_index <= index <= journal.last_index
+            term = journal.term(index) if is_there else None
         own = member._journal.term(index)
         who = self.zone.nodes[member.name].who
-        self.audit.is_promised(
+        is_promised(
             term in (None, own), f"{who} takes entry {index} of term {own} for committed, which is of term {term}"
         )
 
@@ -198,16 +212,17 @@ class Watch:
         return watched
 
     def _connected(self, _: None, member: Member, name: str, journal: str) -> None:
-        self._restarts.pop((member.name, name), None)
+        self._restarts.pop((group_of(member._journal.folder), member.name, name), None)
         self._look_at_belief(member, name, 0)
 
     def _look_at_restarts(self, member: Member, name: str) -> None:
         """To find where two logs part takes a few attempts in a term, not one for every append that was on its way."""
-        term, count = self._restarts.get((member.name, name), (member.term, 0))
+        key = group_of(member._journal.folder), member.name, name
+        term, count = self._restarts.get(key, (member.term, 0))
         count = count + 1 if term == member.term else 1
-        self._restarts[member.name, name] = member.term, count
+        self._restarts[key] = member.term, count
         who = self.zone.nodes[member.name].who
-        self.audit.is_promised(count <= RESTARTS_MAX, f"{who} starts over with {name} for the {count}th time")
+        is_promised(count <= RESTARTS_MAX, f"{who} starts over with {name} for the {count}th time")
 
     @staticmethod
     def _epoch(member: Member, name: str) -> int:
@@ -220,27 +235,29 @@ class Watch:
     def _look_at_belief(self, member: Member, name: str, before: int) -> None:
         """What leader `member` believes that `name` holds, that one holds, durably: entries behind `before`."""
         matched, node = self._matched(member, name), self.zone.nodes[name]
-        if matched <= before or not node.is_running or node.sink is None or node.has_hidden_loss:
+        if matched <= before or not node.is_running or node.has_hidden_loss:
             return
-        theirs, ours = node.sink.journal, member._journal
-        if theirs.journal_id.hex() != member._peers.get(name) or node.sink.group.term > member.term:
+        number, ours = group_of(member._journal.folder), member._journal
+        theirs, durable_index = node.replica(number).journal, node.parts[number].durable_index
+        if theirs.journal_id.hex() != member._peers.get(name) or node.replica(number).group.term > member.term:
             return  # the connection is of an earlier life of its disk; it follows a later leader
         who = f"{self.zone.nodes[member.name].who} believes that {node.who} holds entry"
-        self.audit.is_promised(matched <= node.durable_index, f"{who} {matched}, it holds {node.durable_index}")
+        is_promised(matched <= durable_index, f"{who} {matched}, it holds {durable_index}")
         for index in range(max(before + 1, ours.first_index, theirs.first_index), matched + 1):
             terms = ours.term(index), theirs.term(index)
-            self.audit.is_promised(terms[0] == terms[1], f"{who} {index} of term {terms[0]}, it has one of {terms[1]}")
+            is_promised(terms[0] == terms[1], f"{who} {index} of term {terms[0]}, it has one of {terms[1]}")
 
     # -- votes --------------------------------------------------------------------------------------------------------
 
     def _begun(self, _: None, member: Member, *arguments: Any, **options: Any) -> None:
         """A vote that has left is remembered, unless the member is muted for what its disk has lost."""
         node = self.zone.nodes[member.name]
-        told, vote = node.told, (member.term, member._journal.getVotedForNodeId())
+        told = node.parts[group_of(member._journal.folder)].told
+        vote = (member.term, member._journal.getVotedForNodeId())
         is_bound = told.candidate and not member.muted and not node.has_hidden_loss
         # A muted member that is whole again holds to the leader of the term, for whom it had not voted.
-        led = self.audit.leaders.get(told.vote_term, "").partition("/")[0]
-        self.audit.is_promised(
+        led = self._audit(member).leaders.get(told.vote_term, "").partition("/")[0]
+        is_promised(
             not is_bound or member.term > told.vote_term or vote in (told[:2], (told.vote_term, led)),
             f"{node.who} voted in term {told.vote_term} for {told.candidate}, and remembers {vote}",
         )
@@ -248,47 +265,52 @@ class Watch:
     def _ticked(self, _: None, member: Member) -> None:
         """Whoever may vote has all that is committed and that it ever held."""
         node = self.zone.nodes[member.name]
-        node.note_held(member._journal)
+        number = group_of(member._journal.folder)
+        node.note_held(number, member._journal)
+        held_index = node.parts[number].held_index
         may_vote = member.is_member and not member.muted and not node.has_hidden_loss
         last = member._journal.last_index
-        self.audit.is_promised(
-            not may_vote or last >= node.held_index,
-            f"{node.who} may vote and ends at entry {last}, it once held {node.held_index}, which is committed",
+        is_promised(
+            not may_vote or last >= held_index,
+            f"{node.who} may vote and ends at entry {last}, it once held {held_index}, which is committed",
         )
 
     def _answering(self, member: Member, name: str, message: Any) -> None:
         if isinstance(message, Voted | RequestVote | PreVoted) or (isinstance(message, Reply) and not message.outcome):
-            self._said.setdefault(self.zone.nodes[member.name].who, []).append((name, message))
+            key = self.zone.nodes[member.name].who, group_of(member._journal.folder)
+            self._said.setdefault(key, []).append((name, message))
 
     def _answers_leave(self, group: Group, frames: Any) -> None:
         if frames is not group.member.answers:
             return
         node = self.zone.nodes[group.member.name]
-        for to, message in self._said.pop(node.who, ()):
+        for to, message in self._said.pop((node.who, group._machine.number), ()):
             self._says(node, to, message, group)
 
     def _says(self, node: "Node", to: str, message: Any, group: Group) -> None:
-        assert node.sink is not None
+        number = group._machine.number
         if isinstance(message, Reply):
-            self._says_matched(node, to, message, node.sink.journal)
+            self._says_matched(node, to, message, node.replica(number).journal)
             return
-        muted = node.sink.identity.muted
-        self.audit.is_promised(not muted, f"{node.who} takes part in an election, and is muted: {muted}")
+        muted, part = node.replica(number).folder.identity.muted, node.parts[number]
+        is_promised(not muted, f"{node.who} takes part in an election, and is muted: {muted}")
         if not isinstance(message, PreVoted):
             candidate = to if isinstance(message, Voted) else node.name
-            self.audit.votes(node.name, message.term, candidate)
-            node.told = node.told._replace(vote_term=message.term, candidate=candidate)
+            self.audit.groups[number].votes(node.name, message.term, candidate)
+            part.told = part.told._replace(vote_term=message.term, candidate=candidate)
 
     def _says_matched(self, node: "Node", to: str, message: Reply, journal: Journal) -> None:
         """What a follower says it has of its leader's log, it has."""
-        told, matched = node.told, message.next_index - 1
+        number = group_of(journal.folder)
+        part, matched = node.parts[number], message.next_index - 1
+        told = part.told
         is_new = (told.journal, told.term) != (journal.journal_id, message.term)
         before = 0 if is_new else told.matched
-        node.told = told._replace(journal=journal.journal_id, term=message.term, matched=max(matched, before))
+        part.told = told._replace(journal=journal.journal_id, term=message.term, matched=max(matched, before))
         leader = self.zone.nodes[to]
-        if not self.zone.leads(leader) or leader.sink.group.term != message.term:
+        if not self.zone.leads(leader, number) or leader.replica(number).group.term != message.term:
             return
-        theirs = leader.sink.journal
+        theirs = leader.replica(number).journal
         for index in range(max(before + 1, journal.first_index, theirs.first_index), matched + 1):
             same = index <= theirs.last_index and theirs.term(index) == journal.term(index)
-            self.audit.is_promised(same, f"{node.who} says that it has entry {index} of its leader, and has another")
+            is_promised(same, f"{node.who} says that it has entry {index} of its leader, and has another")
