@@ -114,7 +114,7 @@ cdef class Forwarder:
     cdef object policy
     cdef Py_ssize_t stall_bytes
     cdef uint32_t random
-    cdef list dirty
+    cdef readonly list dirty
     cdef dict plans
     cdef uint64_t epoch
     cdef int64_t now_ms
@@ -194,26 +194,24 @@ cdef class Forwarder:
 
     cdef int _proceed(self, Session session, const char* data, Py_ssize_t size, Py_ssize_t* at) except -1:
         """Acts on what is there from `at` on. Where it stopped stands in `at`, even when a callback has raised."""
-        cdef Py_ssize_t wanted = session.parser.wanted_bytes()
         while at[0] < size and not session.stopped():
             if self.turn_bytes > _TURN_BYTES_MAX:
                 break
-            if wanted == 0:
+            if session.wanted == 0:
                 if session.is_peer:
                     _forward_routed(self, session, data, size, at)
                 else:
                     self._forward(session, data, size, at)
                 if at[0] == size or session.stopped() or self.turn_bytes > _TURN_BYTES_MAX:
                     break
-            self._parse(session, data, size, at, wanted)
-            wanted = session.parser.wanted_bytes()
+            self._parse(session, data, size, at)
         return 0
 
-    cdef int _parse(self, Session session, const char* data, Py_ssize_t size, Py_ssize_t* at, Py_ssize_t wanted) except -1:
+    cdef int _parse(self, Session session, const char* data, Py_ssize_t size, Py_ssize_t* at) except -1:
         """One piece of protocol, or what there is of it, by the parser."""
         cdef const char* begin = data + at[0]
         cdef const char* line_feed
-        cdef Py_ssize_t piece = size - at[0]
+        cdef Py_ssize_t piece = size - at[0], wanted = session.wanted
         if wanted > 0:
             piece = min(piece, wanted)
         else:
@@ -223,6 +221,7 @@ cdef class Forwarder:
         at[0] += piece
         session.parser.receive(PyBytes_FromStringAndSize(begin, piece))
         event = session.parser.next_event()
+        session.wanted = session.parser.wanted_bytes()
         if event is not None:
             self.turn_bytes += _TURN_EVENT_BYTES + (piece if wanted > 0 else piece * TURN_LINE_FACTOR)
             if isinstance(event, _Publish):

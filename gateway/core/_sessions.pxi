@@ -53,6 +53,7 @@ cdef class Session:
     cdef Plan last  # that of the message before
     cdef bytes left  # what was received; from `left_at` on it was not looked at yet
     cdef Py_ssize_t left_at
+    cdef Py_ssize_t wanted  # what the parser waits for, as its `wanted_bytes`
 
     def __init__(self, id, str client_ip, int client_port, parser, Account account not None, int64_t now_ms):
         self.id = id

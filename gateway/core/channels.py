@@ -51,7 +51,7 @@ class Channels:
         self.name, self.border = name, border
         self.sessions: dict[Key, Session] = {}  # by the side that we write
         self._plane, self._address, self._added, self._removed = plane, (ip, port), added, removed
-        self._lines: dict[Key, bytearray] = {}
+        self.lines: dict[Key, bytearray] = {}  # what goes first
         self._now_ms = now_ms
         self._unfinished: Session | None = None  # the channel of a piece that has not been acted on
         self._piece = b""  # what of it the session has not had
@@ -70,7 +70,7 @@ class Channels:
 
     def _close(self, key: Key) -> None:
         session = self.sessions.pop(key, None)
-        self._lines.pop(key, None)
+        self.lines.pop(key, None)
         if session is not None:
             self._plane.close(session, Closed.CLIENT, flushes=False)
             self._plane.disconnect(session)
@@ -97,28 +97,23 @@ class Channels:
         key = (Side.SENDER, zone)
         if key in self.sessions:
             self._close(key)
-            self._lines[key] = bytearray()
+            self.lines[key] = bytearray()
             self._plane.forwarder.touch(self.main)
 
     # -- out ----------------------------------------------------------------------------------------------------------
 
     def _write(self, key: Key, session: Session, data: bytes) -> None:
         if data:  # an empty piece ends a channel
-            self._lines.setdefault(key, bytearray()).extend(data)
+            self.lines.setdefault(key, bytearray()).extend(data)
             self._plane.forwarder.touch(session)
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether all that there is to say are messages of `main`."""
-        return not self._lines and len(self.sessions) == 1
-
     def take_lines(self) -> list[Part]:
-        """What goes first."""
-        lines, self._lines = self._lines, {}
+        """Those, and none are left."""
+        lines, self.lines = self.lines, {}
         return [(key, bytes(data)) for key, data in lines.items()]
 
     def take_messages(self) -> list[Part]:
-        """What may wait, and let others of `take_lines` go before it."""
+        """What may wait, and let others of `lines` go before it."""
         return [(key, session.take()) for key, session in self.sessions.items() if session.queued_bytes]
 
     # -- in -----------------------------------------------------------------------------------------------------------

@@ -254,7 +254,7 @@ class Forwarder:
         self._policy = policy
         self._stall_bytes = stall_bytes
         self._random = seed & _MASK or 1
-        self._dirty: list[Session] = []
+        self.dirty: list[Session] = []  # what `take_dirty` takes
         self._plans: dict[tuple[Account, Permissions, Scope, str], Plans] = {}
         self._epoch = 0
         self._now_ms = 0
@@ -273,11 +273,11 @@ class Forwarder:
         """The shell has to look at `session`."""
         if not session.dirty:
             session.dirty = True
-            self._dirty.append(session)
+            self.dirty.append(session)
 
     def take_dirty(self) -> list[Session]:
         """The sessions that were touched since the last call."""
-        taken, self._dirty = self._dirty, []
+        taken, self.dirty = self.dirty, []
         for session in taken:
             session.dirty = False
         return taken

@@ -44,6 +44,7 @@ from protocol.limits import (
     GATEWAY_STALE_MS,
     GATEWAY_WAIT_MS_MAX,
     PEER_RETRY_MS_MIN,
+    READ_BYTES,
 )
 from protocol.routes import HELLO_VERSION, ZSTD, Hello, RefusedByPeer, hello_line, pieces, read_hello
 
@@ -427,10 +428,14 @@ class GatewayConnection(Connection):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._silent_watches = 0
-        if self.name:
-            super().buffer_updated(nbytes)
+        server = self._server
+        if self.name:  # as any connection, with less between: each call counts where a message comes alone
+            has_more = self._receive(server.read_buffer[:nbytes])
+            server.flush()
+            if has_more or nbytes >= READ_BYTES or self.session.stall_ms:
+                self._begin_stall()
         elif not self.transport.is_closing():
-            self._greet(bytes(self._server.read_buffer[:nbytes]))
+            self._greet(bytes(server.read_buffer[:nbytes]))
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._late is not None:
@@ -526,7 +531,8 @@ class GatewayConnection(Connection):
             return False
 
     def update(self) -> None:
-        if self.border is not None or not self.channels.is_plain:
+        channels = self.channels
+        if channels.lines or len(channels.sessions) > 1 or self.border is not None:
             self._say()
         super().update()
 

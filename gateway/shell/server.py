@@ -157,12 +157,13 @@ class ClientServer:
 
     def flush(self) -> None:
         """Send what sessions have in `out`; close, pause and continue those that are to be."""
-        connections = self._connections
-        while dirty := self.plane.take_dirty():
-            for session in dirty:
+        connections, forwarder, goes_on = self._connections, self.plane.forwarder, True
+        while goes_on:
+            for session in self.plane.take_dirty():
                 connection = connections.get(session.id)
                 if connection is not None:
                     connection.update()
+            goes_on = bool(forwarder.dirty) or forwarder.interest_waits  # because of one of those
         for session in self.plane.take_verifications():
             self._verify(session)
         if self.plane.has_more and self._doing_more is None:
