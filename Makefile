@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run install install-test test check format lint types rooms pytest simulate chaos fuzz bench image compose-test lock clean
+.PHONY: run install install-test test check format lint types rooms pytest simulate chaos chaos-zones fuzz bench image compose-test lock clean
 .DEFAULT_GOAL := run
 
 run: install
@@ -67,6 +67,13 @@ chaos: export SEED ?=
 chaos: export PYTHONPATH := tests:.
 chaos: install-test
 	$(BIN)/python -m support.chaos
+
+# Two zones of three sinks each, every node in a network namespace of its own: kills, pulled cables, cuts between zones.
+chaos-zones: export CHAOS_SECONDS ?= 120
+chaos-zones: export SEED ?=
+chaos-zones: export PYTHONPATH := tests:.
+chaos-zones: install-test
+	$(BIN)/python -m support.machines_chaos
 
 # The gateway beside nats-server, in ratios: prints the table, writes the page. BENCH="--rows '1to1*'": only some rows.
 BENCH ?= --write docs/performance.md

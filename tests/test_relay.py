@@ -82,7 +82,7 @@ async def test_a_cut_ends_connections_and_takes_new_ones() -> None:
         for reader, _ in (here, there):
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
-        _, writer = await asyncio.open_connection("127.0.0.1", wire._port)
+        _, writer = await asyncio.open_connection(*wire.address)
         writer.write(b"again")
         await until(lambda: wire.passed_bytes == 5, "it passes on what comes anew", 5)
         writer.transport.abort()

@@ -1,168 +1,137 @@
-"""Two zones as programs, three gateways and two, with a relay of ours on every way between them and nats-py around.
+"""Two zones as programs, three gateways and two, each node as on a machine of its own; a relay of ours joins the zones.
 
-Each zone goes by a file in which the gateways of the other one are behind the relay. The gateway that holds the link
-between the zones is killed under load; what was published is in the sinks afterwards, and events cross again.
+The machines are network namespaces (`support.machines`), so cables can be pulled, and all links are under mutual TLS.
+nats-py and clients of other languages run beside it. `support.machines_chaos` does the like for longer, and at random.
 """
 
 import asyncio
 import contextlib
-import json
-from collections.abc import AsyncIterator, Iterator
+import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import nats
+import pytest
 from nats.aio.client import Client
-from nats.aio.msg import Msg
-from support.events import everything
-from support.processes import Daemon, Folder, client, folder_at, free_ports, until
-from support.proxy import Wire
+from support.audits import audited
+from support.machines import (
+    BACKLOG_BYTES,
+    GATEWAYS,
+    MESH,
+    WAIT_S,
+    Machines,
+    Side,
+    all_is_in_both,
+    keep_backlog,
+    publishing,
+    running,
+    until_events_cross,
+)
+from support.namespaces import NetworkRefused
+from support.processes import client, until
+from support.toolchains import ToolchainMissing, program
 
-from protocol.routes import rank
+from mesh.node_tls import contexts, name_of
+from protocol.routes import Hello, hello_line, rank
 
-GATEWAYS = {"eu": ("e1", "e2", "e3"), "us": ("u1", "u2")}
-EVENTS, UNDER_WAY, AFTERWARDS = 400, 16, 100
-ANSWER_WAIT_S = 2.0
-DELAY_S, BYTES_PER_S = 0.01, 10e6
-
-
-class Zones:
-    """Ports of all nodes, and the file by which a zone goes."""
-
-    def __init__(self) -> None:
-        names = [name for gateways in GATEWAYS.values() for name in gateways]
-        ports = free_ports(3 * len(names) + 2)
-        self.client, self.mesh, self.relayed = (
-            dict(zip(names, ports[number * len(names) :], strict=False)) for number in range(3)
-        )
-        self.link = dict(zip(GATEWAYS, ports[-2:], strict=True))
-
-    def file(self, own: str) -> str:
-        text = '[mesh]\nname = "acme"\n[streams.orders]\nsubjects = ["orders.>"]\n'
-        for zone, names in GATEWAYS.items():
-            mesh = self.mesh if zone == own else self.relayed
-            for name in names:
-                text += f'[zones.{zone}.gateways.{name}]\nclient = "127.0.0.1:{self.client[name]}"\n'
-                text += f'mesh = "127.0.0.1:{mesh[name]}"\n'
-            text += f'[zones.{zone}.sinks.s-{zone}]\nlink = "127.0.0.1:{self.link[zone]}"\ndata = "s-{zone}"\n'
-            text += 'disk_reserve = "1MiB"\n'
-        return text
-
-    def urls(self, zone: str) -> list[str]:
-        return [self.url(name) for name in GATEWAYS[zone]]
-
-    def url(self, name: str) -> str:
-        return f"nats://127.0.0.1:{self.client[name]}"
+AFTERWARDS = 100
+BACKLOG = 16
+COPY_RATE = "300kB/s"
+OTHER_CLIENTS = {"go": (), "js": ("transport-node",)}
+TOUR = ("publish-subscribe", "headers", "queue-group-of-zone", "request-reply", "no-responders")
 
 
-@contextlib.asynccontextmanager
-async def relayed(zones: Zones) -> AsyncIterator[list[Wire]]:
+@pytest.fixture
+async def zones(tmp_path: Path) -> AsyncIterator[Machines]:
+    try:
+        async with running(tmp_path, copy_rate=COPY_RATE, delay_s=0.01, bytes_per_s=10e6) as made:
+            yield made
+    except NetworkRefused as reason:
+        pytest.skip(f"no network namespaces here: {reason}")
+
+
+async def test_zones_outlive_kills_silence_and_cuts_and_lose_no_event(zones: Machines) -> None:
+    """A gateway is killed under load while the cable of the one that it is linked with is pulled."""
+    killed, stays, third = sorted(GATEWAYS["eu"], key=lambda name: rank("eu", "us", name))
+    silent, speaks = sorted(GATEWAYS["us"], key=lambda name: rank("us", "eu", name))
     async with contextlib.AsyncExitStack() as opened:
-        made = [
-            Wire(zones.relayed[name], zones.mesh[name], delay_s=DELAY_S, bytes_per_s=BYTES_PER_S) for name in zones.mesh
-        ]
-        for wire in made:
-            await opened.enter_async_context(wire)
-        yield made
-
-
-async def test_events_outlive_the_gateway_that_links_two_zones_and_cross_again(tmp_path: Path) -> None:
-    zones = Zones()
-    holder, stays = sorted(GATEWAYS["eu"], key=lambda name: rank("eu", "us", name))[:2]
-    async with contextlib.AsyncExitStack() as opened:
-        folder = opened.enter_context(folder_at(tmp_path))
-        wires = await opened.enter_async_context(relayed(zones))
-        daemons = await started(folder, zones)
-        clients = [await opened.enter_async_context(client(zones.url(name))) for name in (stays, "u2")]
-        here, there = [await Side(each, zone).subscribe() for each, zone in zip(clients, GATEWAYS, strict=True)]
+        by_name = {name: await opened.enter_async_context(client(zones.url(name))) for name in (stays, third, speaks)}
+        here, there = [await Side(by_name[name], name).subscribe() for name in (third, speaks)]
         await until_events_cross(here, there)
-        assert any(wire.passed_bytes for wire in wires)
-        publishers = [Publisher("eu", [zones.url(holder), zones.url(stays)]), Publisher("us", zones.urls("us"))]
-        publishing = [asyncio.create_task(publisher.run()) for publisher in publishers]
-        await until(lambda: all(publisher.kept > EVENTS // 4 for publisher in publishers), "events are kept", 10)
-        killed = daemons.pop(holder)
-        assert " zone=us" in killed.complaints
-        killed.kill()
-        for wire in wires:
+        await a_stranger_is_refused_and_audited(zones, by_name[speaks], by_name[third])
+        await other_clients_meet(zones.url(third), zones.url(speaks))
+        ways = {"eu": [killed, stays], "us": [speaks]}
+        loads = {zone: await opened.enter_async_context(publishing(zones, way)) for zone, way in ways.items()}
+        await keep_backlog(by_name[stays], loads["eu"], BACKLOG)
+        zones.kill(killed)
+        zones.unplug(silent)
+        await sinks_are_killed_while_they_copy(zones)
+        for load in loads.values():
+            await load.goes_on(within_s=WAIT_S)
+        await until_events_cross(here, there)
+        zones.plug(silent)
+        await zones.start(killed)
+        for wire in zones.wires.values():
             wire.cut()
-        await asyncio.gather(*publishing)
+        back = await opened.enter_async_context(client(zones.url(silent)))
+        late = await Side(back, silent).subscribe()
+        await until_events_cross(here, late)
         await until_events_cross(here, there)
         await all_cross_once(here, there)
         await all_cross_once(there, here)
-        for reader, publisher in zip(clients, publishers, strict=True):
-            log = [event for event in await everything(reader, "orders") if event.subject == publisher.subject]
-            assert sorted(int(event.payload) for event in log) == list(range(EVENTS))
-        assert set(await asyncio.gather(*(daemon.stop() for daemon in daemons.values()))) == {0}
+        for load in loads.values():
+            await load.finish()
+        copied = zones.wires["es1"].passed_bytes
+        assert copied < 1.5 * BACKLOG * BACKLOG_BYTES, f"{copied} bytes: some of it came again"
+        await all_is_in_both({"eu": by_name[stays], "us": by_name[speaks]}, loads)
+        assert set(await asyncio.gather(*(daemon.stop() for daemon in zones.daemons.values()))) == {0}
 
 
-async def started(folder: Folder, zones: Zones) -> dict[str, Daemon]:
-    daemons = {}
-    for zone, names in GATEWAYS.items():
-        (folder.path / f"{zone}.toml").write_text(zones.file(zone))
-        for command, name in [("sinkd", f"s-{zone}"), *(("gateway", name) for name in names)]:
-            daemons[name] = folder.run(command, "--config", f"{zone}.toml", "--node", name)
-    await asyncio.gather(*(daemon.serving() for daemon in daemons.values()))
-    return daemons
+async def sinks_are_killed_while_they_copy(zones: Machines) -> None:
+    """The one that mirrors, then the one that is mirrored; what was held by then does not come again."""
+    [origin], [mirror] = zones.sinks["eu"], zones.sinks["us"]
+    wire = zones.wires[origin]
+    for part, killed in ((0.25, mirror), (0.5, origin)):
+        bytes_min = part * BACKLOG * BACKLOG_BYTES
+        await until(lambda least=bytes_min: wire.passed_bytes > least, "a part of it is copied", WAIT_S)
+        zones.kill(killed)
+        await zones.start(killed)
+    await until(lambda: wire.passed_bytes > BACKLOG * BACKLOG_BYTES, "all of it is copied", WAIT_S)
 
 
-class Publisher:
-    """Publishes numbers under acknowledgement, each until it is kept; by its id it is one event, however often sent.
-
-    It begins at the first of `urls`, and goes on at another one.
-    """
-
-    def __init__(self, zone: str, urls: list[str]) -> None:
-        self.subject, self._urls = f"orders.{zone}", urls
-        self.kept = 0
-
-    async def run(self) -> None:
-        numbers = iter(range(EVENTS))
-        options = {"allow_reconnect": True, "dont_randomize": True, "reconnect_time_wait": 0.05}
-        async with client(self._urls, **options, max_reconnect_attempts=-1) as connection:
-            await asyncio.gather(*(self._publish(connection, numbers) for _ in range(UNDER_WAY)))
-
-    async def _publish(self, connection: Client, numbers: Iterator[int]) -> None:
-        for number in numbers:
-            headers = {"Nats-Msg-Id": f"{self.subject}.{number}"}
-            while True:
-                with contextlib.suppress(nats.errors.Error):  # it was on its way to the one that is gone
-                    answer = await connection.request(self.subject, b"%d" % number, ANSWER_WAIT_S, headers=headers)
-                    if "error" not in json.loads(answer.data):
-                        break
-                await asyncio.sleep(0.02)
-            self.kept += 1
+async def other_clients_meet(near: str, far: str) -> None:
+    """Those of which the toolchain is here: `test_clients.py` says of the others what is missing."""
+    for folder, arguments in OTHER_CLIENTS.items():
+        with contextlib.suppress(ToolchainMissing):
+            command = await asyncio.to_thread(program, folder)
+            pipe = asyncio.subprocess.PIPE
+            taken = await asyncio.create_subprocess_exec(
+                *command, *arguments, near, "zones", far, stdout=pipe, stderr=pipe
+            )
+            out, complaints = await asyncio.wait_for(taken.communicate(), WAIT_S)
+            assert out.decode().splitlines() == [f"ok {step}" for step in TOUR], complaints.decode()
 
 
-class Side:
-    """A client of one zone that has subscribed to what a client of the other one sends it."""
-
-    def __init__(self, connection: Client, name: str) -> None:
-        self.connection, self.subject = connection, f"live.{name}"
-        self.got: list[bytes] = []
-
-    async def subscribe(self) -> "Side":
-        async def note(message: Msg) -> None:
-            self.got.append(message.data)
-
-        await self.connection.subscribe(self.subject, cb=note)
-        return self
-
-
-async def until_events_cross(here: Side, there: Side) -> None:
-    """Both ways: each sends until something has come."""
-    for sender, receiver in ((here, there), (there, here)):
-        receiver.got.clear()
-        async with asyncio.timeout(20):
-            while not receiver.got:
-                await sender.connection.publish(receiver.subject, b"probe")
-                await sender.connection.flush()
-                await asyncio.sleep(0.02)
+async def a_stranger_is_refused_and_audited(zones: Machines, reader: Client, far_reader: Client) -> None:
+    """With e2's certificate it says that it is e1; the audit log of us has that, and eu a copy of it."""
+    file = zones.file("eu")
+    context = contexts(file.tls_nodes, name_of(file, "e2")).client
+    connection, sends = await asyncio.open_connection(zones.networks["us"].address["u1"], MESH, ssl=context)
+    sends.write(hello_line(Hello("acme", "eu", "e1", "M1")))
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        assert b"e1 has shown the certificate of e2" in await asyncio.wait_for(connection.read(), WAIT_S)
+    sends.close()
+    line = {"node": "u1", "from": zones.networks["us"].host, "why": "e1 has shown the certificate of e2"}
+    for log, of in (("$AUDIT", reader), ("$AUDIT@us", far_reader)):
+        async with asyncio.timeout(WAIT_S):
+            while not any(line.items() <= each.items() for each in await audited(of, "link_refused", log)):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
 
 
 async def all_cross_once(sender: Side, receiver: Side) -> None:
     for number in range(AFTERWARDS):
         await sender.connection.publish(receiver.subject, b"%d" % number)
     await sender.connection.publish(receiver.subject, b"end")
-    await until(lambda: b"end" in receiver.got, "the last one has crossed", 10)
+    await until(lambda: b"end" in receiver.got, "the last one has crossed", WAIT_S)
     assert [payload for payload in receiver.got if payload.isdigit()] == [
         b"%d" % number for number in range(AFTERWARDS)
     ]

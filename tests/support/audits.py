@@ -10,11 +10,11 @@ from nats.aio.client import Client
 from protocol.audit import STREAM
 
 
-async def audited(operator: Client, kind: str = ">") -> list[dict[str, Any]]:
-    """The events of this kind that are in the log by now; none while no sink leads."""
+async def audited(operator: Client, kind: str = ">", log: str = STREAM) -> list[dict[str, Any]]:
+    """The events of this kind that are in the log by now; none while no sink leads, or no such log is there yet."""
     inbox = await operator.subscribe(operator.new_inbox())
     request = json.dumps({"offset": 0, "filter": f"{STREAM}.{kind}"}).encode()
-    await operator.publish(f"$LOG.FETCH.{STREAM}.0", request, reply=inbox.subject)
+    await operator.publish(f"$LOG.FETCH.{log}.0", request, reply=inbox.subject)
     events: list[dict[str, Any]] = []
     while "Status" not in (message := await inbox.next_msg(timeout=5)).headers:
         assert message.headers["Nats-Subject"] == f"{STREAM}.{json.loads(message.data)['kind']}"

@@ -12,13 +12,22 @@ HELD_PIECES = 64  # read and not passed on yet, of each direction of a connectio
 
 
 class Wire:
-    """Listens on `port` and connects each who comes to `to_port`, both on 127.0.0.1.
+    """Listens on `port` of `host` and connects each who comes to `to_port` of `to_host`.
 
     What comes is passed on after `delay_s`, and in each direction of a connection `bytes_per_s` (0: without a limit).
     """
 
-    def __init__(self, port: int, to_port: int, *, delay_s: float = 0.0, bytes_per_s: float = 0.0) -> None:
-        self._port, self._to_port = port, to_port
+    def __init__(
+        self,
+        port: int,
+        to_port: int,
+        *,
+        host: str = "127.0.0.1",
+        to_host: str = "127.0.0.1",
+        delay_s: float = 0.0,
+        bytes_per_s: float = 0.0,
+    ) -> None:
+        self.address, self._to_address = (host, port), (to_host, to_port)
         self.delay_s, self.bytes_per_s = delay_s, bytes_per_s
         self.swallows_answers = False
         self._passes = {answers: asyncio.Event() for answers in (False, True)}
@@ -29,7 +38,7 @@ class Wire:
         self._connections: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Wire":
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(self._connected, *self.address)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -66,7 +75,7 @@ class Wire:
         self._connections.add(task)
         self._writers.add(writer)
         try:
-            to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to_port)
+            to_reader, to_writer = await asyncio.open_connection(*self._to_address)
         except OSError:
             writer.transport.abort()
         else:

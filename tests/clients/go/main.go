@@ -1,4 +1,4 @@
-// The tour of nats.go. The steps: see ../README.md.
+// The tour of nats.go. The steps: see ../README.md. With a second address, that is where everybody else is connected.
 package main
 
 import (
@@ -24,7 +24,7 @@ const (
 
 // tour holds a connection under test, a second one that stands for everybody else, and what the log steps remember.
 type tour struct {
-	url         string
+	url, far    string
 	nc, other   *nats.Conn
 	js          jetstream.JetStream
 	tag         string
@@ -64,6 +64,13 @@ var tours = map[string][]step{
 		{"fetch", (*tour).fetch},
 		{"out-of-range", (*tour).outOfRange},
 	},
+	"zones": {
+		{"publish-subscribe", (*tour).publishSubscribe},
+		{"headers", (*tour).headers},
+		{"queue-group-of-zone", (*tour).queueGroupOfZone},
+		{"request-reply", (*tour).requestReply},
+		{"no-responders", (*tour).noResponders},
+	},
 }
 
 // failure is what a step panics with; any other panic is a mistake in this program.
@@ -81,10 +88,30 @@ func expect(actual, wanted any, what string) {
 	}
 }
 
-func (t *tour) dial(options ...nats.Option) *nats.Conn {
-	nc, err := nats.Connect(t.url, append(options, nats.NoReconnect())...)
+func (t *tour) dial(options ...nats.Option) *nats.Conn { return connectTo(t.url, options...) }
+
+func connectTo(url string, options ...nats.Option) *nats.Conn {
+	nc, err := nats.Connect(url, append(options, nats.NoReconnect())...)
 	must(err, "connect")
 	return nc
+}
+
+// known returns when what nc is subscribed to is known where `sender` is: a flush says so at one server or in one zone;
+// to another zone it takes a while, and what was subscribed to later is known later.
+func (t *tour) known(nc, sender *nats.Conn) {
+	if t.far == t.url {
+		return
+	}
+	inbox := nc.NewInbox()
+	probes := subscribe(nc, inbox)
+	for begun := time.Now(); time.Since(begun) < patience; {
+		must(sender.Publish(inbox, nil), "publish")
+		if _, err := probes.NextMsg(20 * time.Millisecond); err == nil {
+			must(probes.Unsubscribe(), "unsubscribe")
+			return
+		}
+	}
+	panic(failure{errors.New("the other zone does not hear of subscriptions")})
 }
 
 func subscribe(nc *nats.Conn, subject string) *nats.Subscription {
@@ -119,6 +146,7 @@ func (t *tour) connect() {
 
 func (t *tour) publishSubscribe() {
 	subscription := subscribe(t.nc, "tour.hello")
+	t.known(t.nc, t.other)
 	payloads := []string{"one", "", "\x00\r\n\xff"}
 	for _, payload := range payloads {
 		t.publish("tour.hello", payload)
@@ -186,12 +214,38 @@ func (t *tour) queueGroup() {
 	expect(done, wanted, "work done")
 }
 
+func (t *tour) queueGroupOfZone() {
+	work := make(chan *nats.Msg, 200)
+	for range 3 {
+		_, err := t.nc.ChanQueueSubscribe("tour.zone.work", "workers", work)
+		must(err, "queue subscribe")
+	}
+	ends := subscribe(t.nc, "tour.zone.end")
+	t.known(t.nc, t.other)
+	for _, number := range numbers(100) {
+		t.publish("tour.zone.work", number)
+	}
+	t.publish("tour.zone.end", "")
+	next(ends) // on one way with the others, so they are here
+	must(t.nc.Flush(), "flush")
+	done := map[string]int{}
+	for len(work) > 0 {
+		done[string((<-work).Data)]++
+	}
+	wanted := map[string]int{}
+	for _, number := range numbers(100) {
+		wanted[number] = 1
+	}
+	expect(done, wanted, "work done")
+}
+
 func (t *tour) requestReply() {
 	service, err := t.other.Subscribe("tour.service", func(message *nats.Msg) {
 		_ = message.Respond(append([]byte("pong:"), message.Data...)) // the asker sees a missing answer
 	})
 	must(err, "subscribe")
 	must(t.other.Flush(), "flush")
+	t.known(t.other, t.nc)
 	for _, question := range []string{"a", "b", "c"} {
 		reply, err := t.nc.Request("tour.service", []byte(question), patience)
 		must(err, "request")
@@ -207,6 +261,7 @@ func (t *tour) noResponders() {
 
 func (t *tour) headersReturn(headers nats.Header) {
 	subscription := subscribe(t.nc, "tour.headers")
+	t.known(t.nc, t.other)
 	must(t.other.PublishMsg(&nats.Msg{Subject: "tour.headers", Header: headers, Data: []byte("with")}), "publish")
 	message := next(subscription)
 	expect(message.Header, headers, "headers")
@@ -418,14 +473,17 @@ func (t *tour) take(name string, run func(*tour)) {
 }
 
 func (t *tour) open() {
-	t.nc, t.other = t.dial(), t.dial()
+	t.nc, t.other = t.dial(), connectTo(t.far)
 	js, err := jetstream.New(t.nc)
 	must(err, "jetstream")
 	t.js = js
 }
 
 func main() {
-	t := &tour{url: os.Args[1], tag: nuid.Next()}
+	t := &tour{url: os.Args[1], far: os.Args[1], tag: nuid.Next()}
+	if len(os.Args) > 3 {
+		t.far = os.Args[3]
+	}
 	t.take("open", (*tour).open)
 	defer t.nc.Close()
 	defer t.other.Close()

@@ -88,8 +88,8 @@ const text = (message) => new TextDecoder().decode(message.data);
 
 // A connection under test, a second one that stands for everybody else, and what the log steps remember.
 class Tour {
-  constructor(library, url) {
-    Object.assign(this, { library, url, tag: randomBytes(6).toString("hex"), firstOffset: 0, published: [] });
+  constructor(library, url, far = url) {
+    Object.assign(this, { library, url, far, tag: randomBytes(6).toString("hex"), firstOffset: 0, published: [] });
   }
 
   connectTo(options = {}) {
@@ -98,7 +98,7 @@ class Tour {
 
   async open() {
     this.nc = await this.connectTo();
-    this.other = await this.connectTo();
+    this.other = await this.connectTo({ servers: this.far });
     this.js = this.library.jetstream(this.nc);
   }
 
@@ -107,12 +107,26 @@ class Tour {
     await this.other?.close();
   }
 
+  // Until what `nc` is subscribed to is known where `sender` is: a flush says so at one server or in one zone; to another
+  // zone it takes a while, and what was subscribed to later is known later.
+  async known(nc, sender) {
+    if (this.far === this.url) return;
+    const inbox = this.library.createInbox();
+    const probes = await Mailbox.open(nc, inbox);
+    for (const begun = Date.now(); !probes.messages.length; await new Promise((woken) => setTimeout(woken, 20))) {
+      assert.ok(Date.now() - begun < PATIENCE_MS, "the other zone does not hear of subscriptions");
+      sender.publish(inbox);
+    }
+    probes.close();
+  }
+
   async connect() {
     assert.equal(this.nc.info.max_payload, MAX_PAYLOAD_BYTES);
   }
 
   async publishSubscribe() {
     const mailbox = await Mailbox.open(this.nc, "tour.hello");
+    await this.known(this.nc, this.other);
     const payloads = [Uint8Array.from([111]), new Uint8Array(0), Uint8Array.from(Array(256).keys())];
     for (const payload of payloads) this.other.publish("tour.hello", payload);
     for (const payload of payloads) assert.deepEqual(new Uint8Array((await mailbox.next()).data), payload);
@@ -155,11 +169,26 @@ class Tour {
     assert.deepEqual(done.sort((one, two) => one - two), numbers(100));
   }
 
+  async queueGroupOfZone() {
+    const members = [];
+    for (let index = 0; index < 3; index++) {
+      members.push(await Mailbox.open(this.nc, "tour.zone.work", { queue: "workers" }));
+    }
+    const ends = await Mailbox.open(this.nc, "tour.zone.end");
+    await this.known(this.nc, this.other);
+    for (const number of numbers(100)) this.other.publish("tour.zone.work", number);
+    this.other.publish("tour.zone.end");
+    await ends.next(); // on one way with the others, so they are here
+    const done = members.flatMap((member) => member.messages.map(text));
+    assert.deepEqual(done.sort((one, two) => one - two), numbers(100));
+  }
+
   async requestReply() {
     const service = this.other.subscribe("tour.service", {
       callback: (_, request) => request.respond(`pong:${text(request)}`),
     });
     await this.other.flush();
+    await this.known(this.other, this.nc);
     for (const question of ["a", "b", "c"]) {
       const reply = await this.nc.request("tour.service", question, { timeout: PATIENCE_MS });
       assert.equal(text(reply), `pong:${question}`);
@@ -173,6 +202,7 @@ class Tour {
 
   async headersReturn(pairs) {
     const mailbox = await Mailbox.open(this.nc, "tour.headers");
+    await this.known(this.nc, this.other);
     const sent = this.library.headers();
     for (const [name, value] of pairs) sent.append(name, value);
     this.other.publish("tour.headers", "with", { headers: sent });
@@ -339,11 +369,12 @@ const TOURS = {
     ...["verbose-pedantic", "payload-max", "payload-too-large"],
   ],
   log: ["puback", "duplicate", "wrong-stream", "wrong-sequence", "fetch", "out-of-range"],
+  zones: ["publish-subscribe", "headers", "queue-group-of-zone", "request-reply", "no-responders"],
 };
 const methodOf = (step) => step.replace(/-(.)/g, (_, letter) => letter.toUpperCase());
 
-const [libraryName, url, tourName] = process.argv.slice(2);
-const tour = new Tour(await LIBRARIES[libraryName](), url);
+const [libraryName, url, tourName, far] = process.argv.slice(2);
+const tour = new Tour(await LIBRARIES[libraryName](), url, far);
 let current = "open";
 try {
   await tour.open();
