@@ -548,6 +548,24 @@ def repair(
     run(go_on())
 
 
+@cli.command()
+@global_options(on_group=False)
+@_zone_options
+@click.argument("sinks", nargs=-1, metavar="[SINK...]")
+@click.pass_context
+def scrub(context: click.Context, config: str, zone: str | None, sinks: tuple[str, ...]) -> None:
+    """Have sinks (all, or these) read their old segments again, and make whole what their disks have spoilt.
+
+    Exit status 1 if anything is still damaged afterwards.
+    """
+    from mesh.commands import scrub as scrubbing
+
+    async def go() -> None:
+        await scrubbing.run(_zone(context, config, zone), sinks, wants_json(context))
+
+    run(go())
+
+
 # -- without a server -------------------------------------------------------------------------------------------------
 
 

@@ -260,6 +260,7 @@ _GAUGES: tuple[tuple[str, str, _Value], ...] = (
     ("mesh_sink_journal_bytes", "Bytes of journal files", lambda it: it.journal.size_bytes),
     ("mesh_sink_hot_bytes", "Committed bytes that are not in segments yet", lambda it: it.store.hot_bytes),
     ("mesh_sink_links", "Links to gateways now", lambda it: len(it.links.connections)),
+    ("mesh_sink_damaged_segments", "Segments that are bad on the disk now", lambda it: len(it.scrubber.damaged)),
 )
 _COUNTERS: tuple[tuple[str, str, _Value], ...] = (
     (
@@ -286,6 +287,9 @@ _COUNTERS: tuple[tuple[str, str, _Value], ...] = (
     ("mesh_sink_appends", "Batches received from gateways", lambda it: it.links.appends),
     ("mesh_sink_appends_refused_full", "Batches refused for lack of space", lambda it: it.links.refused_full),
     ("mesh_sink_fetches", "Reads served", lambda it: it.links.fetches),
+    ("mesh_sink_scrubbed_bytes", "Bytes of segments that were read again", lambda it: it.scrubber.read_bytes),
+    ("mesh_sink_segments_found_damaged", "Segments that the disk had spoilt", lambda it: it.scrubber.found),
+    ("mesh_sink_segments_mended", "Segments made whole from other sinks", lambda it: it.scrubber.mended),
 )
 
 

@@ -10,7 +10,7 @@ request number for reads), never by order alone.
                       Fetched + batches · OffsetsAre · Described · ContractIs · Failed · Pong
     sink → sink of another zone   Hello · Subscribe · Durable · Cancel · Ping
     ... and back                  Welcome · Streams · Mirrors · MirrorEnds · Mirrored + batches · Behind · Failed · Pong
-    operator → sink   Hello · Status · ChangeMembers · Transfer · Rebuild · AcceptLoss
+    operator → sink   Hello · Status · ChangeMembers · Transfer · Rebuild · AcceptLoss · Scrub
     sink → operator   StatusIs · Done · Failed
 """
 
@@ -409,6 +409,12 @@ class Rebuild(Message, frozen=True):
     source: str
 
 
+class Scrub(Message, frozen=True):
+    """Asks a sink to read all finished segments of its group again, now, and to have peers mend what is bad."""
+
+    request: int
+
+
 class AcceptLoss(Message, frozen=True):
     """Asks a member of a group that has stopped to read all it holds, and, unless `only_check`, to go on with it alone.
 
@@ -421,6 +427,10 @@ class AcceptLoss(Message, frozen=True):
     last_index: int
     gone: tuple[str, ...]
     only_check: bool
+
+
+Question = Status | ChangeMembers | Transfer | Rebuild | Scrub | AcceptLoss
+"""What an operator may ask of a sink."""
 
 
 class Done(Message, frozen=True):
@@ -466,6 +476,7 @@ KINDS: dict[int, type[Message]] = {
     34: WatchCopies,
     35: Copies,
     36: AcceptLoss,
+    37: Scrub,
 }
 _CODEC = Codec("sink link", LINK_VERSION, KINDS)
 pack = _CODEC.pack

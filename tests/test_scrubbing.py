@@ -1,11 +1,13 @@
 """Segments that a disk has spoilt are found and made whole from other sinks, while the log is read and written."""
 
+import json
 import os
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
+from support.cli import mesh
 from support.disk import flip
 from support.sinks import SinkZone
 from test_sink_group import PAYLOADS, publish, running
@@ -73,6 +75,34 @@ async def test_a_round_finds_what_the_disk_has_spoilt_and_peers_mend_it(tmp_path
         await zone.start(victim)
         await zone.level()
         assert await zone.contents(victim) == PAYLOADS
+
+
+async def test_the_command_says_what_was_mended_and_what_could_not_be(tmp_path):
+    async with filled(tmp_path) as zone:
+        file = tmp_path / "mesh.toml"
+        file.write_text(zone.text())
+        command = "scrub", "--config", str(file)
+        path = segments(zone, "s1")[0]
+        flip(path, 20_000)
+        ran = await mesh(*command, "--json")
+        rows = {row["sink"]: row for row in json.loads(ran.out)}
+        assert (ran.status, [rows[name]["mended"] for name in zone.names]) == (0, [1, 0, 0])
+        assert all(row["read_bytes"] > 500_000 and row["damaged"] == [] for row in rows.values())
+        for name in zone.names:
+            flip(segments(zone, name)[0], 20_000)
+        ran = await mesh(*command, "s2")
+        assert ran.status == 1
+        assert f"s2: {segments(zone, 's2')[0]}" in ran.err
+        (row,) = [line.split() for line in ran.lines if line.startswith("s2")]
+        assert (row[1], row[4:]) == ("0", ["0", "1"])
+        assert "s1" not in ran.out.decode()
+        ran = await mesh("status", "--config", str(file))
+        assert (ran.status, str(segments(zone, "s2")[0]) in ran.err) == (1, True)
+        await zone.stop("s3")
+        ran = await mesh(*command)
+        assert (ran.status, "s3: " in ran.err) == (1, True)
+        ran = await mesh(*command, "s9")
+        assert (ran.status, ran.err.strip()) == (1, "mesh: zone eu has no sink s9; there are: s1, s2, s3")
 
 
 async def test_only_what_is_bad_crosses_the_network(tmp_path):

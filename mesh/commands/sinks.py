@@ -28,16 +28,15 @@ from mesh.render import size
 from protocol import config, link
 from protocol.config_units import Address
 
-_WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe
+WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe
 _numbers = itertools.count(1)
-Question = link.Status | link.ChangeMembers | link.Transfer | link.Rebuild | link.AcceptLoss
 Told = dict[str, dict[str, Any]]  # by sink: what it says of itself in one group, or `{"error": why not}`
 
 
 async def ask(
     address: Address,
     hello: link.Hello,
-    question: Question,
+    question: link.Question,
     timeout_s: float,
     expected: Expected | None = None,
 ) -> link.Frame:
@@ -101,7 +100,7 @@ class Zone:
         try:
             frame = await self._ask(sink, link.Status(next(_numbers)), group)
         except (OSError, TimeoutError, Failure) as error:
-            return {"node": sink.name, "error": _why(error)}
+            return {"node": sink.name, "error": why(error)}
         answer: dict[str, Any] = msgspec.json.decode(frame.tail)
         return answer
 
@@ -110,23 +109,27 @@ class Zone:
         status = await self.status(group)
         leader = leader_of(status)
         if leader is None:
-            why = "; ".join(
+            states = "; ".join(
                 f"{name}: {one.get('error') or one['waits'] or one['state']}" for name, one in status.items()
             )
-            raise Failure(f"no sink of zone {self.name} leads{f' group {group}' if group else ''}: {why}")
+            raise Failure(f"no sink of zone {self.name} leads{f' group {group}' if group else ''}: {states}")
         try:
             await self._ask(self.sinks[leader["node"]], question, group)
         except (OSError, TimeoutError) as error:
-            raise Failure(f"sink {leader['node']}: {_why(error)}; `mesh status` shows what is so") from error
+            raise Failure(f"sink {leader['node']}: {why(error)}; `mesh status` shows what is so") from error
+
+    async def scrub(self, name: str, group: int) -> None:
+        """Has sink `name` begin a round. OSError, TimeoutError, Failure: it does not."""
+        await self._ask(self.sinks[name], link.Scrub(next(_numbers)), group)
 
     async def accept_loss(self, name: str, question: link.AcceptLoss, group: int, timeout_s: float) -> None:
         """Failure: sink `name` refuses, or cannot be asked."""
         try:
             await self._ask(self.sinks[name], question, group, timeout_s)
         except (OSError, TimeoutError) as error:
-            raise Failure(f"sink {name}: {_why(error)}; `mesh status` shows what is so") from error
+            raise Failure(f"sink {name}: {why(error)}; `mesh status` shows what is so") from error
 
-    async def _ask(self, sink: config.Sink, question: Question, group: int, timeout_s: float = 0) -> link.Frame:
+    async def _ask(self, sink: config.Sink, question: link.Question, group: int, timeout_s: float = 0) -> link.Frame:
         hello = link.Hello(self._mesh, self.name, link.OPERATOR, group)
         return await ask(sink.link, hello, question, timeout_s or self._timeout_s, self._expected.get(sink.name))
 
@@ -135,7 +138,7 @@ def leader_of(told: Told) -> dict[str, Any] | None:
     return next((one for one in told.values() if one.get("state") == "leader"), None)
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, ssl.SSLError):
@@ -158,7 +161,7 @@ async def status(zone: Zone, as_json: bool) -> None:
 
 
 def _print(zone: Zone, groups: list[Told], routes: links.Routes) -> None:
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
     for number, told in enumerate(groups):
         console.print(_headline(f"zone {zone.name}" + _of(number, groups), told), highlight=False, markup=False)
         console.print(_members(told))
@@ -189,7 +192,7 @@ def _problem(one: dict[str, Any]) -> str:
     for key in ("error", "waits", "last_error", "muted", "busy"):
         if one.get(key):
             return str(one[key])
-    return "storage full" if one["storage_full"] else ""
+    return "storage full" if one["storage_full"] else "; ".join(one["damaged"])
 
 
 def _headline(group: str, told: Told) -> str:
@@ -230,6 +233,7 @@ def _members(told: Told) -> Table:
             one["busy"],
             one["filling"],
             one["last_error"],
+            *one["damaged"],
         ]
         table.add_row(
             name, state, *map(str, numbers), str(one["checkpoint_index"]), *sizes, one["fsync"],

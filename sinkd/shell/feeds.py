@@ -208,8 +208,10 @@ class Feeds:
         offset = max(feed.offset, partition.start_offset)
         try:
             batches = await served.store.read(partition, offset, self._frame_bytes)
-        except LogError:  # trimmed meanwhile: once more
-            return
+        except LogError as error:
+            if error.name != "OFFSET_OUT_OF_RANGE":  # what is damaged here: silence, and the mirror asks another sink
+                raise
+            return  # trimmed meanwhile: once more
         except (DamagedFile, OSError) as error:
             served.server.failed(error)
             raise

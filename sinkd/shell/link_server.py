@@ -193,7 +193,7 @@ class LinkConnection(asyncio.BufferedProtocol):
             self._start(message.request, partial(self._describe, message))
         elif isinstance(message, link.ChangeContract):
             self._start(message.request, partial(self._change_contract, message))
-        elif isinstance(message, link.Status | link.ChangeMembers | link.Transfer | link.Rebuild | link.AcceptLoss):
+        elif isinstance(message, link.Question):
             self._start(message.request, partial(self._operate, message))
         elif isinstance(message, link.Cancel):
             task = self._tasks.get(message.request)
@@ -373,9 +373,7 @@ class LinkConnection(asyncio.BufferedProtocol):
         log.info("contract_changed", gateway=self._gateway, name=whose(changed.contract), removed=message.removes)
         self._send(link.ContractIs(message.request, changed.contract))
 
-    async def _operate(
-        self, message: link.Status | link.ChangeMembers | link.Transfer | link.Rebuild | link.AcceptLoss
-    ) -> None:
+    async def _operate(self, message: link.Question) -> None:
         operator = self._server.operator
         if isinstance(message, link.Status):
             self._send(link.StatusIs(message.request), msgspec.json.encode(operator.status()))
@@ -386,6 +384,8 @@ class LinkConnection(asyncio.BufferedProtocol):
             await operator.rebuild(message.source, self._host)
         elif isinstance(message, link.AcceptLoss):
             await operator.accept_loss(message, self._host)
+        elif isinstance(message, link.Scrub):
+            operator.scrub()
         else:
             await operator.change_members(message.add, message.remove, self._host)
         self._send(link.Done(message.request))

@@ -49,6 +49,8 @@ class Operator:
             "members": dict(member.members),
             "peers": self.peers(),
             "fsync": sink.node.fsync,
+            "scrub": {**replica.scrubber.progress._asdict(), "mended": replica.scrubber.mended},
+            "damaged": list(replica.scrubber.damaged.values()),
             "journal_bytes": replica.journal.size_bytes,
             "journal_files": replica.journal.file_count,
             "hot_bytes": replica.store.hot_bytes,
@@ -175,6 +177,10 @@ class Operator:
             why = follower.why or hello.muted or f"it lacks {lag} entries"
             raise LogError("INVALID_REQUEST", f"sink {name} is still being filled ({why}); try again when it is whole")
         return hello.address
+
+    def scrub(self) -> None:
+        """Begins a round; `status` says how far it is."""
+        self._replica.scrubber.begin()
 
     async def accept_loss(self, asked: AcceptLoss, source: str = "") -> None:
         """Goes on with what this sink holds. LogError: see `Repair`."""

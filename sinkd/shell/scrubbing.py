@@ -70,13 +70,14 @@ class Scrubber:
     ) -> None:
         """`sources` names the peers that may be asked, best first.
 
-        `tell_mended` gets partition, base offset and bytes that were pulled. `rate_bytes` a second are read; 0: only
-        a round that was asked for, as fast as it can.
+        `tell_mended` gets partition, base offset and bytes that were pulled. `rate_bytes` a second are read, by a round
+        that was asked for as fast as it can; 0: by no other.
         """
         self._store, self._writer, self._pull, self._sources = store, writer, pull, sources
         self._tell_mended, self._rate_bytes = tell_mended, rate_bytes
         self._mending = asyncio.Lock()
-        self._asked = asyncio.Event()
+        self._due: dict[str, tuple[Partition, DamagedFile]] = {}  # by file
+        self._wake, self._is_asked = asyncio.Event(), False
         self.damaged: dict[str, str] = {}  # by file: what is wrong
         self.progress = Progress(0, 0, 0, False)
         self.read_bytes = self.found = self.mended = 0
@@ -84,27 +85,31 @@ class Scrubber:
     # -- rounds -------------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Begins a round now, if none is under way."""
-        self._asked.set()
+        """Begins a round now, or has the one that is under way not wait any more."""
+        self._is_asked = True
+        self._wake.set()
 
     async def run(self) -> None:
         """Rounds without end. OSError: this disk fails."""
-        pause_ms = SCRUB_BEGIN_MS
+        loop = asyncio.get_running_loop()
+        due_at = loop.time() + SCRUB_BEGIN_MS / 1000
         while True:
-            try:
-                async with asyncio.timeout(pause_ms / 1000 if self._rate_bytes else None):
-                    await self._asked.wait()
-            except TimeoutError:
-                pass
-            await self._round()
-            self._asked.clear()
-            pause_ms = SCRUB_ROUND_MS_MIN
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(due_at if self._rate_bytes else None):
+                    await self._wake.wait()
+            self._wake.clear()
+            await self._mend_due()
+            if self._is_asked or (self._rate_bytes and loop.time() >= due_at):
+                await self._round()
+                self._is_asked = False
+                due_at = loop.time() + SCRUB_ROUND_MS_MIN / 1000
 
     async def _round(self) -> None:
         work = [(each, segment) for each in self._store.partitions for segment in each.log.finished()]
         of_bytes, rounds = sum(segment.size_bytes for _, segment in work), self.progress.rounds
         self.progress = Progress(0, of_bytes, rounds, True)
         for partition, segment in work:
+            await self._mend_due()
             await self._look_at(partition, segment)
             self.progress = self.progress._replace(read_bytes=self.progress.read_bytes + segment.size_bytes)
         self.progress = self.progress._replace(rounds=rounds + 1, is_under_way=False)
@@ -131,17 +136,24 @@ class Scrubber:
                     return  # trimmed meanwhile
                 raise DamagedFile(str(segment.path), 0, "it is gone") from None
             self.read_bytes += read_bytes
-            if paced and self._rate_bytes:
+            if paced and not self._is_asked:
                 await asyncio.sleep(read_bytes / self._rate_bytes)
 
     # -- mending ------------------------------------------------------------------------------------------------------
 
     async def mend_later(self, partition: Partition, damage: DamagedFile) -> str | None:
-        """As `mend`, but it only sees to it that a round does."""
+        """As `mend`, but it waits for nothing."""
         if all(str(segment.path) != damage.file for segment in partition.log.finished()):
             return None
-        self.begin()
-        return "it will be mended"
+        if damage.file not in self.damaged:  # else the peer that asks may be one that was asked for it in vain
+            self._due[damage.file] = partition, damage
+            self._wake.set()
+        return "it has to be mended first"
+
+    async def _mend_due(self) -> None:
+        while self._due:
+            _, due = self._due.popitem()
+            await self.mend(*due)
 
     async def mend(self, partition: Partition, damage: DamagedFile) -> str | None:
         """Makes the finished segment whole that `damage` is about: "", or why it cannot be. None: it is about none."""

@@ -48,6 +48,9 @@ class SinkZone:
 
     def file(self, names: list[str] | None = None, *, revision: int | None = None, streams: str = "") -> config.Config:
         """The configuration that names these sinks."""
+        return config.parse(self.text(names, revision=revision, streams=streams), "mesh.toml")
+
+    def text(self, names: list[str] | None = None, *, revision: int | None = None, streams: str = "") -> str:
         lines = ["[mesh]", 'name = "acme"', f"revision = {revision or self._revision}"]
         lines += [f'contracts = "{self._contracts}"', "[zones.eu]", f"groups = {self.groups}"]
         lines += ["[zones.eu.gateways.gw1]", 'client = "127.0.0.1:1"', 'mesh = "127.0.0.1:2"']
@@ -57,7 +60,7 @@ class SinkZone:
             at_link, at_raft = self._addresses[name]
             lines += [f"[zones.eu.sinks.{name}]", f'link = "127.0.0.1:{at_link}"', f'raft = "127.0.0.1:{at_raft}"']
             lines += [f'data = "{self.folder / name}"', 'disk_reserve = "1MiB"', self._more]
-        return config.parse("\n".join([*lines, streams or self._streams]), "mesh.toml")
+        return "\n".join([*lines, streams or self._streams])
 
     async def start(self, *names: str, file: config.Config | None = None) -> None:
         """All sinks, or these."""
