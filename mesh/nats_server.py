@@ -83,8 +83,12 @@ def main(arguments: Sequence[str]) -> int:
     except (Refused, ConfigError) as error:
         return _fail(str(error))
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        return _fail(f"open {error.filename}: {reason}" if error.filename else reason)
+        return _fail(_told(error))
+
+
+def _told(error: OSError) -> str:
+    reason = (error.strerror or str(error)).lower()
+    return f"open {error.filename}: {reason}" if error.filename else reason
 
 
 def _fail(text: str) -> int:
@@ -236,19 +240,18 @@ class _Server:
             log.info(f"Using configuration file: {options.config_file} ({options.config_digest})")
         for advised in advice(self._configuration):
             log.warning(advised)
-        self._write_pid()
+        try:
+            self._write_pid()
+        except OSError as error:
+            error.strerror = f"Could not write pidfile: open {options.pid_file}: {error.strerror}"
+            raise
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGUSR1, self._reopen)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     def _write_pid(self) -> None:
-        file = self._options.pid_file
-        if file:
-            try:
-                Path(file).write_text(str(os.getpid()))
-            except OSError as error:
-                error.strerror = f"Could not write pidfile: open {file}: {error.strerror}"
-                raise
+        if self._options.pid_file:
+            Path(self._options.pid_file).write_text(str(os.getpid()))
 
     def _has_plain_passwords(self) -> bool:
         clients = self._configuration.tls_clients
@@ -313,7 +316,7 @@ class _Server:
         try:
             self._take_anew()
         except (MeshError, OSError) as error:
-            reason = f"open {error.filename}: {(error.strerror or '').lower()}" if isinstance(error, OSError) else error
+            reason = _told(error) if isinstance(error, OSError) else str(error)
             log.error(f"Failed to reload server configuration: {reason}")
 
     def _take_anew(self) -> None:
@@ -339,7 +342,10 @@ class _Server:
         self._options, self._configuration = options, configuration
         self._lines = nats_server_log.start(self._output, options)
         if options.pid_file != before.pid_file:
-            self._write_pid()
+            try:
+                self._write_pid()
+            except OSError as error:
+                log.error(f"Failed to write pidfile: {_told(error)}")
         if options.ports_file_dir != before.ports_file_dir:
             self.clean_up()
             self._write_ports(self._node)

@@ -195,6 +195,10 @@ async def _reloaded(server: _Server, folder: Path, after: str) -> dict[str, obje
         (folder / "nats.conf").write_text(f"max_subscriptions: 7\n{after}")
         server.process.send_signal(signal.SIGHUP)
         await until(lambda: "Failed to reload" in log.read_text(), "it says that it cannot")
+        (folder / "nats.conf").write_text(after.replace("n.pid", "none/n.pid"))
+        server.process.send_signal(signal.SIGHUP)
+        no_pid_file = "[ERR] Failed to write pidfile: open none/n.pid: no such file or directory"
+        await until(lambda: no_pid_file in log.read_text(), "it says so, and takes the rest")
     sentences = [line.partition("] [")[2] for line in (*server.lines, *log.read_text().splitlines())]
     found["log"] = sorted({line for line in sentences if "eload" in line and line != _EVERY_TIME})
     files = set(os.listdir(folder))
