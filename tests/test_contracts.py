@@ -12,6 +12,7 @@ from protocol.errors import LogError
 from sinkd.core import commands
 from sinkd.core.commands import ChangeContract
 from sinkd.core.machine import ContractChanged, Machine
+from sinkd.core.state import State
 
 ORDERS = Contract("$G", "orders", "shop", ("orders.>",))
 SCHEMA = b'{"type":"object","required":["id"],"properties":{"id":{"type":"integer"}}}'
@@ -121,8 +122,8 @@ def test_the_machine_keeps_them_and_its_snapshot_does():
 
 def test_a_checkpoint_from_before_there_were_contracts_is_read():
     fields = msgspec.msgpack.decode(Machine().snapshot())
-    assert fields[-1] == {}
-    assert Machine(msgspec.msgpack.encode(fields[:-1])).state.contracts == {}
+    before = fields[: State.__struct_fields__.index("contracts")]
+    assert Machine(msgspec.msgpack.encode(before)).state.contracts == {}
 
 
 @pytest.mark.parametrize(
