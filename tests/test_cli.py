@@ -422,7 +422,7 @@ def test_completion(shell: str) -> None:
 
 
 async def test_completion_completes() -> None:
-    ran = await mesh(_MESH_COMPLETE="bash_complete", COMP_WORDS="mesh re", COMP_CWORD="1")
+    ran = await mesh(_MESH_COMPLETE="bash_complete", COMP_WORDS="mesh repl", COMP_CWORD="1")
     assert ran.out == b"plain,replay\n"
 
 
