@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from support.gateways import url_of
+from support.natsraw import RawClient
 from support.processes import client, free_ports, until
 
 from gateway.shell import discovery
@@ -95,8 +96,8 @@ async def test_events_cross_and_clients_are_told_of_the_others() -> None:
             await here.publish("news", b"first")
             assert (await got.next_msg(5)).data == b"first"
         client_ports = {name: each.node.client.port for name, each in members.gateways.items()}
-        assert f"127.0.0.1:{client_ports['two']}" in one.plane._connect_urls
-        assert all(str(client_ports["three"]) not in url for url in one.plane._connect_urls)
+        assert f"127.0.0.1:{client_ports['two']}" in one.plane.connect_urls
+        assert all(str(client_ports["three"]) not in url for url in one.plane.connect_urls)
 
 
 async def test_a_client_port_that_is_any_free_one_is_told_when_it_is_known() -> None:
@@ -104,10 +105,16 @@ async def test_a_client_port_that_is_any_free_one_is_told_when_it_is_known() -> 
     async with cluster() as members:
         one = members.make("one", ports[0])
         two = members.make("two", ports[1], ports[0], client=0)
-        await members.start()
-        await members.whole()
-        address = f"127.0.0.1:{two.plane.port}"
-        await until(lambda: address in one.plane._connect_urls, "clients of the other one are told", 5)
+        await members.start("one")
+        async with RawClient(one.plane.port) as early:
+            assert "connect_urls" not in early.info  # there is nobody else
+            await early.send(b'CONNECT {"verbose":false,"protocol":1}\r\nPING\r\n')
+            await members.start("two")
+            told = await early.until(b'"connect_urls"')
+        both = [f"{host}:{each.plane.port}" for host, each in (("0.0.0.0", one), ("127.0.0.1", two))]
+        assert list(one.plane.connect_urls) == both
+        assert told.count(b"INFO ") == 2  # the one after PONG, and what is news: not before the port is known
+        await until(lambda: len(two.plane.connect_urls) == 2, "the other one tells its own port, too")
 
 
 async def test_who_comes_at_the_address_of_another_takes_its_place() -> None:

@@ -68,7 +68,7 @@ class Plane:
         self._verifications: list[Session] = []
         self._leaving: deque[Session] = deque()
         self._peers_connected = 0
-        self._connect_urls: tuple[str, ...] = ()
+        self.connect_urls: tuple[str, ...] = ()
         self.port = options.port
         self._stall_bytes = options.max_pending_bytes // 2
         self.forwarder = engine.forwarder(self, 1 + choose(_SEEDS), self._stall_bytes)
@@ -265,9 +265,10 @@ class Plane:
         self._touch(session)
 
     def set_connect_urls(self, urls: tuple[str, ...]) -> None:
-        """Where else clients can connect, `host:port`: clients are told now, and whenever they connect."""
-        self._connect_urls = urls
-        self._tell_clients({})
+        """Where clients can connect, `host:port`: they are told now, if it is news, and whenever they connect."""
+        if urls != self.connect_urls:
+            self.connect_urls = urls
+            self._tell_clients({})
 
     def lame_duck(self) -> None:
         """Tell all clients that this gateway retires; one that has not been greeted yet is not told."""
@@ -679,7 +680,7 @@ class Plane:
         self.forwarder.touch(session)
 
     def _info(self, session: Session, *, greets: bool = False) -> dict[str, Any]:
-        urls = self._connect_urls
+        urls = self.connect_urls
         return info(self.options, self._directory, session, port=self.port, connect_urls=urls, greets=greets)
 
 

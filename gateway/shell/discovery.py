@@ -219,6 +219,7 @@ class DiscoveredLinks(GatewayLinks):
             if port != self.server.plane.port:  # any free one, which is known only now
                 port = self.server.plane.port
                 self._meet_again()
+                self._tell_clients()
             for name in list(self.others):
                 if name in self.links:
                     self._missed_since.pop(name, None)

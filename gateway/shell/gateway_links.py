@@ -263,11 +263,12 @@ class GatewayLinks:
             self.server.flush()
 
     def _tell_clients(self) -> None:
-        """Where else they can go: to us, and to every gateway that is there."""
-        addresses = [Address(self._node.client.host, self.server.plane.port)]
-        addresses += [self.others[name].client for name in self.links]
-        self.server.plane.set_connect_urls(tuple(str(address) for address in addresses if address.port))
-        self.server.flush()
+        """Where else they can go: to us, and to every gateway that is there; not before there is another one."""
+        plane, own = self.server.plane, Address(self._node.client.host, self.server.plane.port)
+        others = [client for name in self.links if (client := self.others[name].client).port]
+        if others or plane.connect_urls:
+            plane.set_connect_urls(tuple(str(address) for address in (own, *others) if address.port))
+            self.server.flush()
 
     # -- called by connections ----------------------------------------------------------------------------------------
 
