@@ -17,6 +17,7 @@ counts is the median of the rounds. Absolute figures belong to one machine and o
     acked.py      what an acknowledged event costs a gateway, with a sink that has nothing to do (ready_sink.py)
     sinks/        the sink tier beside JetStream: rows of their own
     mesh/         several gateways beside a cluster of nats-servers: rows of their own
+    zones/        copies between zones beside JetStream's mirrors: rows of their own
 
 Nothing here is imported by the programs, and speed is never asserted by a test.
 """

@@ -34,6 +34,10 @@ from bench.sinks.rows import Row as SinkRow
 from bench.sinks.rows import Settings
 from bench.sinks.rows import rows as sink_rows
 from bench.standing import allow_many_files
+from bench.zones import driver as zones_driver
+from bench.zones import report as zones_report
+from bench.zones.rows import Row as ZonesRow
+from bench.zones.rows import rows as zones_rows
 from protocol.config_units import parse_size
 
 CONTENDERS: tuple[type[Server], ...] = (Gateway, NatsServer, Relay)
@@ -41,7 +45,9 @@ IN_A_MESH: tuple[type[Server], ...] = (Zone, NatsServer)
 
 
 @click.command()
-@click.option("--group", type=click.Choice(["gateway", "sinks", "mesh"]), default="gateway", help="Which rows.")
+@click.option(
+    "--group", type=click.Choice(["gateway", "sinks", "mesh", "zones"]), default="gateway", help="Which rows."
+)
 @click.option("--rows", "pattern", default="*", help="Patterns of rows' keys: '1to1*,tls'.")
 @click.option("--rounds", default=5, type=click.IntRange(1), help="Turns of each server.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Length of one turn: 1, with sinks 5.")
@@ -57,14 +63,14 @@ IN_A_MESH: tuple[type[Server], ...] = (Zone, NatsServer)
     "--data",
     default="/var/tmp",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="With sinks: folder on a disk.",
+    help="With sinks and zones: folder on a disk.",
 )
 @click.option("--list", "lists", is_flag=True, help="Print the keys of the rows.")
 def main(
     group: str, pattern: str, rounds: int, seconds: float | None, write: Path | None, results: Path,
     sinks: int, replicas: int, history_bytes: str, restart_bytes: str, data: Path, lists: bool,
 ) -> None:  # fmt: skip
-    """The gateway beside nats-server, the sink tier beside JetStream, or gateways beside a cluster, in ratios."""
+    """The gateway beside nats-server, sinks beside JetStream, gateways beside a cluster, or zones beside mirrors."""
     if lists:
         _list(group, pattern)
         return
@@ -75,6 +81,8 @@ def main(
             seconds or Settings.seconds, _bytes_of(history_bytes), _bytes_of(restart_bytes), sinks, replicas
         )
         new, good = _measure_sinks(console, pattern, rounds, settings, data)
+    elif group == "zones":
+        new, good = _measure_zones(console, _chosen(zones_rows(), pattern), rounds, data)
     elif group == "mesh":
         chosen = _chosen(mesh_rows(), pattern)
         new, good = _measure_servers(console, chosen, IN_A_MESH, rounds, seconds or 1.0, mesh_report.KEY_PREFIX)
@@ -83,8 +91,12 @@ def main(
     if write is not None:
         kept = report.load(results) | new
         report.keep(kept, results)
-        write.write_text(report.page(rows(), kept, mesh_report.section(mesh_rows(), kept) + driver.section(kept)))
+        write.write_text(report.page(rows(), kept, _sections(kept)))
     sys.exit(0 if good else 1)
+
+
+def _sections(kept: dict[str, Result]) -> str:
+    return mesh_report.section(mesh_rows(), kept) + driver.section(kept) + zones_report.section(zones_rows(), kept)
 
 
 def _bytes_of(text: str) -> int:
@@ -94,7 +106,7 @@ def _bytes_of(text: str) -> int:
         raise click.ClickException(str(error)) from error
 
 
-Rows = TypeVar("Rows", Row, SinkRow)
+Rows = TypeVar("Rows", Row, SinkRow, ZonesRow)
 
 
 def _chosen(all_rows: list[Rows], pattern: str) -> list[Rows]:
@@ -107,6 +119,8 @@ def _chosen(all_rows: list[Rows], pattern: str) -> list[Rows]:
 def _list(group: str, pattern: str) -> None:
     if group == "sinks":
         shown = [(row.key, row.title) for row in _chosen(sink_rows(), pattern)]
+    elif group == "zones":
+        shown = [(row.key, row.title) for row in _chosen(zones_rows(), pattern)]
     else:
         shown = [(row.key, row.title) for row in _chosen(mesh_rows() if group == "mesh" else rows(), pattern)]
     for key, title in shown:
@@ -143,6 +157,19 @@ def _measure_sinks(
         good &= driver.measure(console, row, rounds, settings, data, result)
         shown += sink_report.lines(row, result)
     console.print(sink_report.table(shown))
+    return new, good
+
+
+def _measure_zones(console: Console, chosen: list[ZonesRow], rounds: int, data: Path) -> tuple[dict[str, Result], bool]:
+    """As `_measure_sinks`, of copies between zones."""
+    new, good, shown = {}, True, []
+    begin = _begun(console, f"{rounds} rounds", 0)
+    for row in chosen:
+        result = begin(zones_report.KEY_PREFIX + row.key)
+        new[result.key] = result
+        good &= zones_driver.measure(console, row, rounds, data, result)
+        shown += zones_report.lines(row, result)
+    console.print(zones_report.table(shown))
     return new, good
 
 

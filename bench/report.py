@@ -161,6 +161,7 @@ this machine; ratios travel better.
     .venv/bin/python -m bench --rows tls --rounds 9 --seconds 3 --write docs/performance.md
     .venv/bin/python -m bench --group sinks --write docs/performance.md
     .venv/bin/python -m bench --group mesh --write docs/performance.md
+    .venv/bin/python -m bench --group zones --rounds 2 --write docs/performance.md
 
 - Machine: {machine}
 - Gateway: {gateway}
