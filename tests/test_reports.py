@@ -51,7 +51,9 @@ def test_varz(make: MakePlane) -> None:
     plane.receive(
         session, b'CONNECT {"user":"u","pass":"p"}\r\nSUB a.* 1\r\nPUB a.b 2\r\nhi\r\nPUB z 1\r\n!\r\n', 2_000
     )
+    plane.set_connect_urls(("one:4222", "two:4222"))
     varz = reports.varz(plane, started_ms=0, loaded_ms=1_000, moment=MOMENT)
+    assert varz["connect_urls"] == ["one:4222", "two:4222"]
     assert (varz["start"], varz["now"], varz["uptime"]) == (
         "2023-11-14T22:12:19.123Z",
         "2023-11-14T22:13:20.123Z",
@@ -69,7 +71,9 @@ def test_varz(make: MakePlane) -> None:
 
 
 def test_varz_leaves_out_what_is_off(make: MakePlane) -> None:
-    assert not {"auth_required", "max_subscriptions"} & set(reports.varz(make(), started_ms=0, loaded_ms=1_000, moment=MOMENT))
+    varz = reports.varz(make(), started_ms=0, loaded_ms=1_000, moment=MOMENT)
+    assert not {"auth_required", "max_subscriptions", "connect_urls"} & set(varz)
+    assert varz["config_load_time"] == "2023-11-14T22:12:20.123Z"
 
 
 def test_subsz_counts(plane: Plane) -> None:

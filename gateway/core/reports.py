@@ -53,6 +53,8 @@ def varz(plane: Plane, *, started_ms: int, loaded_ms: int, moment: Moment) -> Pa
     }
     if options.users:
         page["auth_required"] = True
+    if plane.connect_urls:
+        page["connect_urls"] = list(plane.connect_urls)
     page["max_connections"] = options.max_connections
     if options.max_subscriptions:
         page["max_subscriptions"] = options.max_subscriptions

@@ -104,6 +104,12 @@ class DiscoveredLinks(GatewayLinks):
         """Where links are taken, once `listen` has returned."""
         return self.bind.port or int(cast(asyncio.Server, self._listener).sockets[0].getsockname()[1])
 
+    def opened_to_clients(self) -> None:
+        """The port of clients is known now, where it is any free one."""
+        if not self._node.client.port:
+            self._meet_again()
+            self._tell_clients()
+
     async def stop(self) -> None:
         self._tasks += [*self._keeping.values(), *self._introducing.values()]
         await super().stop()
@@ -212,14 +218,10 @@ class DiscoveredLinks(GatewayLinks):
 
     async def _look_after(self) -> None:
         loop = asyncio.get_running_loop()
-        again_s, port = loop.time(), self.server.plane.port
+        again_s = loop.time()
         while True:
             await asyncio.sleep(_LOOK_S)
             now_s = loop.time()
-            if port != self.server.plane.port:  # any free one, which is known only now
-                port = self.server.plane.port
-                self._meet_again()
-                self._tell_clients()
             for name in list(self.others):
                 if name in self.links:
                     self._missed_since.pop(name, None)

@@ -203,7 +203,10 @@ class Gateway:
         if self.mesh is not None:
             await self.mesh.start()
         await self.contracts.wait(CONTRACTS_WAIT_MS_MAX / 1000)
-        return await self.server.start()
+        clients = await self.server.start()
+        if self.mesh is not None:
+            self.mesh.opened_to_clients()
+        return clients
 
     def reload(self, configuration: config.Config) -> None:
         """Go by its users, accounts, TLS of clients, and limits, as far as these can change (`core.reloading`).

@@ -242,6 +242,9 @@ class GatewayLinks:
             for task in under_way:
                 task.cancel()
 
+    def opened_to_clients(self) -> None:
+        """Clients can connect now."""
+
     async def _reach(self, zone: str, name: str) -> None:
         was_open = await self._was_open(self.far[zone].gateways[name])
         self.zones.dialled(zone, self.server.now_ms(), self._jitter(), was_open=was_open)
