@@ -4,7 +4,7 @@ import pytest
 
 from simulation.three_zones import Side, ThreeZones, Violation, simulate
 
-SEEDS = 40
+SEEDS = 25
 
 
 def test_zones_complete_each_other_with_what_one_of_them_has_for_good():
