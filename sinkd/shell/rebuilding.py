@@ -71,19 +71,25 @@ class Rebuilding:
 
     def _partitions(self, rebuild: Rebuild) -> list[tuple[StreamState, int, PartitionState]]:
         """All that are brought back, as far as they are here."""
-        found = []
-        for mirror in self._sink.machine.state.mirrors.values():
-            if mirror.state.incarnation in rebuild.incarnations:
-                for number in range(mirror.state.partitions):
-                    replica = self._sink.replicas[mirror.state.group_of(number)]
-                    there = replica.machine.state.mirrors.get(mirror.state.name)
-                    held = there.partitions[number] if there is not None else PartitionState(ids={})
-                    found.append((mirror.state, number, held))
-        return found
+        return [
+            (mirror.state, number, self._held(mirror.state, number))
+            for mirror in self._sink.machine.state.mirrors.values()
+            if mirror.state.incarnation in rebuild.incarnations
+            for number in range(mirror.state.partitions)
+        ]
+
+    def _held(self, state: StreamState, number: int) -> PartitionState:
+        """As the partition's group has it; nothing while that has not taken it over, or does not run here."""
+        group, replicas = state.group_of(number), self._sink.replicas
+        there = replicas[group].machine.log(state.name) if group < len(replicas) else None
+        return there.partitions[number] if there is not None else PartitionState(ids={})
 
     def _size_bytes(self, state: StreamState, number: int) -> int:
-        replica = self._sink.replicas[state.group_of(number)]
-        return replica.store.incarnation(state.incarnation, number).size_bytes
+        """LogError: the partition's group has not taken it over yet, or does not run here."""
+        group, replicas = state.group_of(number), self._sink.replicas
+        if group >= len(replicas):
+            raise LogError("UNKNOWN_PARTITION", f"group {group} does not run on this sink: give it the newer file")
+        return replicas[group].store.incarnation(state.incarnation, number).size_bytes
 
     # -- what an operator asks for ------------------------------------------------------------------------------------
 
@@ -102,7 +108,8 @@ class Rebuilding:
         if rebuild is not None and not rebuild.ended_ms:
             if rebuild.source == source:
                 return
-            if sink.mirroring.origins[rebuild.source].leads:
+            present = sink.mirroring.origins.get(rebuild.source)
+            if present is not None and present.leads:
                 raise LogError("INVALID_REQUEST", f"a rebuild from zone {rebuild.source} is under way")
             replaces = rebuild.source  # which is gone as well
         told = (await self._linked(source)).mirrors
@@ -142,9 +149,7 @@ class Rebuilding:
         raise LogError("INVALID_REQUEST", f"zone {zone} still has all that zone {source} mirrors of it: {found}")
 
     def _events(self, state: StreamState) -> int:
-        groups = (self._sink.replicas[state.group_of(number)].machine for number in range(state.partitions))
-        logs = (machine.log(state.name) for machine in groups)
-        held = [each.partitions[number] for number, each in enumerate(logs) if each is not None]
+        held = [self._held(state, number) for number in range(state.partitions)]
         return sum(each.end_offset - each.start_offset for each in held)
 
     # -- how it is ----------------------------------------------------------------------------------------------------
@@ -158,9 +163,10 @@ class Rebuilding:
         ends = [completing.end_at(rebuild.source, state.incarnation, number) for state, number, _ in partitions]
         held = sum(each.end_offset for _, _, each in partitions)
         wanted = sum(end or 0 for end in ends)
+        source = self._sink.mirroring.origins.get(rebuild.source)
         return {
             "source": rebuild.source,
-            "problem": self._sink.mirroring.origins[rebuild.source].problem if not rebuild.ended_ms else "",
+            "problem": source.problem if source is not None and not rebuild.ended_ms else "",
             "begun_ms": rebuild.begun_ms,
             "ended_ms": rebuild.ended_ms,
             "logs": sorted({state.name for state, _, _ in partitions}),
