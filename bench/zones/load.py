@@ -20,7 +20,7 @@ CHUNK: Final = 500  # events that are sent before the answers to those before th
 TICK_S: Final = 0.01
 READ_BYTES: Final = 1 << 18
 _INBOX: Final = b"_INBOX.zones"
-_LINE_BYTES_MIN: Final = 20
+_LINE_BYTES_MIN: Final = 60  # as lines of logs have
 
 
 def random_events(count: int, size_bytes: int) -> Iterator[bytes]:
@@ -29,7 +29,7 @@ def random_events(count: int, size_bytes: int) -> Iterator[bytes]:
 
 
 def text_events(total_bytes: int) -> list[bytes]:
-    """Lines of text that people have written: the sources of Python's library, in the order of their files."""
+    """Long lines of text that people have written: the sources of Python's library, in the order of their files."""
     lines: list[bytes] = []
     left = total_bytes
     library = Path(sysconfig.get_path("stdlib"))

@@ -93,6 +93,10 @@ class Pair:
         """Events in the copy, None while nobody says so."""
         raise NotImplementedError
 
+    def kept_bytes(self) -> int:
+        """What the origin counts as the size of its log."""
+        raise NotImplementedError
+
     @property
     def watched(self) -> tuple[int, str, bytes]:
         """(port, request, pattern in the answer) that tell what the copy has."""
@@ -155,10 +159,20 @@ class Ours(Pair):
     def moving(self) -> list[Node]:
         return [self.origin[0], self.copy[0]]
 
+    def kept_bytes(self) -> int:
+        described = wait_for(lambda: self._described(self.origin_port, STREAM), "an answer of the log", self.complaints)
+        return int(described["size_bytes"])
+
     @staticmethod
-    def _events(port: int, log: str) -> int | None:
+    def _described(port: int, log: str) -> dict[str, Any] | None:
+        """What the log says of its one partition."""
         answer = ask(port, f"$LOG.METADATA.{log}")
-        return int(answer["streams"][0]["partitions"][0]["high_watermark"]) if answer and answer["streams"] else None
+        found: dict[str, Any] | None = answer["streams"][0]["partitions"][0] if answer and answer["streams"] else None
+        return found
+
+    def _events(self, port: int, log: str) -> int | None:
+        described = self._described(port, log)
+        return int(described["high_watermark"]) if described is not None else None
 
 
 class Theirs(Pair):
@@ -206,10 +220,18 @@ class Theirs(Pair):
     def watched(self) -> tuple[int, str, bytes]:
         return self.copy_port, f"$JS.API.STREAM.INFO.{STREAM}-eu", rb'"last_seq":\s*(\d+)'
 
+    def kept_bytes(self) -> int:
+        return int(wait_for(lambda: self._state(self.origin_port, STREAM), "an answer", self.complaints)["bytes"])
+
     @staticmethod
-    def _events(port: int, name: str) -> int | None:
+    def _state(port: int, name: str) -> dict[str, Any] | None:
         answer = ask(port, f"$JS.API.STREAM.INFO.{name}")
-        return int(answer["state"]["last_seq"]) if answer and "state" in answer else None
+        found: dict[str, Any] | None = answer["state"] if answer and "state" in answer else None
+        return found
+
+    def _events(self, port: int, name: str) -> int | None:
+        state = self._state(port, name)
+        return int(state["last_seq"]) if state is not None else None
 
 
 class Compressed(Theirs):

@@ -40,7 +40,8 @@ HOW = """
   {catch_up_s:g} s (for loopback {loopback}), and the copy's side is started. Time counts from when a tenth is there
   until all is. The share of the link is that of the relayed bytes. Memory is what is resident in the processes that
   copy and are copied from.
-- Text: the first {text} of the sources of Python's library, each line an event; the copy catches up with it.
+- Text: lines of 60 bytes and more of the sources of Python's library, {text} of them, each an event; the copy catches
+  up with them.
 - Lag: events come for {lag_s:g} s at a steady pace; a hundred times a second the copy's side is asked what it has, and
   the lag is the age of the oldest event that it lacks, by the time of the answer. The first second does not count.
 - Events that another zone has: one at a time, header `Mesh-Ack: geo`. JetStream has nothing of the kind.
