@@ -282,12 +282,16 @@ def pieces(side: Side, zone: str, data: bytes) -> list[bytes]:
     return parts
 
 
-def interest_line(account: str, pattern: str, queue: str, weight: int) -> bytes:
-    """RS+ or, with `weight` 0, RS-. `weight`: how many are subscribed."""
-    words = [b"RS+" if weight else b"RS-", account.encode(), subjects.encode(pattern)]
-    if queue:
-        words += [subjects.encode(queue), b"%d" % weight] if weight else [subjects.encode(queue)]
-    return b" ".join(words) + b"\r\n"
+def interest_key(account: str, pattern: str, queue: str) -> bytes:
+    """Account, pattern and queue as they stand in a line, with a space between each."""
+    return b"%b %b %b" % (account.encode(), subjects.encode(pattern), subjects.encode(queue))
+
+
+def interest_line(key: bytes, weight: int) -> bytes:
+    """RS+ or, with `weight` 0, RS-, about an `interest_key`. `weight`: how many are subscribed."""
+    if key.endswith(b" "):
+        return (b"RS+ %b\r\n" if weight else b"RS- %b\r\n") % key[:-1]
+    return b"RS+ %b %d\r\n" % (key, weight) if weight else b"RS- %b\r\n" % key
 
 
 def table_line(epoch: int) -> bytes:
@@ -306,7 +310,7 @@ def again_line(epoch: int) -> bytes:
 
 
 def digest_of(key: bytes, weight: int) -> int:
-    """What one interest adds to the digest; `key` is account, pattern and queue with a space between each."""
+    """What an interest adds to the digest; `key` as `interest_key` makes it."""
     return int.from_bytes(hashlib.blake2b(b"%b %d" % (key, weight), digest_size=8).digest(), "little")
 
 

@@ -215,7 +215,7 @@ def test_a_silent_gateway_is_sent_everything_until_it_answers_what_was_asked_sin
     zone.planes[0].receive(zone.links[0], early, 0)
     answer = zone.links[0].take()
     client.send(b"SUB a 1\r\n")
-    zone.planes[1].doubt_peer(zone.links[1])
+    zone.planes[1].peers.doubt(zone.links[1])
     zone.planes[1].receive(zone.links[1], answer, 0)  # it was on its way for long, and says nothing of what is new
     assert sender.send(b"PUB a inbox 0\r\n\r\n") == b""
     zone.settle()

@@ -110,7 +110,7 @@ include "_messages.pxi"
 @cython.final
 cdef class Forwarder:
     cdef readonly object stats
-    cdef public bint keeps_events, asks_to_subscribe, interest_waits
+    cdef public bint keeps_events, asks_to_subscribe, tells_peers, interest_waits
     cdef object policy
     cdef Py_ssize_t stall_bytes
     cdef uint32_t random
@@ -513,7 +513,7 @@ cdef class Forwarder:
         cdef Subscription subscription
         cdef Py_ssize_t most = 0
         cdef int count
-        if not session.hears_all or self.asks_to_subscribe or session._account.watches:
+        if not session.hears_all or session._account.watches or (self.asks_to_subscribe and not self.tells_peers):
             return 0
         if memcmp(line, b"SUB ", 4) == 0:
             here = _words(line + 4, end, words, sizes, &count)
@@ -532,7 +532,9 @@ cdef class Forwarder:
             session.subscriptions[sid] = subscription
             session._account.sublist.insert(subscription)
             self.stats.subscriptions += 1
-        elif end - line > 8 and memcmp(line, b"UNSUB ", 6) == 0:
+            if self.tells_peers:
+                self.policy.subscribed(subscription)
+        elif end - line > 8 and not self.tells_peers and memcmp(line, b"UNSUB ", 6) == 0:
             here = _words(line + 6, end, words, sizes, &count)
             if here == NULL or count > 2 or here - line > MANAGED_BYTES_MAX:
                 return 0

@@ -116,7 +116,7 @@ cdef int _forward_routed(Forwarder self, Session peer, const char* data, Py_ssiz
     cdef const char* name
     cdef const char* subject
     cdef const char* after
-    cdef Py_ssize_t name_size, subject_size
+    cdef Py_ssize_t name_size, subject_size, learned
     cdef Py_ssize_t max_line = peer.parser.max_control_line_bytes, max_payload = peer.parser.max_payload_bytes
     cdef int numbers
     self.interrupted = False
@@ -124,7 +124,12 @@ cdef int _forward_routed(Forwarder self, Session peer, const char* data, Py_ssiz
         while end - line >= PUBLISH_BYTES_MIN and self.turn_bytes <= _TURN_BYTES_MAX:
             numbers = 1 if line[0] == c"R" else 2
             if memcmp(line, b"RMSG " if numbers == 1 else b"HRMSG ", 4 + numbers) != 0:
-                break
+                learned = _learn(self, peer, line, min(end, line + max_line))
+                if learned == 0:
+                    break
+                line += learned
+                self.turn_bytes += learned * TURN_LINE_FACTOR
+                continue
             name = line + 4 + numbers
             name_size = _word(name, end)
             if name_size == 0 or name[name_size] != c" ":
@@ -165,6 +170,47 @@ cdef int _forward_routed(Forwarder self, Session peer, const char* data, Py_ssiz
     finally:
         at[0] = line - data
     return 0
+
+
+cdef Py_ssize_t _learn(Forwarder self, Session peer, const char* line, const char* end) except -1:
+    """A complete RS+ for plain subscribers: done as `interest.Learned.change` would. Its size, or 0 for anything else."""
+    cdef const char* words[3]
+    cdef Py_ssize_t sizes[3]
+    cdef const char* here
+    cdef bytes key
+    cdef Subscription subscription
+    cdef uint64_t digest
+    cdef int count
+    learned = peer.learned
+    if learned is None or memcmp(line, b"RS+ ", 4) != 0:
+        return 0
+    here = _words(line + 4, end, words, sizes, &count)
+    if here == NULL or count != 2:
+        return 0
+    key = PyBytes_FromStringAndSize(words[0], here - 1 - words[0])  # a space for the CR
+    (PyBytes_AS_STRING(key))[here - 2 - words[0]] = c" "
+    peer.last_activity_ms = self.now_ms
+    learned.sequence += 1
+    if learned.before is not None:
+        learned.before.discard(key)
+    if key in peer.subscriptions:
+        return here - line
+    subscription = Subscription.__new__(Subscription)
+    subscription.session = peer
+    subscription.account = peer._account
+    if not _equals(peer._account.wire_name, words[0], sizes[0]):
+        subscription.account = self.policy.account(PyBytes_FromStringAndSize(words[0], sizes[0]).decode())
+    subscription.wire_pattern = PyBytes_FromStringAndSize(words[1], sizes[1])
+    subscription.sid = key
+    subscription.weight = 1
+    peer.subscriptions[key] = subscription
+    subscription.account.sublist.insert(subscription)
+    digest = routes.digest_of(key, 1)
+    learned.count += 1
+    learned.digest += digest
+    if learned.changed is not None:
+        learned.changed(subscription, 1)
+    return here - line
 
 
 cdef const char* _read_names(const char* here, const char* end, int numbers, Names* names) noexcept nogil:

@@ -16,6 +16,7 @@ cdef class Session:
     cdef str _zone
     cdef public bint spare
     cdef public int64_t interest_mark
+    cdef public object learned
 
     cdef object _options
     cdef bint verbose, pedantic, echo, headers, no_responders

@@ -102,6 +102,9 @@ class Policy(Protocol):
     def act(self, session: Session, event: nats.Event) -> None:
         """Anything but a publish."""
 
+    def subscribed(self, subscription: Subscription) -> None:
+        """An ordinary SUB was acted on while `Forwarder.tells_peers`."""
+
     def special(self, session: Session, event: nats.Publish, kind: int) -> None:
         """A publish to a special subject; it is counted already."""
 
@@ -249,6 +252,7 @@ class Forwarder:
         self.stats = Stats()
         self.keeps_events = True  # False: no subject is `Kind.KEPT`, and the policy need not be asked
         self.asks_to_subscribe = False  # True: the policy acts on every SUB and UNSUB, however ordinary
+        self.tells_peers = False  # True: of an ordinary SUB it suffices that the policy is told
         self.interest_waits = False  # peers have to hear what our clients want before they get another message
         self._policy = policy
         self._stall_bytes = stall_bytes

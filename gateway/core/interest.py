@@ -66,7 +66,9 @@ class Interest:
         if before and count and not key[2]:
             self._counts[key] = count
             return
-        told = self._told.setdefault(key, self.weight(key))
+        told = self._told.get(key)
+        if told is None:
+            told = self._told[key] = self.weight(key)
         if count:
             self._counts[key] = count
         else:
@@ -78,10 +80,12 @@ class Interest:
 
     def weight(self, key: Key) -> int:
         """What peers are to be told of it: 0 for nothing."""
-        account, pattern, queue = key
         count = self._counts.get(key, 0)
-        if queue or not self._below:
-            return count if queue else min(count, 1)
+        account, pattern, queue = key
+        if queue:
+            return count
+        if not self._below:
+            return 1 if count else 0
         token, dot, rest = pattern.partition(".")
         if (account, "") in self._below:
             return int(pattern == _EVERYTHING)
@@ -90,6 +94,8 @@ class Interest:
         return min(count, 1)
 
     def _is_below(self, key: Key) -> bool:
+        if not self._below:
+            return False
         token, dot, _ = key[1].partition(".")
         return (key[0], "") in self._below or (bool(dot) and (key[0], token) in self._below)
 
@@ -98,8 +104,8 @@ class Interest:
         prefixes: list[Key] = [(account, pattern, "") for account, pattern in self.prefixes]
         return [key for key in dict.fromkeys([*prefixes, *self._counts]) if self.weight(key)]
 
-    def take(self) -> list[Key] | None:
-        """What has changed since the last call; None: all is to be told anew, for prefixes were put in or out."""
+    def take(self) -> list[bytes] | None:
+        """Lines for what has changed since the last call; None: all is to be told anew, prefixes were put in or out."""
         if self._patterns_told > INTEREST_PATTERNS_MAX:
             self._summarize()
         elif self._below and self._patterns < INTEREST_PATTERNS_MAX // 2:
@@ -110,20 +116,23 @@ class Interest:
         self.is_urgent = False
         entries = self.entries()
         self._patterns_told = sum(not queue for _, _, queue in entries)
-        self.digest = sum(_hash(key, self.weight(key)) for key in entries) & routes.DIGEST_MASK
+        digests = [routes.digest_of(routes.interest_key(*key), self.weight(key)) for key in entries]
+        self.digest = sum(digests) & routes.DIGEST_MASK
         return None
 
-    def _take_changes(self) -> list[Key]:
-        changes = []
+    def _take_changes(self) -> list[bytes]:
+        lines = []
         for key, told in self._told.items():
             weight = self.weight(key)
             if weight != told:
-                changes.append(key)
-                self.digest += (_hash(key, weight) if weight else 0) - (_hash(key, told) if told else 0)
+                wire = routes.interest_key(*key)
+                lines.append(routes.interest_line(wire, weight))
+                self.digest += routes.digest_of(wire, weight) if weight else 0
+                self.digest -= routes.digest_of(wire, told) if told else 0
         self.digest &= routes.DIGEST_MASK
         self._told.clear()
         self.is_urgent = False
-        return changes
+        return lines
 
     def _summarize(self) -> None:
         """Puts prefixes in the place of patterns, those with most of them first, until half as many are left."""
@@ -153,6 +162,8 @@ class Learned:
     """That of one peer, as subscriptions under its session.
 
     `is_whole`: it is known to be all of it. `is_stale`: it may want more than is known, and is sent everything.
+
+    `sequence`, `digest`, `before`, `changed`: for the compiled forwarder, which takes plain RS+ as `change` does.
     """
 
     def __init__(
@@ -162,24 +173,24 @@ class Learned:
         forwarder: Forwarder,
         accounts: Mapping[str, Account],
         account: Callable[[str], Account],
-        changed: Callable[[Subscription, int], None],
+        changed: Callable[[Subscription, int], None] | None,
     ) -> None:
         """`changed(subscription, by)` is told of everything more or less that it wants, with the weight of that."""
         self.is_whole = self.is_stale = False
         self.count = 0
         self.repairs = 0  # times that something else was found than there should be
         self._peer, self._engine, self._forwarder = peer, engine, forwarder
-        self._accounts, self._account, self._changed = accounts, account, changed
-        self._epoch = self._sequence = self._digest = 0
-        self._before: set[bytes] | None = None  # while a table comes: what was known, and was not in it yet
+        self._accounts, self._account, self.changed = accounts, account, changed
+        self._epoch = self.sequence = self.digest = 0
+        self.before: set[bytes] | None = None  # while a table comes: what was known, and was not in it yet
 
     def change(self, interest: routes.Interest) -> None:
         """Somebody behind the peer wants something, or does not want it any more."""
         key = b" ".join((interest.account, interest.pattern, interest.queue))
         known = self._peer.subscriptions.get(key)
-        self._sequence += 1
-        if self._before is not None:
-            self._before.discard(key)
+        self.sequence += 1
+        if self.before is not None:
+            self.before.discard(key)
         if interest.weight == (0 if known is None else known.weight):
             return
         if known is not None:
@@ -189,12 +200,12 @@ class Learned:
             pattern, queue = subjects.decode(interest.pattern), subjects.decode(interest.queue)
             self._add(self._engine.subscription(self._peer, pattern, queue, key, account), interest.weight)
             self.count += 1
-            self._digest += routes.digest_of(key, interest.weight)
+            self.digest += routes.digest_of(key, interest.weight)
 
     def begin(self, epoch: int) -> None:
         """What comes now is all that it wants."""
         self._epoch = epoch
-        self._before = {key for key in self._peer.subscriptions if not key.startswith((_STALE, _BROADCAST))}
+        self.before = {key for key in self._peer.subscriptions if not key.startswith((_STALE, _BROADCAST))}
 
     def check(self, digest: routes.Digest) -> bool:
         """Whether it should be asked for everything again: what is known is not what it should be.
@@ -202,12 +213,12 @@ class Learned:
         Not when all of it has come just now: what makes it wrong may be wrong for ever, and nobody should be kept busy
         by that. The next digest will come.
         """
-        ends = self._before is not None and digest.epoch == self._epoch
-        if self._before is not None and ends:
-            for key in self._before:
+        ends = self.before is not None and digest.epoch == self._epoch
+        if self.before is not None and ends:
+            for key in self.before:
                 self._drop(self._peer.subscriptions[key])
-            self._before, self._sequence = None, digest.sequence
-        held = self._epoch, self._sequence, self._digest & routes.DIGEST_MASK
+            self.before, self.sequence = None, digest.sequence
+        held = self._epoch, self.sequence, self.digest & routes.DIGEST_MASK
         self.is_whole = held == (digest.epoch, digest.sequence, digest.digest)
         self.repairs += not self.is_whole
         return not self.is_whole and not ends
@@ -236,19 +247,16 @@ class Learned:
         subscription.weight = weight
         self._peer.subscriptions[subscription.sid] = subscription
         self._forwarder.insert(subscription)
-        self._changed(subscription, weight)
+        if self.changed is not None:
+            self.changed(subscription, weight)
 
     def _drop(self, subscription: Subscription) -> None:
         self.count -= 1
-        self._digest -= routes.digest_of(subscription.sid, subscription.weight)
+        self.digest -= routes.digest_of(subscription.sid, subscription.weight)
         self._forget(subscription)
 
     def _forget(self, subscription: Subscription) -> None:
         del self._peer.subscriptions[subscription.sid]
-        self._changed(subscription, -subscription.weight)
+        if self.changed is not None:
+            self.changed(subscription, -subscription.weight)
         self._forwarder.remove(subscription)
-
-
-def _hash(key: Key, weight: int) -> int:
-    account, pattern, queue = key
-    return routes.digest_of(b" ".join((account.encode(), subjects.encode(pattern), subjects.encode(queue))), weight)

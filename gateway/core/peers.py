@@ -143,7 +143,8 @@ class Peers:
         table, relay = self._place(peer)
         if relay is not None:
             self._relays[peer] = relay
-        learned = Learned(peer, self._engine, self._forwarder, self._accounts, self._account, self.changed)
+        changed = None if relay is None else self.changed
+        learned = peer.learned = Learned(peer, self._engine, self._forwarder, self._accounts, self._account, changed)
         write = write or partial(self._forwarder.write, peer)
         link = self.links[peer] = Link(peer, learned, table, write, pieces)
         link.write(routes.connect_line(self._name, peer.zone))
@@ -174,7 +175,7 @@ class Peers:
             del self.sessions[peer.peer]
         if self.borders.get(peer.zone) is peer:
             del self.borders[peer.zone], self.of_zones[peer.zone]
-        link = self.links.pop(peer, None)
+        link, peer.learned = self.links.pop(peer, None), None
         if link is not None:
             self._telling.pop(link, None)
             if link.table is not None:
@@ -208,11 +209,11 @@ class Peers:
 
     # -- telling ------------------------------------------------------------------------------------------------------
 
-    def tell(self, account: Account, pattern: str, queue: str, change: int) -> int:
+    def tell(self, subscription: Subscription, change: int) -> int:
         """One subscription more (`change` 1) or less (-1); the mark that peers have to confirm for it."""
         if not self._expected:
             return 0
-        own, key = self.own.interest, (account.name, pattern, queue)
+        own, key = self.own.interest, (subscription.account.name, subscription.pattern, subscription.queue)
         own.change(key, change)
         if self._has_borders:
             self.of_zone.interest.change(key, change)
@@ -241,16 +242,15 @@ class Peers:
 
     def _tell_changes(self, table: Table) -> None:
         table.marks += 1
-        changes = table.interest.take()
-        if changes is None:
+        lines = table.interest.take()
+        if lines is None:
             for link in table.links:
                 self._tell_all(link, table)
             return
-        table.told += len(changes)
-        if table.links:
-            lines = b"".join(routes.interest_line(*key, table.interest.weight(key)) for key in changes)
-            for link in table.links:
-                link.write(lines)
+        table.told += len(lines)
+        joined = b"".join(lines)
+        for link in table.links:
+            link.write(joined)
 
     def _tell_all(self, link: Link, table: Table) -> None:
         link.epoch += 1
@@ -263,7 +263,7 @@ class Peers:
         weights = [(key, interest.weight(key)) for key in islice(rest, INTEREST_SLICE_MAX)]
         for _ in weights:
             rest.popleft()
-        lines = [routes.interest_line(*key, weight) for key, weight in weights if weight]
+        lines = [routes.interest_line(routes.interest_key(*key), weight) for key, weight in weights if weight]
         link.write(b"".join(lines))
         if not rest:
             link.rest = None

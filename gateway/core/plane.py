@@ -75,6 +75,7 @@ class Plane:
         self._has_peers = options.id_step > 1 or options.has_gateways or bool(options.zones)
         asks = options.max_subscriptions > 0 or options.max_subscription_tokens < SUBJECT_TOKENS_MAX
         self.forwarder.asks_to_subscribe = asks or self._has_peers
+        self.forwarder.tells_peers = self._has_peers and not asks
         self.peers = Peers(
             self.forwarder,
             engine,
@@ -189,10 +190,6 @@ class Plane:
         if not self.peers.awaits(peer):
             peer.pings_out, peer.ping_sent_ms = 1, now_ms
             self.peers.ping(peer)
-
-    def doubt_peer(self, peer: Session) -> None:
-        """It was not heard for long: until it answers, it may want anything."""
-        self.peers.doubt(peer)
 
     def tell_peers(self) -> None:
         """What has changed in what our clients want."""
@@ -376,6 +373,9 @@ class Plane:
     def act(self, session: Session, event: nats.Event) -> None:
         self._actions[type(event)](session, event)
 
+    def subscribed(self, subscription: Subscription) -> None:
+        subscription.session.interest_mark = self.peers.tell(subscription, 1)
+
     def special(self, session: Session, event: nats.Publish, kind: int) -> None:
         wire_subject, wire_reply, header_block, payload = event
         subject, reply = subjects.decode(wire_subject), subjects.decode(wire_reply)
@@ -426,7 +426,7 @@ class Plane:
             session.subscriptions[event.sid] = subscription
             self.forwarder.insert(subscription)
             self.stats.subscriptions += 1
-            session.interest_mark = self.peers.tell(session.account, pattern, queue, 1)
+            self.subscribed(subscription)
         if session.options.verbose:
             self._send(session, nats.OK)
 
@@ -462,7 +462,7 @@ class Plane:
             return
         self.forwarder.remove(subscription)
         self.stats.subscriptions -= 1
-        self.peers.tell(session.account, subscription.pattern, subscription.queue, -1)
+        self.peers.tell(subscription, -1)
         if session.account.watches:
             self._tell_watchers(session, subscription.pattern)
 

@@ -120,6 +120,7 @@ class Session:
         self.scope = Scope.ANYWHERE
         self.zone = ""  # of a peer: the other zone that is reached by it, "" for one of ours
         self.spare = False  # of a peer: another one leads to the same zone, and nothing is sent by this one
+        self.learned: object | None = None  # of a peer: the `interest.Learned` of what it wants
         self.interest_mark = 0  # how much interest peers had been told when the client last subscribed
 
         self.options = nats.ConnectOptions()

@@ -579,7 +579,7 @@ class GatewayConnection(Connection):
         self._silent_watches += 1
         for session in self.channels.sessions.values():
             if is_silent:
-                self._plane.doubt_peer(session)
+                self._plane.peers.doubt(session)
             self._plane.ping_peer(session, self._server.now_ms())
 
     def _log_closed(self, error: Exception | None) -> None:

@@ -130,7 +130,7 @@ class Wire:
         self.silent_watches[end] += 1
         for channel in session.sessions.values():
             if silent_ms >= GATEWAY_STALE_MS:
-                self.ends[end].plane.doubt_peer(channel)
+                self.ends[end].plane.peers.doubt(channel)
             self.ends[end].plane.ping_peer(channel, self.world.now_ms)
 
 

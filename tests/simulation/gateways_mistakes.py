@@ -53,7 +53,7 @@ def a_table_takes_nothing_back(patch: Patch) -> None:
 
     def begins(self: Learned, epoch: int) -> None:
         begin(self, epoch)
-        self._before = set()
+        self.before = set()
 
     patch.setattr(Learned, "begin", begins)
 
