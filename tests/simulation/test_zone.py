@@ -45,6 +45,7 @@ def test_faults_of_every_kind(sinks, seeds):
         (("failing_fsync", "partition"), {"sink_failed", "checkpoint_sent", "filled"}, 1),
         (("replace_gateway", "transfer"), {"log_trimmed"}, 9),
         (("full_disk",), {"no_space_for_journal", "storage_full"}, 0),
+        (("spoil",), {"segment_damaged", "segment_mended"}, 0),
         (("roll_back", "set_back"), {"rolled back", "set back", "log_damaged"}, 2),
         (("add_sink",), {"member_added", "filled"}, 0),
         (("change_members",), {"member_added", "member_removed"}, 0),

@@ -46,6 +46,7 @@ from sinkd.shell import (
     raft,
     raft_leader,
     raft_links,
+    scrubbing,
     sink,
     store,
 )
@@ -353,6 +354,9 @@ def _patches(zone: Zone) -> list[Any]:
         *(patch(module, "JOURNAL_PAGE_BYTES", page_bytes) for module in (journal_files, journal_recovery)),
         patch(journal_files, "write_zeros", write_stale_bytes if zone.seed % 2 else journal_files.write_zeros),
         patch(peers, "PULL_BYTES", 8 * 1024),
+        patch(scrubbing, "PULL_BYTES", 8 * 1024),
+        patch(scrubbing, "SCRUB_BEGIN_MS", 500),
+        patch(scrubbing, "SCRUB_ROUND_MS_MIN", 2_000),
         patch(raft_leader, "SNAPSHOT_PIECE_BYTES", 2 * 1024),
         patch(raft_leader, "APPEND_ENTRIES_MAX", rng.choice((1, 1, 2, 8))),
         patch(replication, "WINDOW_APPENDS", 4),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 KINDS = (
     "crash", "crash_in_call", "power", "power_of_all", "stop", "pause", "partition", "cut", "slow_way", "slow_disk",
-    "full_disk", "failing_fsync", "damage", "damage_journal_end", "wipe", "worst_moment", "roll_back",
+    "full_disk", "failing_fsync", "damage", "damage_journal_end", "spoil", "wipe", "worst_moment", "roll_back",
     "replace_gateway", "transfer", "change_members",
     "deaf_leader", "set_back", "add_sink",
 )  # fmt: skip
@@ -172,6 +172,15 @@ class Faults:
             node.has_hidden_loss = node.has_hidden_loss or damage.is_hidden
             self.zone.log(f"{node.name}: {damage.what}")
             self.zone.restart_later(node)
+
+    def spoil(self, node: Node) -> None:
+        """A disk errs while it is used; what is written no more is bad from now on."""
+        folders = {path.parent for path in node.disk.files("*.segment")}
+        files = [path for folder in sorted(folders) for path in sorted(folder.glob("*.segment"))[:-1]]
+        if node.is_running and files and self._may_lose(node):
+            damage = node.disk.damage(files)
+            node.has_hidden_loss = node.has_hidden_loss or damage.is_hidden
+            self.zone.log(f"{node.name}: {damage.what}")
 
     def wipe(self, node: Node) -> None:
         if self._may_lose(node):
