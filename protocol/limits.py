@@ -85,6 +85,7 @@ LINK_RETRY_MS_MAX: Final = 500  # pause after all sinks of a zone were tried in 
 
 # -- between the sinks of a group -------------------------------------------------------------------------------------
 RAFT_PING_INTERVAL_MS: Final = 250
+RAFT_DOUBT_MS_MAX: Final = 30_000  # for so long members whose machine has been started anew wait for all others
 RAFT_SILENCE_MS_MAX: Final = 1_500  # a peer that says nothing for so long is dialled anew
 RAFT_DIAL_MS_MAX: Final = 1_000
 RAFT_RETRY_MS_MIN: Final = 50

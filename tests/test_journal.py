@@ -1,5 +1,6 @@
 """The journal: what goes in comes back, and PySyncObj finds in it what it needs and no more."""
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -49,6 +50,21 @@ def test_entries_and_vote_come_back_over_many_files(folder):
     assert (journal.first_index, journal.last_index) == (1, 51)
     assert journal.file_count == len(numbered(folder)) > 3
     journal.close()
+
+
+def test_closed_in_order_even_the_mark_is_on_the_disk(folder, monkeypatch):
+    journal, synced, fdatasync = reopen(folder), [], os.fdatasync
+    fill(journal, 3)
+    journal.sync()
+
+    def noting(descriptor):
+        synced.append(os.pread(descriptor, 1 << 20, 0))
+        fdatasync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", noting)
+    journal.close_in_order()
+    journal.close()
+    assert synced[-1] == numbered(folder)[-1].read_bytes()
 
 
 def test_a_vote_for_nobody_is_not_a_vote_for_the_empty_name(folder):

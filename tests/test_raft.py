@@ -7,7 +7,8 @@ import pytest
 
 from protocol.errors import FrameError
 from protocol.frames import FrameReader
-from protocol.limits import JOURNAL_SLICE_ENTRIES_MAX
+from protocol.limits import JOURNAL_SLICE_ENTRIES_MAX, RAFT_DOUBT_MS_MAX
+from sinkd.core.doubt import votes_needed
 from sinkd.core.membership import Membership
 from sinkd.core.raft_messages import (
     BUSY,
@@ -35,12 +36,20 @@ NO_OP = b"\x01"
 class Wire:
     """Member `s1` on a clock that the test moves; what it sends is kept."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, muted: str = "", born: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        *,
+        muted: str = "",
+        born: bool = True,
+        is_doubtful: bool = False,
+    ) -> None:
         self.now = 1_000.0
         monkeypatch.setattr(pysyncobj.syncobj, "monotonicTime", lambda: self.now)
         self.folder, self.applied = folder, []
         self.journal = Journal.open(folder, journal_id=b"j" * 16, checkpoint=None)
-        self.member = Member("s1", self.journal, 0, self._apply, Membership({}), muted=muted)
+        self.member = Member("s1", self.journal, 0, self._apply, Membership({}), muted=muted, is_doubtful=is_doubtful)
         if born:
             self.member.begin(MEMBERS)
             self.member.synced()
@@ -435,3 +444,56 @@ def test_what_waits_for_a_command_may_only_queue_so_nothing_is_applied_twice(wir
     wire.matched("s2", wire.journal.last_index)
     wire.tick()
     assert [command for command, _, _ in wire.applied].count(b"x") == 1
+
+
+# -- members in doubt: C7 ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("members", "needed"),
+    [(1, [1, 1]), (2, [2, 2, 2]), (3, [2, 3, 3, 3]), (4, [3, 3, 3]), (5, [3, 4, 5, 5, 5])],
+)
+def test_how_many_votes_elect_if_some_are_in_doubt(members, needed):
+    assert [votes_needed(members, doubtful) for doubtful in range(len(needed))] == needed
+
+
+def test_a_vote_in_doubt_elects_only_together_with_all_others(wire):
+    (asked, *_) = [message for _, message in wire.tick(1.0) if isinstance(message, PreVote)]
+    wire.receive("s2", PreVoted(asked.term, doubtful=True))
+    assert wire.member.state == FOLLOWER
+    wire.receive("s3", PreVoted(asked.term))
+    assert wire.member.state == CANDIDATE
+    wire.receive("s2", Voted(wire.member.term, doubtful=True))
+    assert wire.member.state == CANDIDATE
+    wire.receive("s3", Voted(wire.member.term))
+    assert wire.member.state == LEADER
+
+
+@pytest.fixture
+def doubtful(tmp_path, monkeypatch):
+    wire = Wire(tmp_path / "journal", monkeypatch, is_doubtful=True)
+    yield wire
+    wire.member.destroy()
+
+
+def test_a_member_in_doubt_says_so_when_it_votes_and_counts_itself(doubtful):
+    assert doubtful.receive("s2", PreVote(1, 2, 0)) == [("s2", PreVoted(1, doubtful=True))]
+    assert doubtful.receive("s2", RequestVote(1, 2, 0)) == [("s2", Voted(1, doubtful=True))]
+    (asked, *_) = [message for _, message in doubtful.tick(2.0) if isinstance(message, PreVote)]
+    doubtful.receive("s2", PreVoted(asked.term))
+    assert doubtful.member.state == FOLLOWER
+
+
+def test_doubt_ends_with_all_that_a_leader_had(doubtful):
+    doubtful.append(2, 0, 5, last=4)
+    assert doubtful.member.is_doubtful
+    doubtful.append(3, 5, 5, commit=4, last=9)
+    doubtful.append(4, 5, commit=4, last=9)  # what is committed counts once it is synced
+    assert not doubtful.member.is_doubtful
+    assert not doubtful.member.muted
+    assert doubtful.member.term == 5
+
+
+def test_doubt_ends_with_time(doubtful):
+    doubtful.now += RAFT_DOUBT_MS_MAX / 1000
+    assert ("s2", PreVoted(1)) in doubtful.receive("s2", PreVote(1, 2, 0))

@@ -8,10 +8,14 @@ from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
+import structlog
 from support.disk import flip
 from support.sinks import SinkZone
 
 from protocol.errors import LogError
+from sinkd.core.birth import ACTIVE, CHOSEN, Step
+from sinkd.shell import peers
+from sinkd.shell.folder import DataFolder, boot_id
 from sinkd.shell.replica import Replica
 from sinkd.shell.segments import PartitionLog
 
@@ -327,3 +331,54 @@ async def test_fsync_at_intervals_syncs_less_and_keeps_what_a_killed_process_had
         assert zone.sinks[zone.leader].group.syncs - syncs < 25
         await all_have(zone, PAYLOADS[:50])
         assert zone.status(zone.leader)["fsync"] == "interval"
+
+
+async def test_after_a_power_cut_all_are_waited_for(tmp_path, monkeypatch):
+    """Two whose machines were started anew elect nobody without the third: one may lack the end of its journal."""
+    async with running(SinkZone(tmp_path)) as zone:
+        await publish(zone, PAYLOADS[:10])
+        await zone.level()
+        await zone.stop()
+        for name in zone.names:
+            folder = DataFolder.open(tmp_path / name, mesh="acme", zone="eu", node=name)
+            assert folder.identity.boot == ""  # closed in order
+            folder.update(boot="an earlier run")
+            folder.close()
+        *two, third = zone.names
+        await zone.start(*two)
+        met = lambda: all(len(zone.sinks[name].main.peers.hellos) == 1 for name in two)  # noqa: E731
+        await zone.until(met, "they meet")
+        assert "was started anew" in zone.sinks[two[0]].health()
+        assert not zone.leader
+        await zone.start(third)
+        await zone.led()
+        await all_have(zone, PAYLOADS[:10])
+        noted = lambda: {sink.identity.boot for sink in zone.sinks.values()} == {boot_id()}  # noqa: E731
+        await zone.until(noted, "nothing is in doubt any more")
+
+
+async def test_what_is_damaged_while_a_group_begins_is_not_forgotten(tmp_path, monkeypatch):
+    """It has chosen, then its journal was spoilt: it is a member, and may not vote until it is filled."""
+    steps, may_begin = peers.next_step, False
+
+    def held(own, hellos):
+        step = steps(own, hellos)
+        return step if may_begin or step.state != ACTIVE else Step(waits="the test holds it")
+
+    monkeypatch.setattr(peers, "next_step", held)
+    zone = SinkZone(tmp_path)
+    await zone.start()
+    try:
+        chosen = lambda: all(sink.identity.state == CHOSEN for sink in zone.sinks.values())  # noqa: E731
+        await zone.until(chosen, "all have chosen")
+        await zone.stop("s1")
+        flip(next((tmp_path / "s1" / "journal").glob("*.journal")), 100)
+        may_begin = True
+        with structlog.testing.capture_logs() as logs:
+            await zone.start("s1")
+            await publish(zone, PAYLOADS[:5])
+            await all_have(zone, PAYLOADS[:5])
+        (born,) = [one for one in logs if one["event"] == "group_birth" and one["node"] == "s1"]
+        assert (born["state"], "damaged" in born["muted"]) == (ACTIVE, True)
+    finally:
+        await zone.stop()

@@ -89,7 +89,10 @@ class PreVote(Message, frozen=True):
 
 
 class PreVoted(Message, frozen=True):
+    """`doubtful` as in `Voted`."""
+
     term: int
+    doubtful: bool = False
 
 
 class RequestVote(Message, frozen=True):
@@ -102,7 +105,10 @@ class RequestVote(Message, frozen=True):
 
 
 class Voted(Message, frozen=True):
+    """`doubtful`: the end of the sender's journal may be missing, without a trace (`sinkd.core.doubt`)."""
+
     term: int
+    doubtful: bool = False
 
 
 class TimeoutNow(Message, frozen=True):

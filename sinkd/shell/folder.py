@@ -43,7 +43,8 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Contents of identity.json; `crc32c` is over the other fields in their order, each on a line.
 
     Version 1 ended with `journal_id`: such a folder belongs to a sink that was alone. Version 2 ended with `muted`.
-    `succeeds` are the groups that `group` took the place of, with blanks between.
+    `succeeds` are the groups that `group` took the place of, with blanks between. `boot` is the run of the machine in
+    which the journal is being written, "" if it was closed in order.
     """
 
     format: str
@@ -57,6 +58,7 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: str = ""
     muted: str = ""
     succeeds: str = ""
+    boot: str = ""
     crc32c: str = ""
 
     def check(self) -> str:
@@ -65,9 +67,17 @@ class Identity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.version > 1:
             fields += (self.group, self.state, self.muted)
         if self.version > 2:
-            fields += (self.succeeds,)
+            fields += (self.succeeds, self.boot)
         lines = "".join(f"{field}\n" for field in fields)
         return f"{crc32.iscsi(lines.encode()):08x}"
+
+
+def boot_id() -> str:
+    """The run of this machine, "" where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 class GroupFolder:
@@ -93,7 +103,7 @@ class GroupFolder:
         return bytes.fromhex(self.identity.disk_id)
 
     def update(self, **fields: str) -> None:
-        """Changes `group`, `state`, `muted`, `succeeds` or the ids; durable when this returns."""
+        """Changes `group`, `state`, `muted`, `succeeds`, `boot` or the ids; durable when this returns."""
         identity = msgspec.structs.replace(self.identity, version=VERSION, crc32c="", **fields)
         self.identity = _written(self.path, identity)
 

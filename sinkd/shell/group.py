@@ -91,6 +91,7 @@ class Group:
         fsync_interval_ms: int = 0,
         may_block: bool = True,
         muted: str = "",
+        is_doubtful: bool = False,
         checkpoint: Callable[[], tuple[Checkpoint, bytes] | None] = lambda: None,
         send: Callable[[str, Parts], None] = lambda name, frame: None,
         changed: Callable[[], None] = lambda: None,
@@ -104,7 +105,8 @@ class Group:
 
         With `fsync_interval_ms` answers do not wait for an fdatasync, which comes so often: a power cut may cost what
         was acknowledged since. Votes wait for theirs all the same. `may_block` is whether nobody else is on this event
-        loop who must not wait for a disk that is suddenly slow. `muted` is why this member may not vote;
+        loop who must not wait for a disk that is suddenly slow. `muted` is why this member may not vote,
+        `is_doubtful` whether it may lack what it was seen to hold;
         `unmute` makes durable that it may (it blocks, and runs on a thread), then `unmuted` is called. `checkpoint`
         gives the latest durable one with its file's bytes; `offered` says that the leader has sent its own
         (`member.offered`), `configured` that streams or contracts were committed, and `seen` is told of what changed
@@ -114,7 +116,10 @@ class Group:
         self._send, self._changed, self._offered, self._configured = send, changed, offered, configured
         self._unmute, self._unmuted, self._seen = unmute, unmuted, seen
         membership = self._membership(applied_index, {node: alone} if alone else {})
-        self.member = Member(node, journal, applied_index, self._apply, membership, muted=muted, checkpoint=checkpoint)
+        self.member = Member(
+            node, journal, applied_index, self._apply, membership, muted=muted, is_doubtful=is_doubtful,
+            checkpoint=checkpoint,
+        )  # fmt: skip
         self._inbound: deque[tuple[str, Frame | str | None]] = deque()  # a journal id: connected; None: disconnected
         self._appends: deque[_Append] = deque()
         self._commands: deque[_Command] = deque()

@@ -212,6 +212,11 @@ class Journal:
             self._failed = True
             raise
 
+    def close_in_order(self) -> None:
+        """Everything is on the disk, and the mark that says so. Blocks. OSError: see `failed`."""
+        self.sync()
+        os.fdatasync(self._active.descriptor)
+
     def trust(self) -> None:
         """Counts all that was added as synced, though it is not: `fsync = "interval"`."""
         self._synced_index = self.last_index

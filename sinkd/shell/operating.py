@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from protocol.errors import LogError
+from protocol.limits import RAFT_DOUBT_MS_MAX
 from protocol.link import AcceptLoss
 from sinkd.core.raft_messages import Hello
 from sinkd.core.replication import Follower, Phase
@@ -69,7 +70,13 @@ class Operator:
         peers = self._replica.peers
         if peers is None or self._replica.group.leader:
             return ""
-        return peers.waits or self.too_few()
+        return peers.waits or self.too_few() or self._doubts()
+
+    def _doubts(self) -> str:
+        if not self._replica.group.member.is_doubtful:
+            return ""
+        seconds = RAFT_DOUBT_MS_MAX // 1000
+        return f"its machine was started anew and the end of its journal may be missing: waits {seconds} s for all"
 
     def too_few(self) -> str:
         """Why the members that are up and whole are no majority; "" if they are, or there are no members yet."""

@@ -184,7 +184,8 @@ class Peers:
             if step.waits:
                 return
             group = step.group or secrets.token_hex(16)
-            muted = NEW_DISK if step.is_late else ""
+            # What was set aside since it has chosen is lost to it; who chooses only now begins with nothing anyhow.
+            muted = NEW_DISK if step.is_late else self._folder.identity.muted if step.state == ACTIVE else ""
             if step.state == CHOSEN:
                 hellos = (self.hello(), *self.hellos.values())
                 members = {hello.node: hello.address for hello in hellos}

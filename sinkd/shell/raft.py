@@ -21,6 +21,7 @@ What the library may do and what not, by the names of the rules that its holes g
 - C4     What is sent is bounded by a window for each follower.
 - C5     A muted member neither votes nor stands until it holds all that a leader held which was elected without it.
 - C6     What was known of a follower is void when it comes back with another journal.
+- C7     Votes of members that may have lost the end of their journals count less (`sinkd.core.doubt`).
 
 Its own compaction is off: checkpoints are written by the sink's housekeeping, then the journal is cut.
 """
@@ -34,9 +35,10 @@ from pysyncobj import SyncObj, SyncObjConf
 
 from protocol.errors import DamagedFile, FrameError
 from protocol.frames import Message, Parts
-from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
+from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX, RAFT_DOUBT_MS_MAX
 from sinkd.core import commands
 from sinkd.core.commands import MembersAre
+from sinkd.core.doubt import votes_needed
 from sinkd.core.formats import BadBytes, Checkpoint, decode_checkpoint
 from sinkd.core.membership import Membership
 from sinkd.core.raft_messages import (
@@ -86,11 +88,13 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         membership: Membership,
         *,
         muted: str = "",
+        is_doubtful: bool = False,
         checkpoint: Callable[[], tuple[Checkpoint, bytes] | None] = lambda: None,
     ) -> None:
         """`applied_index` is the index that the state machine's checkpoint stands for, 0 without one.
 
-        `checkpoint` gives the latest durable one with its file's bytes; `muted` is why this member may not vote.
+        `checkpoint` gives the latest durable one with its file's bytes; `muted` is why this member may not vote,
+        `is_doubtful` whether it may lack what it was seen to hold.
         """
         self._apply, self._journal, self._membership = apply, journal, membership
         self._checkpoint, self.muted = checkpoint, muted
@@ -110,8 +114,9 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         self._known_commit = 0  # what leaders have said to be committed, of what is here
         self._ticked_at = float("-inf")
         self._is_credited = False  # a follower was found to hold more: there may be something to commit
-        self._prevotes: set[str] = set()
-        self._votes: set[str] = set()
+        self._doubts_until = clock() + RAFT_DOUBT_MS_MAX / 1000 if is_doubtful else 0.0
+        self._prevotes: dict[str, bool] = {}  # who would vote, and whether in doubt
+        self._votes: dict[str, bool] = {}
         self._heard_at = float("-inf")
         self._is_transferred = False
         self._pieces = Pieces()
@@ -149,6 +154,11 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
     def term(self) -> int:
         term: int = self._SyncObj__raftCurrentTerm
         return term
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether this member may lack the end of its journal, and others may know (`sinkd.core.doubt`)."""
+        return self._doubts_until > 0 and clock() < self._doubts_until
 
     @property
     def leads(self) -> bool:
@@ -287,7 +297,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
             self._promise(name, RequestVote(message["term"], *last, self._is_transferred))
         elif kind == "response_vote":
             self._deadline = clock() + self._election_timeout()
-            self._promise(name, Voted(message["term"]))
+            self._promise(name, Voted(message["term"], self.is_doubtful))
         # F3: `next_node_idx` says what the library believes to match; what really does is answered by us.
 
     # -- the tick -----------------------------------------------------------------------------------------------------
@@ -338,6 +348,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def _state_changed(self, old: int, new: int) -> None:
         if new == LEADER:
+            self._doubts_until = 0.0
             self._deadline = float("inf")
             self._leadership = Leadership(
                 self.name, self.term, self._journal, lambda: int(self.raftCommitIndex), self._to_send, self._send
@@ -348,7 +359,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
             self._deadline = clock() + self._election_timeout()
             self._leadership = None
             self._drop_pending()
-        self._prevotes, self._votes = set(), set()
+        self._prevotes, self._votes = {}, {}
         log.info("raft_state", node=self.name, state=STATES[new], term=self.term)
 
     def _drop_pending(self) -> None:
@@ -375,7 +386,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         if len(self.members) == 1:
             self._stand()
             return
-        self._prevotes = set()
+        self._prevotes = {}
         last = self._journal.last_index
         for name in self.members:
             if name != self.name:
@@ -383,21 +394,21 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
 
     def _stand(self) -> None:
         """The library's next tick begins an election."""
-        self._votes = set()
+        self._votes = {}
         self._SyncObj__raftElectionDeadline = 0
 
     def _take_prevote(self, name: str, message: PreVote) -> None:
         if message.term <= self.term:
             self._promise(name, Stale(self.term))
         elif self._may_vote(name) and not self._hears_leader() and self._is_up_to_date(message):
-            self._promise(name, PreVoted(message.term))
+            self._promise(name, PreVoted(message.term, self.is_doubtful))
 
     def _take_prevoted(self, name: str, message: PreVoted) -> None:
         if self.state == LEADER or message.term != self.term + 1 or name not in self.members or self.muted:
             return
-        self._prevotes.add(name)
-        if len(self._prevotes) + 1 > len(self.members) // 2:
-            self._prevotes = set()
+        self._prevotes[name] = message.doubtful
+        if self._are_enough(self._prevotes):
+            self._prevotes = {}
             self._stand()
 
     def _take_request_vote(self, name: str, message: RequestVote) -> None:
@@ -409,8 +420,15 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
     def _take_voted(self, name: str, message: Voted) -> None:
         if self.state != CANDIDATE or message.term != self.term or name not in self.members or name in self._votes:
             return
-        self._votes.add(name)
-        self._SyncObj__onMessageReceived(peer(name), {"type": "response_vote", "term": message.term})
+        self._votes[name] = message.doubtful
+        if self._are_enough(self._votes):
+            for voter in self._votes:  # the library counts to a majority, and has heard of none of them yet
+                self._SyncObj__onMessageReceived(peer(voter), {"type": "response_vote", "term": message.term})
+
+    def _are_enough(self, votes: Mapping[str, bool]) -> bool:
+        """Whether these and its own elect this member."""
+        doubtful = sum(votes.values()) + self.is_doubtful
+        return len(votes) + 1 >= votes_needed(len(self.members), doubtful)
 
     def _may_vote(self, name: str) -> bool:
         return name in self.members and self.is_member and not self.muted
@@ -559,13 +577,19 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
             self._reply(name, message, MISMATCH, next_index)
 
     def _look_whether_whole(self, name: str, message: Append, matched: int) -> None:
-        """C5: how far this leader's log went when it was first heard is how far a muted member has to get."""
-        if not self.muted:
+        """C5: how far this leader's log went when it was first heard is how far a muted member has to get.
+
+        One in doubt, too.
+        """
+        if not self.muted and not self.is_doubtful:
             return
         key = name, message.term
         if self._target is None or self._target[0] != key:
             self._target = key, message.last_index
-        if min(matched, int(self.raftCommitIndex)) >= self._target[1] and self.whole_at is None:
+        if min(matched, int(self.raftCommitIndex)) < self._target[1] or self.whole_at is not None:
+            return
+        self._doubts_until = 0.0
+        if self.muted:
             self._SyncObj__setCurrentTerm(message.term, name)
             self.whole_at = message.term, name
 

@@ -39,7 +39,7 @@ from sinkd.shell.checkpoint import Checkpoint
 from sinkd.shell.configuring import Configuring
 from sinkd.shell.files import NO_SPACE
 from sinkd.shell.filling import Filling
-from sinkd.shell.folder import GroupFolder
+from sinkd.shell.folder import GroupFolder, boot_id
 from sinkd.shell.group import Group, UnknownOutcome
 from sinkd.shell.holding import Holding
 from sinkd.shell.journal import Journal
@@ -90,13 +90,15 @@ class Replica:
             self.set_aside(error)
             self._open_log()
         has_spare = self._make_spare()
-        born = folder.identity.state == ACTIVE
+        born, is_doubtful = folder.identity.state == ACTIVE, self._is_doubtful()
+        if not is_doubtful:
+            self._note_boot()
         self.group = Group(
             node.name, self.journal, self.machine, self.store, self.checkpoint_index, sink.now_ms,
             alone=str(node.raft or node.link) if sink.is_alone else "",
             fsync_interval_ms=limits.FSYNC_INTERVAL_MS if node.fsync == "interval" else 0,
             may_block=not sink.is_embedded,
-            muted=folder.identity.muted if born else UNBORN,
+            muted=folder.identity.muted if born else UNBORN, is_doubtful=is_doubtful,
             checkpoint=partial(checkpoints.read_with_bytes, folder.path),
             send=self._send, changed=self._leadership_changed, offered=self._checkpoint_offered,
             unmute=partial(folder.update, muted=""), unmuted=self._tell_peers, configured=self._configured,
@@ -115,6 +117,15 @@ class Replica:
         sink.links_by_group[self.number] = self.links
         rate_bytes = node.scrub_rate_bytes_per_second
         self.scrubber = Scrubber(self.store, sink.writer, self._pull, self._sources, self._mended, rate_bytes)
+
+    def _is_doubtful(self) -> bool:
+        """Whether the machine has been started anew since the journal was written, and it was not closed in order."""
+        return not self._sink.is_alone and self.folder.identity.boot not in ("", boot_id())
+
+    def _note_boot(self) -> None:
+        """The journal is written in this run of the machine, and nothing that stands in it is in doubt."""
+        if not self._sink.is_alone and self.folder.identity.boot != boot_id():
+            self.folder.update(boot=boot_id())
 
     def _open_log(self) -> None:
         """Checkpoint, journal and segments, as they were left. DamagedFile: they contradict each other."""
@@ -191,6 +202,10 @@ class Replica:
     def close(self) -> None:
         """The files; on the writer's thread."""
         self.store.close()
+        if not self._sink.is_alone and not self._sink.failed.done() and not self.group.member.is_doubtful:
+            with contextlib.suppress(OSError):  # then it is in doubt after the next start of the machine
+                self.journal.close_in_order()
+                self.folder.update(boot="")
         self.group.close()
         self.journal.close()
 
@@ -342,6 +357,8 @@ class Replica:
     def _look_at_disk(self) -> None:
         """On the writer's thread."""
         free_bytes = self._sink.look_at_disk()
+        if not self.group.member.is_doubtful:
+            self._note_boot()
         self.group.is_below_reserve = free_bytes < self._sink.node.disk_reserve_bytes
         if free_bytes >= self._sink.journal_file_bytes:
             self.group.no_space = not self._make_spare()

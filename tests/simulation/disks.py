@@ -127,6 +127,7 @@ class Disk:
         self._trash = folder.with_name(folder.name + ".trash")
         self._trash.mkdir()
         self._numbers = 0
+        self.boots = 0  # of its machine
         self.unsynced: dict[int, _Unsynced] = {}
         self.changes: list[_Change] = []
         self.is_full = False
@@ -175,6 +176,7 @@ class Disk:
 
     def power_cut(self) -> None:
         """Nobody has a file open."""
+        self.boots += 1
         self._lose_names()
         by_inode = {path.stat().st_ino: path for path in self._files()}
         for inode, unsynced in self.unsynced.items():
@@ -228,14 +230,16 @@ class Disk:
         now = path.read_bytes()
         return now[start : start + len(data)] == data if data else len(now) == start
 
-    def damage(self, files: list[Path]) -> Damage:
-        """One of these files of a stopped process is not what it was."""
+    def damage(self, files: list[Path], end_bytes: int = 0) -> Damage:
+        """One of these files of a stopped process is not what it was; with `end_bytes` in its last so many bytes."""
         suffix = self._rng.choice(sorted({path.suffix for path in files}))
         path = self._rng.choice([path for path in files if path.suffix == suffix])
         data = bytearray(path.read_bytes())
         kind = self._rng.choice(("flip", "flip", "flip", "truncate", "zero"))
         used = min(_end(path, bytes(data)) or len(data), len(data))
         start = self._rng.randrange(used if self._rng.random() < 0.9 else len(data))
+        if end_bytes:
+            start = max(0, used - 1 - self._rng.randrange(end_bytes))
         end = start
         if kind == "flip":
             data[start] ^= 1 << self._rng.randrange(8)

@@ -21,6 +21,8 @@ KINDS = (
     "replace_gateway", "transfer", "change_members",
     "deaf_leader", "set_back", "add_sink",
 )  # fmt: skip
+JOURNAL_END_BYTES = 600
+WORST_POWER_CUT_EVERY = 5  # seeds
 INTERVALS_S = (0.03, 0.08, 0.2, 0.5)
 
 
@@ -30,13 +32,14 @@ class Faults:
     def __init__(self, zone: "Zone", rng: random.Random, kinds: tuple[str, ...] | None = None) -> None:
         self.zone, self.rng = zone, rng
         chosen = tuple(rng.sample(KINDS, rng.choice((2, 4, 8, len(KINDS)))))
+        if zone.seed % WORST_POWER_CUT_EVERY == 0:
+            chosen += ("worst_power_cut",)
         self.kinds = chosen if kinds is None else kinds
         self.interval_s = rng.choice(INTERVALS_S)
         self._is_armed = False
         self.copied_index: dict[str, list[int]] = {}  # where the journals ended of which there are copies
         self.added: str | None = None  # the sink that the file did not name at first
         self.removed: str | None = None  # the sink that is, or may be, no member
-        self.forgotten_in = [-1] * zone.groups  # the term in which nobody remembers any more what others held
 
     def begin(self) -> None:
         if self.kinds:
@@ -80,13 +83,8 @@ class Faults:
         self.zone.restart_later(node)
 
     def power_of_all(self, node: Node) -> None:
-        self.forgotten_in = self._terms()
         for each in self.zone.nodes.values():
             self.power(each)
-
-    def _terms(self) -> list[int]:
-        """The latest one of each group that somebody has led."""
-        return [max(audit.leaders, default=0) for audit in self.zone.audit.groups]
 
     def _some_group(self) -> int:
         return self.rng.randrange(self.zone.groups) if self.zone.groups > 1 else 0
@@ -191,8 +189,6 @@ class Faults:
     def _may_lose(self, node: Node) -> bool:
         """Whether a majority keeps what it has if this one's disk is damaged; then it counts as damaged."""
         others = [other for other in self.zone.nodes.values() if other is not node and not other.is_whole]
-        if any(term <= forgotten for term, forgotten in zip(self._terms(), self.forgotten_in, strict=True)):
-            return False  # whoever saw the end of its journal has forgotten it (docs/promises.md)
         if self.removed is not None or len(others) >= (len(self.zone.nodes) - 1) // 2:
             return False
         running = [each for each in self.zone.nodes.values() if each.is_running]
@@ -225,6 +221,35 @@ class Faults:
                 self.pause(each)
             self._unblock(ways)
             self.zone.network.cut(late[0].name, node.name)
+
+        self.zone.call_later(self.rng.uniform(0.05, 0.5), strike)
+
+    def worst_power_cut(self, node: Node) -> None:
+        """As many as may be lag behind; then all lose power, one of the others the end of its journal too, and whoever
+        could tell comes back last.
+        """
+        group = self._some_group()
+        leader, others = self.zone.leader(group), [other for other in self.zone.nodes.values() if other is not node]
+        if leader is None or leader is node or self.removed is not None or self.zone.network.blocked:
+            return
+        late = [other.name for other in others if other is not leader][: len(others) // 2]
+        ways = [(name, other) for name in late for other in self.zone.nodes if other not in late]
+        ways += [(other, name) for name, other in ways]
+        for way in ways:
+            self.zone.network.block(*way)
+
+        def strike() -> None:
+            self._unblock(ways)
+            if self.zone.is_healed or not self._may_lose(node):
+                return
+            for each in self.zone.nodes.values():
+                each.kill()
+                each.disk.power_cut()
+                is_last = each is not node and each.name not in late
+                self.zone.call_later(2.0 if is_last else 0.2 * self.rng.random(), each.start)
+            damage = node.disk.damage(node.disk.files(_folder(group) + "journal/*.journal")[-1:], JOURNAL_END_BYTES)
+            node.has_hidden_loss = node.has_hidden_loss or damage.is_hidden
+            self.zone.log(f"{node.name}: {damage.what}")
 
         self.zone.call_later(self.rng.uniform(0.05, 0.5), strike)
 

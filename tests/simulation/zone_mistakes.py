@@ -133,6 +133,10 @@ def c6_a_new_journal_is_taken_for_the_old_one(patch: Patch) -> None:
     patch.setattr(Follower, "connected", lambda self, _, end: connected(self, "the same", end))
 
 
+def c7_votes_in_doubt_count_as_any_other(patch: Patch) -> None:
+    patch.setattr(Member, "is_doubtful", False)
+
+
 def a_failed_fsync_is_tried_again(patch: Patch) -> None:
     sync = Journal.sync
 
@@ -203,6 +207,7 @@ MISTAKES: dict[Callable[[Patch], None], tuple[str, ...]] = {
     c5_muted_members_vote_and_stand: ("wipe", "transfer"),
     c5_a_new_disk_is_not_muted: ("wipe", "transfer"),
     c6_a_new_journal_is_taken_for_the_old_one: ("wipe", "cut"),
+    c7_votes_in_doubt_count_as_any_other: ("worst_power_cut",),
     a_failed_fsync_is_tried_again: ("failing_fsync", "power", "crash"),
     folders_are_not_synced: DISK,
     damage_is_taken_for_a_torn_tail: ("damage_journal_end", "crash"),
