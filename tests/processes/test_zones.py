@@ -34,10 +34,11 @@ from mesh.node_tls import contexts, name_of
 from protocol.routes import Hello, hello_line, rank
 
 AFTERWARDS = 100
-BACKLOG = 16
-COPY_RATE = "300kB/s"
+BACKLOG = 24
+COPIED_MAX = 1.4  # times the backlog: with either kill forgetting what was held, it would be more
+COPY_RATE = "400kB/s"
 OTHER_CLIENTS = {"go": (), "js": ("transport-node",)}
-TOUR = ("publish-subscribe", "headers", "queue-group-of-zone", "request-reply", "no-responders")
+TOUR = ("publish-subscribe", "headers", "queue-group-of-zone", "request-reply")
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ async def test_zones_outlive_kills_silence_and_cuts_and_lose_no_event(zones: Mac
         for load in loads.values():
             await load.finish()
         copied = zones.wires["es1"].passed_bytes
-        assert copied < 1.5 * BACKLOG * BACKLOG_BYTES, f"{copied} bytes: some of it came again"
+        assert copied < COPIED_MAX * BACKLOG * BACKLOG_BYTES, f"{copied} bytes: some of it came again"
         await all_is_in_both({"eu": by_name[stays], "us": by_name[speaks]}, loads)
         assert set(await asyncio.gather(*(daemon.stop() for daemon in zones.daemons.values()))) == {0}
 
@@ -90,7 +91,7 @@ async def sinks_are_killed_while_they_copy(zones: Machines) -> None:
     """The one that mirrors, then the one that is mirrored; what was held by then does not come again."""
     [origin], [mirror] = zones.sinks["eu"], zones.sinks["us"]
     wire = zones.wires[origin]
-    for part, killed in ((0.25, mirror), (0.5, origin)):
+    for part, killed in ((0.5, mirror), (0.75, origin)):
         bytes_min = part * BACKLOG * BACKLOG_BYTES
         await until(lambda least=bytes_min: wire.passed_bytes > least, "a part of it is copied", WAIT_S)
         zones.kill(killed)

@@ -196,10 +196,10 @@ async def publishing(zones: Machines, *ways: list[str], writers: int = 2) -> Asy
 
 
 async def keep_backlog(connection: Client, load: Load, count: int) -> None:
-    """So many events of random bytes, which no compression makes less: what takes time to be copied."""
-    payloads = [os.urandom(BACKLOG_BYTES) for _ in range(count)]
-    answers = await asyncio.gather(*(published(connection, "orders.backlog", payload) for payload in payloads))
-    load.acknowledged |= {payload: each["offset"] for payload, each in zip(payloads, answers, strict=True)}
+    """So many events of random bytes, which no compression makes less, each in a batch of its own."""
+    for _ in range(count):
+        payload = os.urandom(BACKLOG_BYTES)
+        load.acknowledged[payload] = (await published(connection, "orders.backlog", payload))["offset"]
 
 
 async def all_is_in_both(readers: Mapping[str, Client], loads: Mapping[str, Load]) -> dict[str, int]:

@@ -69,7 +69,6 @@ var tours = map[string][]step{
 		{"headers", (*tour).headers},
 		{"queue-group-of-zone", (*tour).queueGroupOfZone},
 		{"request-reply", (*tour).requestReply},
-		{"no-responders", (*tour).noResponders},
 	},
 }
 

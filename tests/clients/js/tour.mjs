@@ -369,7 +369,7 @@ const TOURS = {
     ...["verbose-pedantic", "payload-max", "payload-too-large"],
   ],
   log: ["puback", "duplicate", "wrong-stream", "wrong-sequence", "fetch", "out-of-range"],
-  zones: ["publish-subscribe", "headers", "queue-group-of-zone", "request-reply", "no-responders"],
+  zones: ["publish-subscribe", "headers", "queue-group-of-zone", "request-reply"],
 };
 const methodOf = (step) => step.replace(/-(.)/g, (_, letter) => letter.toUpperCase());
 
