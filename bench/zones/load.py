@@ -20,6 +20,7 @@ CHUNK: Final = 500  # events that are sent before the answers to those before th
 TICK_S: Final = 0.01
 READ_BYTES: Final = 1 << 18
 _INBOX: Final = b"_INBOX.zones"
+_ANSWER: Final = re.compile(rb"H?MSG _INBOX\.watch [^\r]*?(\d+)\r\n")
 _LINE_BYTES_MIN: Final = 60  # as lines of logs have
 
 
@@ -139,15 +140,18 @@ class Watch:
         self._socket.close()
 
     def look(self) -> int:
-        """BenchError: no answer."""
+        """0 while there is no copy. BenchError: no answer."""
         self._socket.sendall(self._ask)
         data = b""
-        while (found := self._found.search(data)) is None:
+        while (head := _ANSWER.search(data)) is None or len(data) < head.end() + int(head[1]):
             came = self._socket.recv(READ_BYTES)
             if not came:
                 raise BenchError("whoever is asked for its copy has closed the connection")
             data += came
-        return int(found[1])
+        if b"PING\r\n" in data:
+            self._socket.sendall(b"PONG\r\n")
+        found = self._found.search(data)
+        return int(found[1]) if found is not None else 0
 
 
 def lag_ms(sent: list[tuple[float, int]], seen: list[tuple[float, int]]) -> list[float]:
