@@ -161,23 +161,6 @@ async def test_a_destroyed_zone_gets_its_old_logs_back_and_goes_on_under_a_new_i
         assert await zones.batches("e1", OLD) == lost
 
 
-async def test_a_rebuild_goes_on_after_sinks_of_both_zones_were_away(tmp_path):
-    slow = '[links.eu.us]\ncopy_rate = "2MB/s"'
-    async with destroyed(tmp_path, [bytes([number]) * 90_000 for number in range(20)], more=slow) as (zones, lost):
-        lost_bytes = sum(map(len, lost))
-        assert lost_bytes > 1_000_000
-        await zones.until(lambda: zones.sinks["e1"].mirroring.origins["us"].is_told, "linked")
-        await zones.sinks["e1"].links.operator.rebuild("us")
-        await zones.until(lambda: zones.sinks["e1"].machine.state.rebuild, "begun")
-        await zones.stop("u1")
-        await zones.stop("e1")
-        await zones.start("e1")
-        assert not zones.sinks["e1"].machine.state.rebuild.ended_ms
-        await zones.start("u1")
-        await rebuilt(zones)
-        assert await zones.batches("e1", OLD) == lost
-
-
 async def test_what_is_asked_in_vain_is_refused_with_what_was_found(tmp_path):
     zones = TwoZones(tmp_path)
     await zones.start("e1")
