@@ -283,9 +283,8 @@ class _Server:
         return (mesh.bind.host, mesh.port) if isinstance(mesh, DiscoveredLinks) else None
 
     def _write_ports(self, node: "Node") -> None:
-        if not self._options.ports_file_dir:
+        if not self._options.ports_file_dir or node.clients is None:
             return
-        assert node.clients is not None
         clients = self._configuration.tls_clients
         scheme = "tls" if clients is not None and not clients.allow_non_tls else "nats"
         ports = {"nats": [f"{scheme}://{address}" for address in _reachable(node.clients)]}

@@ -81,6 +81,14 @@ def test_who_came_without_credentials_needs_them_when_there_are_users(engine: En
     assert waits.send(b'CONNECT {"verbose":true,"user":"bob","pass":"b"}\r\n') == b"+OK\r\n"
 
 
+def test_who_has_said_nothing_yet_need_not_when_there_are_no_users_any_more(engine: Engine) -> None:
+    plane = make_plane(engine=engine, users=(ADA,), auth_timeout_ms=1_000)
+    silent = PlaneClient(plane, b"")
+    reload(plane, users=())
+    plane.tick(1_000)
+    assert (silent.session.closing, answer(silent)) == (None, b"PONG\r\n")
+
+
 def test_subscriptions_that_are_not_allowed_any_more_end(engine: Engine) -> None:
     hooks = Hooks()
     plane = make_plane(hooks, engine, users=(ADA, BOB))

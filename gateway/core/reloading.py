@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.core.identity import Directory, UserEntry, Verification
 from gateway.core.plane_options import PlaneOptions
-from gateway.core.session import Closed, Session
+from gateway.core.session import NEVER_MS, Closed, Session
 from protocol import nats, subjects
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class Recheck:
         for session in list(plane.sessions.values()):
             session.parser.max_payload_bytes = plane.options.max_payload_bytes
             session.parser.max_control_line_bytes = plane.options.max_control_line_bytes
+            if not self._directory.is_required:  # nor need it begin with CONNECT
+                session.parser.expect_connect, session.auth_due_ms = False, NEVER_MS
             if session.closing is None and not self._is_unchanged(session):
                 self._look_at(session)
         there = [session for session in plane.sessions.values() if session.closing is None]
