@@ -106,6 +106,10 @@ class Pair:
         """Both ways."""
         return sum(read_counts(self._counts))
 
+    def moving_cpu_s(self) -> float:
+        """Time on CPUs of those that copy and are copied from."""
+        return sum(node.cpu_s() for node in self.moving() if not node.has_ended())
+
     def memory_bytes(self) -> int:
         """Resident in those that copy and are copied from."""
         return sum(node.memory_bytes() for node in self.moving() if not node.has_ended())

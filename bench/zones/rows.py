@@ -95,12 +95,13 @@ def _catch_up(count: int) -> Callable[[Pair], Values]:
 def _level(pair: Pair, count: int) -> Values:
     """From when a tenth is there until all is. BenchError: it does not come."""
     seen: list[tuple[float, int, int]] = []  # when, relayed bytes, memory in bytes
-    began = 0
+    began, used_s = 0, 0.0
     deadline = time.monotonic() + LEVEL_WAIT_S_MAX
     with Watch(*pair.watched) as watch:
         while (copied := watch.look()) < count:
             if copied >= count // 10:
-                began = began or copied
+                if not began:
+                    began, used_s = copied, pair.moving_cpu_s()
                 seen.append((time.monotonic(), pair.relayed_bytes(), pair.memory_bytes()))
             if time.monotonic() > deadline:
                 raise BenchError(f"{pair.name}: {copied} of {count} events after {LEVEL_WAIT_S_MAX:g} s")
@@ -113,6 +114,7 @@ def _level(pair: Pair, count: int) -> Values:
     return {
         "share": relayed_bytes / seconds / RATE * 100,
         "rate": (count - began) / seconds,
+        "cpu": (pair.moving_cpu_s() - used_s) / (count - began) * 1e6,
         "memory": max(memory) / 1e6,
         "grown": (max(memory[third:]) - max(memory[: third + 1])) / 1e6,
     }
@@ -214,6 +216,7 @@ def rows() -> list[Row]:
     catching_up = (
         Metric("share", "%", "of the link's rate", own=90, more=True),
         Metric("rate", "/s", "events", more=True),
+        Metric("cpu", "µs", "CPU time of those that copy, per event"),
         Metric("memory", "MB", "memory of those that copy, most"),
         Metric("grown", "MB", "memory, more than after a third", own=16),
     )
@@ -224,7 +227,8 @@ def rows() -> list[Row]:
         Row("catch-up-50", title.format(50), catching_up, _catch_up(count), 50, RATE, limited),
         Row("catch-up-150", title.format(150), catching_up, _catch_up(count), 150, RATE, limited),
         Row("loopback", "catch-up, 1 KiB, loopback without a limit",
-            (Metric("rate", "/s", "events", beside=3, more=True),), _catch_up(LOOPBACK_BYTES // EVENT_BYTES)),
+            (Metric("rate", "/s", "events", beside=3, more=True),
+             Metric("cpu", "µs", "CPU time of those that copy, per event")), _catch_up(LOOPBACK_BYTES // EVENT_BYTES)),
         Row("text", "lines of text, an event each",
             (Metric("part", "%", "on the link, of the text's bytes", own=100 / 3),
              Metric("of-log", "%", "on the link, of what the log keeps of it"),
