@@ -31,7 +31,7 @@ from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Scope, Session
 from gateway.core.zones import Zones
 from protocol import routes
-from protocol.limits import GATEWAY_PING_INTERVAL_MS, GATEWAY_SILENCE_MS_MAX, GATEWAY_STALE_MS
+from protocol.limits import GATEWAY_PING_INTERVAL_MS, GATEWAY_SILENCE_MS_MAX, GATEWAY_STALE_MS, INTEREST_CONFIRM_MS
 from simulation.gateways_audit import Audit, Client, matches
 
 TICK_MS = 100
@@ -233,6 +233,7 @@ class World:
             happenings += [
                 self._block,
                 self._block,
+                self._silence,
                 self._cut,
                 self._spoil,
                 self._spoil,
@@ -289,6 +290,23 @@ class World:
             for client in self.gateways[one].clients[:3]:
                 self._subscribe_by(client)
             self._pass(self.rng.choice((300, 1_200, 1_200, 2_500)))
+
+    def _silence(self) -> None:
+        """One is not heard by another, and its client has a PONG all the same: so it must be sent everything."""
+        one, other = (self.gateways.get(name) for name in self.rng.sample(self.names, 2))
+        if one is None or other is None or not one.clients or not other.clients:
+            return
+        self.blocked.add((one.name, other.name))
+        subject, client = self.rng.choice(SUBJECTS), self.rng.choice(one.clients)
+        self._say(client, client.subscribe(subject, "") + client.ping())
+        self._pass(INTEREST_CONFIRM_MS + 2 * TICK_MS)
+        self.audit.published(self.gateways, self.rng.choice(other.clients), subject, self.now_ms)
+        event = self.audit.events[-1]
+        self._flush(other)
+        self._pass(2 * STEP_MS)
+        if (other.name, one.name) not in self.blocked:
+            self.audit.has_come(event, client)
+        self.blocked.discard((one.name, other.name))
 
     def _unblock(self) -> None:
         self.blocked.clear()

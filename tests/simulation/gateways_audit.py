@@ -158,14 +158,23 @@ class Audit:
         self._looked_at = len(self.events)
 
     def _check(self, event: Event) -> None:
-        for client, sid, wire in event.due:
-            stands = client.is_here and sid in client.subscriptions and (wire is None or not wire.is_cut)
-            self.counted["due"] += stands
-            if stands and (client, sid, event.number) not in self._got:
-                where = f"from {event.origin.name} to {client.gateway.name}"
-                raise AssertionError(f"event {event.number} on {event.subject} does not come, {where}")
+        for due in event.due:
+            self._check_due(event, *due)
         if event.is_quiet:
             self._check_quiet(event)
+
+    def has_come(self, event: Event, client: Client) -> None:
+        """What of it is due to this client, before the round is over."""
+        for due in event.due:
+            if due[0] is client:
+                self._check_due(event, *due)
+
+    def _check_due(self, event: Event, client: Client, sid: int, wire: "Wire | None") -> None:
+        stands = client.is_here and sid in client.subscriptions and (wire is None or not wire.is_cut)
+        self.counted["due"] += stands
+        if stands and (client, sid, event.number) not in self._got:
+            where = f"from {event.origin.name} to {client.gateway.name}"
+            raise AssertionError(f"event {event.number} on {event.subject} does not come, {where}")
 
     def _check_quiet(self, event: Event) -> None:
         for queue, members in event.groups.items():

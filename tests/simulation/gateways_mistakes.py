@@ -183,24 +183,24 @@ def a_border_that_was_lost_is_still_led_to(patch: Patch) -> None:
 
 
 MISTAKES: dict[Callable[[Patch], None], int] = {
-    a_digest_that_does_not_fit_is_not_minded: 5,
-    a_gateway_that_holds_something_else_is_not_stale: 21,
-    a_table_takes_nothing_back: 3,
+    a_digest_that_does_not_fit_is_not_minded: 3,
+    a_gateway_that_holds_something_else_is_not_stale: 3,
+    a_table_takes_nothing_back: 7,
     what_comes_from_a_peer_is_passed_on: 0,
     every_group_that_is_there_gets_what_comes_from_a_peer: 0,
     members_elsewhere_are_asked_like_those_here: 0,
-    a_peer_that_is_silent_is_trusted: 7,
-    a_pong_waits_for_nobody: 4,
+    a_peer_that_is_silent_is_trusted: 3,
+    a_pong_waits_for_nobody: 3,
     a_new_peer_is_taken_to_want_nothing: 3,
     a_peer_that_is_sent_everything_counts_as_a_responder: 5,
     sizes_of_groups_are_not_told: 0,
-    prefixes_stand_for_groups_too: 1,
+    prefixes_stand_for_groups_too: 6,
     what_comes_over_a_border_goes_anywhere: 1003,
     all_ways_to_a_zone_are_used: 1002,
-    nobody_gives_a_second_link_up: 1002,
-    members_of_other_zones_are_asked_like_those_of_ours: 1003,
+    nobody_gives_a_second_link_up: 1003,
+    members_of_other_zones_are_asked_like_those_of_ours: 1000,
     other_zones_hear_only_of_the_clients_of_the_holder: 1000,
-    a_border_that_was_lost_is_still_led_to: 1001,
+    a_border_that_was_lost_is_still_led_to: 1002,
 }
 """Each with the first seed that notices it; a change of the simulation changes those, and this program finds them."""
 
