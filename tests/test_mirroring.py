@@ -18,6 +18,7 @@ from protocol.gaps import read_gap
 from protocol.records import encode_batch, read_header
 from sinkd.core import commands
 from sinkd.core.commands import Trim
+from sinkd.shell import feeds
 
 
 @contextlib.asynccontextmanager
@@ -333,3 +334,15 @@ async def test_a_sink_that_is_not_who_it_should_be_is_not_mirrored(tmp_path):
         await zones.until(lambda: "expected eu/sink/e2" in own.problem, "refused by name")
         assert own.problem == "sink e2: the peer is eu/sink/e1, expected eu/sink/e2"
         assert not zones.sinks["u1"].machine.state.mirrors
+
+
+async def test_a_mirror_that_is_cut_off_without_a_word_is_given_up(tmp_path, monkeypatch):
+    """Else what it held when it was last heard of would count for ever."""
+    monkeypatch.setattr(feeds, "MIRROR_TELL_MS", 20)
+    monkeypatch.setattr(feeds, "MIRROR_SILENCE_MS_MAX", 100)
+    async with running(tmp_path, "e1") as zones:
+        mirror = await LinkedGateway.of(zones.links["e1"], link.Hello("acme", "us", "u1", role="sink"))
+        with pytest.raises(ConnectionError):
+            await mirror.get(link.Fetched)
+        assert not any(connection._feeds for connection in zones.sinks["e1"].links.connections)
+        await mirror.close()

@@ -28,7 +28,7 @@ class Holding:
         self._fed: dict[tuple[_Place, str], Feed] = {}  # those of this sink that go on
         self._untold: set[tuple[_Place, str]] = set()
         self._leads = False
-        self.changed: Callable[[bytes, int], None] = lambda incarnation, partition: None
+        self.changed: Callable[[bytes, int], None] = lambda incarnation, partition: None  # who watches is told
 
     def note(self, feed: Feed, incarnation: bytes, partition: int) -> None:
         """The feed has heard how much its zone holds."""
