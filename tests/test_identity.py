@@ -4,6 +4,8 @@ import base64
 
 import nkeys
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.core.encryption import PeerCertificate
 from gateway.core.identity import (
@@ -16,6 +18,7 @@ from gateway.core.identity import (
     UserEntry,
     Verification,
 )
+from protocol import subjects
 from protocol.limits import PERMISSION_VERDICTS_MAX, RESPONSES_TRACKED_MAX
 
 
@@ -163,6 +166,18 @@ def test_an_nkey_is_proved_by_a_signature_over_the_nonce_of_this_connection() ->
         assert WITH_NKEYS.check(presented) is None
     assert WITH_NKEYS.check(Credentials("plain", "secret")) is PLAIN
     assert DIRECTORY.check(Credentials("plain", "secret", nkey=OTHERS)) is PLAIN  # and counts for nothing elsewhere
+
+
+_tokens = st.lists(st.sampled_from(["a", "b.", "*", ">", "a+", "", "\n", "x"]), min_size=1, max_size=4).map(".".join)
+
+
+@given(allow=st.lists(_tokens, max_size=3), deny=st.lists(_tokens, max_size=2), subject=_tokens)
+def test_permissions_to_publish_are_what_their_patterns_match(allow: list[str], deny: list[str], subject: str) -> None:
+    def matches(patterns: list[str]) -> bool:
+        return all(subject.split(".")) and any(subjects.matches(pattern, subject) for pattern in patterns)
+
+    permissions = Permissions(UserEntry("u", publish_allow=tuple(allow), publish_deny=tuple(deny)))
+    assert permissions.may_publish(subject) == (matches(allow) and not matches(deny))
 
 
 # -- who says nothing -------------------------------------------------------------------------------------------------
