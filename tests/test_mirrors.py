@@ -1,5 +1,7 @@
 """Mirrors in the state machine, and both ends of a subscription: a prefix of the origin, or a gap that says so."""
 
+import os
+
 import msgspec
 import pytest
 from support.streams import definition, event, state
@@ -22,6 +24,7 @@ from sinkd.core.mirroring import (
     check_last,
     digest_of,
     pack_batches,
+    unpack_batches,
 )
 from sinkd.core.mirrors import MirrorMade, mirror_of
 from sinkd.core.retention import SegmentFacts, trims
@@ -196,6 +199,16 @@ def test_what_repeats_itself_is_compressed_and_what_does_not_passes_as_it_is():
     assert compressed
     assert len(packed) < 200
     assert pack_batches(b"x") == (b"x", False)
+
+
+def test_much_that_cannot_be_compressed_passes_as_it_is_by_its_samples():
+    noise, text = os.urandom(300_000), b"all the same " * 23_000
+    assert pack_batches(memoryview(noise)) == (noise, False)
+    for data in (text, text + noise, noise + text):
+        packed, compressed = pack_batches(data)
+        assert compressed
+        assert len(packed) < len(data) * 0.6
+        assert unpack_batches(link.Mirrored(1, ONE, 0, len(data), True, 0, 1), packed) == data
 
 
 @pytest.mark.parametrize("payload", [b"x", b"x" * 5_000])

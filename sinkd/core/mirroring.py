@@ -25,6 +25,8 @@ from protocol.records import CONTROL, check_batch, read_header, split_batches
 
 _DIGEST_FROM: Final = 21
 _LEVEL: Final = 3
+_SAMPLES, _SAMPLE_BYTES, _SAMPLE_LEVEL = 4, 16 * 1024, 1
+_WORTH: Final = 0.95  # what becomes no smaller than this part is not worth the time of both ends
 RAW_BYTES_MAX: Final = max(BATCH_BYTES_MAX, MIRROR_FRAME_BYTES) + 64 * 1024
 
 
@@ -60,7 +62,15 @@ def digest_of(batch: bytes | memoryview) -> bytes:
 
 
 def pack_batches(batches: bytes | memoryview) -> tuple[bytes | memoryview, bool]:
-    """(what goes over the link, whether it is compressed): what does not become smaller passes as it is."""
+    """(what goes over the link, whether it is compressed): what does not become smaller passes as it is.
+
+    That costs most to find out, so of much a few samples are looked at first.
+    """
+    if len(batches) > 2 * _SAMPLES * _SAMPLE_BYTES:
+        view, step = memoryview(batches), len(batches) // _SAMPLES
+        sample = b"".join(view[at : at + _SAMPLE_BYTES] for at in range(0, step * _SAMPLES, step))
+        if len(zstandard.ZstdCompressor(level=_SAMPLE_LEVEL).compress(sample)) > _WORTH * len(sample):
+            return batches, False
     packed = zstandard.ZstdCompressor(level=_LEVEL).compress(batches)
     return (packed, True) if len(packed) < len(batches) else (batches, False)
 
