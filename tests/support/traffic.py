@@ -101,6 +101,7 @@ WRONG_FOR_PEERS = (
     b"RSSUM 1 2 ff\r\n",
     b"RMSG $G a\r\n",
     b"RS+ $G\r\n",
+    b"RVIA us 2\r\nhi\r\n",
     b"RS+ $G a q\r\n",
     b"RS+ $G a q 0\r\n",
     b"RS+ $G a q x\r\n",

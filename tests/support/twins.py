@@ -10,7 +10,7 @@ from gateway.core.lanes import Lane, Replies
 from gateway.core.plane import Plane, PlaneOptions
 from gateway.core.session import Closed, Scope, Session, Subscription
 from protocol import engine as record_engine
-from protocol import subjects
+from protocol import routes, subjects
 from protocol.publish import ack_form
 from support.scripts import CONNECT
 from support.traffic import SETTINGS, Step
@@ -297,8 +297,16 @@ def _state(session: Session) -> list[Any]:
         session.account.name, session.peer, session.zone, session.spare, session.interest_mark,
         session.unsent_bytes, session.in_msgs, session.in_bytes, session.out_msgs, session.out_bytes,
         session.dropped_msgs, session.unwanted_msgs,
-        session.last_activity_ms, session.last_heard_ms, session.pings_out, own,
+        session.last_activity_ms, session.last_heard_ms, session.pings_out, own, _learned(session),
     ]  # fmt: skip
+
+
+def _learned(session: Session) -> list[Any]:
+    learned = session.learned
+    if learned is None:
+        return []
+    digest = learned.digest & routes.DIGEST_MASK
+    return [learned.count, learned.sequence, digest, learned.is_stale, sorted(learned.before or ())]
 
 
 def _differences(reference: Any, compiled: Any, where: str = "") -> Iterator[str]:
