@@ -102,6 +102,17 @@ async def logs_are(zone, wanted, names=None):
 GAP = (ACCEPTED_LOSS, 0, "127.0.0.1")
 
 
+async def test_who_is_slow_to_lead_says_so_and_goes_on(tmp_path, monkeypatch):
+    async with running(SinkZone(tmp_path)) as zone:
+        await publish(zone, PAYLOADS[:5])
+        survivor = zone.leader
+        await left_with(zone, survivor)
+        monkeypatch.setattr("sinkd.shell.repairing.GOES_ON_S_MAX", 0.0)
+        with pytest.raises(Failure, match="still applies its journal"):
+            await accept(zone)
+        await until(zone, lambda: zone.leader == survivor, "it leads")  # and has not ended by that
+
+
 async def test_a_group_goes_on_with_what_one_of_three_holds(tmp_path, capsys):
     async with running(SinkZone(tmp_path)) as zone:
         await publish(zone, PAYLOADS[:50])

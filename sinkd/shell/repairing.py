@@ -143,4 +143,8 @@ class Repair:
         log.warning(
             "loss_accepted", node=node.name, group=self._replica.number, index=asked.last_index, by=who, gone=asked.gone
         )
-        await asyncio.wait_for(group.caught_up(), GOES_ON_S_MAX)
+        try:
+            await asyncio.wait_for(group.caught_up(), GOES_ON_S_MAX)
+        except TimeoutError as error:
+            what = f"sink {node.name} goes on alone, and still applies its journal: `mesh status` says when it leads"
+            raise LogError("LEADER_NOT_AVAILABLE", what) from error
