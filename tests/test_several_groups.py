@@ -127,6 +127,17 @@ async def test_leaders_are_spread_anew_when_a_sink_has_come_back(tmp_path):
         assert zone.leader_of(0) == chosen
 
 
+async def test_a_group_goes_elsewhere_when_its_leader_comes_to_lead_another(tmp_path):
+    async with zone_with_gateway(tmp_path, groups=2, streams=STREAMS) as (zone, _, _):
+        await led(zone)
+        replica = zone.sinks[zone.leader_of(1)].replicas[1]
+        await zone.until(lambda: replica._spread_at[0], "it was looked whether another should lead")
+        chosen = zone.leader_of(1)
+        await lead(Zone(zone.file(), "eu", 30.0), chosen, 0)
+        await led(zone)
+        assert zone.leader_of(0) == chosen
+
+
 async def test_a_group_without_a_leader_is_told_apart(tmp_path):
     async with (
         zone_with_gateway(tmp_path, groups=2, streams=STREAMS) as (zone, gateway, url),

@@ -73,7 +73,7 @@ class Replica:
         self._being_filled: asyncio.Task[None] | None = None
         self.checkpoint_index = 0
         self._lacks_space = False  # for segments or a checkpoint
-        self._spread_at = (0, 0)  # (term, arrivals) for which it was looked whether another sink should lead
+        self._spread_at: tuple[int, int, tuple[str, ...]] = (0, 0, ())  # for which it was looked who should lead
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -394,7 +394,7 @@ class Replica:
         """Has another sink lead this group, if this one leads too many of the zone's."""
         leaders = {replica.number: replica.group.leader for replica in self._sink.replicas}
         member, able = self.group.member, [follower.name for follower in self._able()]
-        now = self.group.term, member.arrivals
+        now = self.group.term, member.arrivals, tuple(leaders.values())
         is_due = self.group.leads and now != self._spread_at and len(able) + 1 == len(member.members)
         if not is_due or not all(leaders.values()):
             return
