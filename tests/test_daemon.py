@@ -90,7 +90,7 @@ class Damaged:
     """A node whose sink finds its log damaged; `aside`: it can be filled by others."""
 
     def __init__(self, *, aside):
-        self.gateway, self.sink, self.retiring, self._aside = None, self, None, aside
+        self.gateway, self.sink, self.retiring, self.reloading, self._aside = None, self, None, None, aside
         self.failed = asyncio.get_running_loop().create_future()
 
     async def start(self):

@@ -13,7 +13,7 @@ from support import sanitizers
 
 from gateway.core import engine
 
-SCRIPTS = 150
+SCRIPTS = 80
 RECORD_SEEDS = 4
 MISTAKE = """
 import ctypes, pathlib, sys

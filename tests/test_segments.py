@@ -382,7 +382,7 @@ def test_readers_go_on_while_the_log_begins_anew(folder):
     readers = [threading.Thread(target=read) for _ in range(2)]
     for reader in readers:
         reader.start()
-    for _ in range(15):
+    for _ in range(8):
         log.begin_at(log.append_end + 7)
         fill(log, 20)
         log.sync()

@@ -91,7 +91,7 @@ class Author:
 
 async def test_a_text_outlives_kills_line_by_line(folder: Folder) -> None:
     """With ids a resend is exact: the log is the text, nothing more and nothing less."""
-    lines = corpus.lines(50_000)
+    lines = corpus.lines(30_000)
     author = Author(folder, lines, _random(), ids=True)
     begun_ms = time.time_ns() // 1_000_000
     daemon = await author.run()
@@ -114,7 +114,7 @@ async def test_a_text_outlives_kills_line_by_line(folder: Folder) -> None:
 
 async def test_a_text_without_ids_outlives_kills(folder: Folder) -> None:
     """Without ids what was not acknowledged is sent again, and may be there twice; what was acknowledged is not."""
-    lines = corpus.some_lines(12_000)
+    lines = corpus.some_lines(8_000)
     author = Author(folder, lines, _random(), ids=False)
     await author.run()
     async with client(folder.url) as connection:
@@ -134,7 +134,7 @@ async def test_a_text_without_ids_outlives_kills(folder: Folder) -> None:
 async def test_large_events_outlive_kills_while_files_are_rolled_and_recycled(folder: Folder) -> None:
     """Several journal files, segments and checkpoints: 64 MiB each, and events of half a mebibyte."""
     random = _random()
-    payloads = [bytes([number % 256]) * 7 + random.randbytes(600_000 - number) for number in range(400)]
+    payloads = [bytes([number % 256]) * 7 + random.randbytes(600_000 - number) for number in range(300)]
     author = Author(folder, payloads, random, ids=True, window=8)
     daemon = await author.run()
     assert author.offsets == list(range(len(payloads)))
