@@ -96,16 +96,6 @@ def message_line(message: Msg, form: Form, *, colours: bool = False) -> bytes:
     )
 
 
-def size(size_bytes: int) -> str:
-    """For people: 1234567 → 1.2 MiB."""
-    value = float(size_bytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
-
-
 def byte_output() -> Callable[[bytes], object]:
     """Writes bytes to stdout, behind everything that was printed."""
     sys.stdout.flush()

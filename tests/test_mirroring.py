@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import os
 import shutil
 import ssl
@@ -65,6 +66,18 @@ async def test_a_mirror_goes_on_where_it_was_after_a_restart_of_either_side(tmp_
         await zones.level()
         assert await zones.batches("u1", MIRROR) == await zones.batches("e1", "orders")
         await gateway.close()
+
+
+async def test_what_ends_before_it_has_begun_is_closed(tmp_path):
+    async with running(tmp_path) as zones:
+        origin, work = zones.sinks["u1"].mirroring.origins["eu"], asyncio.sleep(0)
+        before = set(origin._tasks)
+        origin._start(work)
+        for task in origin._tasks - before:
+            task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert inspect.getcoroutinestate(work) == inspect.CORO_CLOSED
 
 
 async def test_another_leader_goes_on_with_the_mirror(tmp_path):

@@ -7,7 +7,8 @@ import pytest
 from nats.aio.msg import Msg
 
 from mesh.log_reader import Record
-from mesh.render import local_time, message_line, printable, record_line, size
+from mesh.render import local_time, message_line, printable, record_line
+from mesh.sizes import size
 
 RECORD = Record("orders", "eu", 2, 17, 1_764_032_400_123, "orders.new", {"Tag": ["a", "b"]}, b"10 \xe2\x82\xac")
 

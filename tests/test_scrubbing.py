@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
-from support.cli import mesh
+from support import cli
 from support.disk import flip
 from support.sinks import SinkZone
 from test_sink_group import PAYLOADS, publish, running
+
+from mesh.commands import scrub as scrubbing
+from mesh.commands.failure import Failure
+from mesh.commands.sinks import Zone
 
 
 @asynccontextmanager
@@ -34,10 +38,10 @@ def scrubber(zone, name: str):
 
 async def scrub(zone, name: str) -> None:
     """A whole round."""
-    scrubbing = scrubber(zone, name)
-    rounds = scrubbing.progress.rounds
-    scrubbing.begin()
-    await zone.until(lambda: scrubbing.progress.rounds > rounds and not scrubbing.progress.is_under_way, "a round", 30)
+    it = scrubber(zone, name)
+    rounds = it.progress.rounds
+    it.begin()
+    await zone.until(lambda: it.progress.rounds > rounds and not it.progress.is_under_way, "a round")
 
 
 def zero(path: Path, begin: int, size_bytes: int) -> None:
@@ -84,13 +88,13 @@ async def test_the_command_says_what_was_mended_and_what_could_not_be(tmp_path):
         command = "scrub", "--config", str(file)
         path = segments(zone, "s1")[0]
         flip(path, 20_000)
-        ran = await mesh(*command, "--json")
+        ran = await cli.mesh(*command, "--json")
         rows = {row["sink"]: row for row in json.loads(ran.out)}
         assert (ran.status, [rows[name]["mended"] for name in zone.names]) == (0, [1, 0, 0])
         assert all(row["read_bytes"] > 500_000 and row["damaged"] == [] for row in rows.values())
         for name in zone.names:
             flip(segments(zone, name)[0], 20_000)
-        ran = await mesh(*command, "s2")
+        ran = await cli.mesh(*command, "s2")
         assert ran.status == 1
         assert f"s2: {segments(zone, 's2')[0]}" in ran.err
         (row,) = [line.split() for line in ran.lines if line.startswith("s2")]
@@ -98,10 +102,10 @@ async def test_the_command_says_what_was_mended_and_what_could_not_be(tmp_path):
         assert "s1" not in ran.out.decode()
         assert zone.status("s2")["damaged"] == list(scrubber(zone, "s2").damaged.values())
         await zone.stop("s3")
-        ran = await mesh(*command)
+        ran = await cli.mesh(*command, "s3")
         assert (ran.status, "s3: " in ran.err) == (1, True)
-        ran = await mesh(*command, "s9")
-        assert (ran.status, ran.err.strip()) == (1, "mesh: zone eu has no sink s9; there are: s1, s2, s3")
+        with pytest.raises(Failure, match="zone eu has no sink s9; there are: s1, s2, s3"):
+            await scrubbing.run(Zone(zone.file(), None, 30.0), ("s9",), False)
 
 
 async def test_only_what_is_bad_crosses_the_network(tmp_path):

@@ -406,10 +406,14 @@ async def test_nats_server_does_the_same(authority: Authority, person: Pair, nam
     pair = authority.server
     more = "allow_non_tls: true" if "allow_non_tls" in rules else ""
     files = f'cert_file: "{pair.cert}"\nkey_file: "{pair.key}"\nca_file: "{authority.cert}"'
-    with nats_server(f"tls {{\n{files}\ntimeout: 0.3\n{line}\n}}\n{more}") as port:
-        expected = await _tours(port, authority, person, rules)
+    file = f"tls {{\n{files}\ntimeout: 0.3\n{line}\n}}\n{more}"
     async with served(authority, timeout_ms=300, **rules) as running:
-        assert await _tours(running.port, authority, person, rules) == expected
+        with nats_server(file) as port:
+            for _ in range(5):  # a machine that does not get to it for 0.3 s lets a handshake end on either side
+                seen, expected = [await _tours(each, authority, person, rules) for each in (running.port, port)]
+                if seen == expected:
+                    break
+    assert seen == expected
 
 
 async def _tours(port: int, authority: Authority, person: Pair, rules: dict[str, Any]) -> list[object]:

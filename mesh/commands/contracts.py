@@ -16,8 +16,9 @@ from rich.table import Table
 from gateway.core.contracts import Contracts, compile_schema
 from mesh.commands.failure import Failure
 from mesh.connection import Connection, connect
-from mesh.render import local_time, size
+from mesh.render import local_time
 from mesh.settings import ClientSettings
+from mesh.sizes import size
 from protocol.accounts import DEFAULT_ACCOUNT
 from protocol.contracts import Contract, RegisterRequest, contract_of, read_request
 from protocol.errors import LogError

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from rich.table import Table
 
-from mesh.render import size
+from mesh.sizes import size
 from protocol import config
 
 if TYPE_CHECKING:

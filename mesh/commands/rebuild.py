@@ -12,7 +12,7 @@ import msgspec
 
 from mesh.commands.failure import Failure, notice
 from mesh.commands.sinks import Zone
-from mesh.render import size
+from mesh.sizes import size
 from protocol import link
 
 _LOOK_S: Final = 0.5

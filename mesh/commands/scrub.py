@@ -16,7 +16,7 @@ from rich.table import Table
 
 from mesh.commands.failure import Failure
 from mesh.commands.sinks import WIDTH_WITHOUT_TERMINAL, Zone, why
-from mesh.render import size
+from mesh.sizes import size
 
 _LOOK_S = 0.25  # between two looks
 Place = tuple[str, int]

@@ -24,7 +24,7 @@ from gateway.shell.tls import explained
 from mesh.commands import links
 from mesh.commands.failure import Failure
 from mesh.node_tls import Expected, expected_sinks, verify
-from mesh.render import size
+from mesh.sizes import size
 from protocol import config, link
 from protocol.config_units import Address
 

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from mesh.connection import connect
 from mesh.log_reader import LogReader, PartitionInfo, StreamInfo
-from mesh.render import size
 from mesh.settings import ClientSettings
+from mesh.sizes import size
 
 _WIDTH_COMFORTABLE = 100
 _WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from mesh.commands import links
 from mesh.commands.sinks import Zone
-from mesh.render import size
+from mesh.sizes import size
 from mesh.top import Look, Told, figures
 from protocol import config
 from protocol.config_units import Address

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mesh.commands.failure import Failure
 from mesh.commands.sinks import Zone
-from mesh.render import size
+from mesh.sizes import size
 from protocol import config
 
 _WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe

@@ -469,6 +469,7 @@ class Origin:
         task = self._sink.main.watch(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())  # which has not begun if the task was cancelled at once
 
     def _bad_frame(self, connection: "_Connection", error: FrameError) -> None:
         """The mirror is as it was; the link ends."""

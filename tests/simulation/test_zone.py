@@ -13,8 +13,8 @@ import pytest
 
 from simulation.zone import Zone
 
-SEEDS = int(os.environ.get("SEEDS", "80"))  # `make simulate SEEDS=...` runs any number
-AT_ONCE = 20  # seeds in one test, so that tests run beside each other
+SEEDS = int(os.environ.get("SEEDS", "60"))  # `make simulate SEEDS=...` runs any number
+AT_ONCE = 15  # seeds in one test, so that tests run beside each other
 
 
 def run(seed: int, sinks: int) -> None:
