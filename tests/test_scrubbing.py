@@ -10,11 +10,13 @@ from structlog.testing import capture_logs
 from support import cli
 from support.disk import flip
 from support.sinks import SinkZone
+from test_segments import fill, read_all, reopen
 from test_sink_group import PAYLOADS, publish, running
 
 from mesh.commands import scrub as scrubbing
 from mesh.commands.failure import Failure
 from mesh.commands.sinks import Zone
+from sinkd.shell.scrubbing import Copy
 
 
 @asynccontextmanager
@@ -170,3 +172,22 @@ async def test_a_sink_alone_tells_of_damage_and_goes_on(tmp_path):
         flip(path, 20_000)
         await scrub(zone, "s1")
         assert scrubber(zone, "s1").damaged == {}
+
+
+def test_a_copy_takes_no_more_than_its_segment_has(tmp_path):
+    """Peers begin their segments elsewhere: what they send goes on behind the end of this one."""
+    log = reopen(tmp_path, segment_bytes=2_000)
+    batches = fill(log, 12)
+    log.sync()
+    segment = log.finished()[0]
+    whole = segment.path.read_bytes()
+    os.truncate(segment.path, 100)
+    copy = Copy(log.files, segment, begins_anew=False)
+    assert not copy.take_own()
+    copy.take(b"".join(batches))
+    assert copy.is_complete
+    copy.put_in_place(log.put)
+    copy.close()
+    assert segment.path.read_bytes() == whole
+    assert read_all(log) == batches
+    log.close()

@@ -295,8 +295,8 @@ class Copy:
             header = check_batch(batch)
             if header.next_offset <= self.offset:
                 continue
-            if self.offset > before and self._own(len(batch)) == batch:
-                break
+            if self.is_complete or (self.offset > before and self._own(len(batch)) == batch):
+                break  # what comes next is in the next segment here, or good
             check_offset(header, self.offset)
             self._append(batch, header.next_offset)
             self.pulled_bytes += len(batch)

@@ -322,7 +322,8 @@ class Zone:
     async def _compare_log(self, node: Node) -> None:
         assert node.sink is not None
         for key, log in list(self.audit.logs.items()):  # audit events may still come
-            part = next(part for part in node.sink.replicas if key in part.store._partitions)
+            while (part := node.replica_with(key)) is None:  # noqa: ASYNC110  it has not got that far
+                await asyncio.sleep(0.01)
             audit = self.audit.groups[part.number]
             while part.group.applied_index < audit.last_index:  # noqa: ASYNC110  what is audited meanwhile
                 await asyncio.sleep(0.01)

@@ -247,9 +247,10 @@ class Faults:
                 each.disk.power_cut()
                 is_last = each is not node and each.name not in late
                 self.zone.call_later(2.0 if is_last else 0.2 * self.rng.random(), each.start)
-            damage = node.disk.damage(node.disk.files(_folder(group) + "journal/*.journal")[-1:], JOURNAL_END_BYTES)
-            node.has_hidden_loss = node.has_hidden_loss or damage.is_hidden
-            self.zone.log(f"{node.name}: {damage.what}")
+            if files := node.disk.files(_folder(group) + "journal/*.journal"):  # it had a journal already
+                damage = node.disk.damage(files[-1:], JOURNAL_END_BYTES)
+                node.has_hidden_loss = node.has_hidden_loss or damage.is_hidden
+                self.zone.log(f"{node.name}: {damage.what}")
 
         self.zone.call_later(self.rng.uniform(0.05, 0.5), strike)
 

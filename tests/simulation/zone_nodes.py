@@ -177,6 +177,11 @@ class Node:
         assert self.sink is not None
         return self.sink.replicas[group]
 
+    def replica_with(self, key: tuple[bytes, int]) -> Replica | None:
+        """That which has opened this partition: incarnation of the stream, number."""
+        assert self.sink is not None
+        return next((replica for replica in self.sink.replicas if key in replica.store._partitions), None)
+
     def note_held(self, group: int, journal: Journal) -> None:
         """What is committed is never truncated: what it held of that once it still holds, if its disk does."""
         part, audit = self.parts[group], self.zone.audit.groups[group]
