@@ -114,7 +114,7 @@ async def test_a_text_outlives_kills_line_by_line(folder: Folder) -> None:
 
 async def test_a_text_without_ids_outlives_kills(folder: Folder) -> None:
     """Without ids what was not acknowledged is sent again, and may be there twice; what was acknowledged is not."""
-    lines = corpus.some_lines(8_000)
+    lines = corpus.some_lines(20_000)
     author = Author(folder, lines, _random(), ids=False)
     await author.run()
     async with client(folder.url) as connection:
