@@ -136,6 +136,7 @@ class Stream:
     geo_zones: int
     geo_timeout_ms: int
     geo_on_timeout: Literal["silent", "degrade"]
+    covered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,6 +25,7 @@ _SIZES = struct.Struct("<II")
 class Envelope(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """`stream` and `incarnation` name the log, `revision` the configuration that the gateway routed by.
 
+    `run` begins an account at this batch, and `mark` has the sinks remember the chain behind it (`protocol.coverage`).
     `ids` are the batch's deduplication ids as (record index, id). `expect_last_sequence` (JetStream's stream sequence:
     offset + 1) and `expect_last_id` make the batch conditional; such a batch holds one record.
     """
@@ -41,6 +42,8 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     ids: tuple[tuple[int, bytes], ...] = ()
     expect_last_sequence: int | None = None
     expect_last_id: bytes | None = None
+    run: bytes = b""
+    mark: bool = False
 
     @property
     def last_sequence(self) -> int:

@@ -56,6 +56,7 @@ class StreamDefinition(_Stream, array_like=True, frozen=True, kw_only=True):
     geo_zones: int = 1
     geo_timeout_ms: int = GEO_TIMEOUT_MS
     geo_on_timeout: str = "silent"
+    covered: bool = False
 
     @classmethod
     def of(cls, stream: Stream, incarnation: bytes) -> "StreamDefinition":
@@ -72,7 +73,8 @@ class StreamDefinition(_Stream, array_like=True, frozen=True, kw_only=True):
 class StreamState(_Stream, array_like=True, frozen=True, kw_only=True):
     """A stream in force since `revision`; its partitions are shared by `groups` Raft groups.
 
-    One that has left the configuration is `retired`: it takes no events, its history stays readable.
+    One that has left the configuration is `retired`: it takes no events, its history stays readable. One that is
+    `covered` is accounted for (`protocol.coverage`).
     """
 
     revision: int
@@ -85,6 +87,7 @@ class StreamState(_Stream, array_like=True, frozen=True, kw_only=True):
     geo_zones: int = 1
     geo_timeout_ms: int = GEO_TIMEOUT_MS
     geo_on_timeout: str = "silent"
+    covered: bool = False
 
     def group_of(self, partition: int) -> int:
         """The number of the Raft group that has this partition; a mirror that is left stays where it was."""

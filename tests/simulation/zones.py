@@ -23,6 +23,7 @@ import msgspec
 from support.streams import event, state
 
 from protocol import link
+from protocol.coverage import digest_of
 from protocol.errors import FrameError
 from protocol.gaps import read_gap
 from protocol.link import Message
@@ -40,7 +41,6 @@ from sinkd.core.mirroring import (
     SubscriptionRefused,
     check_end,
     check_last,
-    digest_of,
     pack_batches,
 )
 from sinkd.core.mirrors import mirror_of, was_left
