@@ -19,6 +19,7 @@ from click.shell_completion import get_completion_class
 
 from mesh.cli_certs import certs
 from mesh.cli_contracts import contracts
+from mesh.cli_coverage import coverage
 from mesh.cli_options import Command, Parsed, client_settings, global_options, header, pattern, publishable, wants_json
 from mesh.cli_running import body_of, load, load_client, os_error, run
 from mesh.cli_zones import zones
@@ -582,6 +583,7 @@ def check(context: click.Context, file: str) -> None:
 
 cli.add_command(certs)
 cli.add_command(contracts)
+cli.add_command(coverage)
 cli.add_command(zones)
 
 
