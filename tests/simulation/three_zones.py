@@ -7,6 +7,9 @@ holds arrives late. `sinkd.core.completing` chooses; what a peer serves goes thr
 
 Beyond what holds for each mirror alone: what came from a peer is in that peer's mirror for good; and two zones that
 hold the same log have the longer one of it in the end, though its origin never comes back.
+
+Publishers of the origin wait until one of the two holds their events, in every second world until both do
+(`simulation.zones_geo`). Now and then one of the two is lost for ever and begun anew, and in the end the origin may be.
 """
 
 import random
@@ -15,11 +18,13 @@ from protocol import link
 from protocol.errors import FrameError
 from protocol.records import CONTROL, read_header, split_batches
 from simulation.zones import FRAME_BATCHES_MAX, NAME, WINDOW_BYTES, Audit, Origin, Receiver, Violation, Wire, World
+from simulation.zones_geo import Publishers, is_same
 from sinkd.core import commands
 from sinkd.core.commands import MirroredHead
 from sinkd.core.completing import Offer, source_of
 from sinkd.core.mirroring import Feed, SubscriptionRefused, check_end, check_last, pack_batches
 
+LOSSES = 0.001  # in a step
 QUIET_MOVES = 60  # in which nothing comes any more: then nothing ever will
 
 
@@ -29,19 +34,6 @@ class PeerWire(Wire):
     def __init__(self, name: str, incarnation: bytes) -> None:
         super().__init__(-1)
         self.name, self.incarnation = name, incarnation
-
-
-class Known(Audit):
-    """Batches are the same if all is that a CRC or their place vouches for: a bit of the leader's epoch may flip."""
-
-    @staticmethod
-    def _is_prefix(taken: list[bytes], branch: dict[int, bytes]) -> bool:
-        whole = [batch for batch in taken if read_header(batch).attributes != CONTROL]
-        return all(_same(branch.get(read_header(batch).base_offset, b""), batch) for batch in whole)
-
-
-def _same(one: bytes, other: bytes) -> bool:
-    return one[:12] + one[16:] == other[:12] + other[16:]
 
 
 class Completed(Receiver):
@@ -85,23 +77,17 @@ class Completed(Receiver):
             self.world.completed += len(taken) - before
 
 
-class Silent:
-    """Publishers of the origin, of whom there are none here."""
-
-    def heard(self, *what) -> None:
-        pass
-
-
 class Side(World):
     """One of the zones that mirror; `peer` is the other one, `is_cut` the link to the origin."""
 
     receiver_class = Completed
     offers_what_may_be_lost, peers_compare = False, True
 
-    def __init__(self, chance: random.Random, origin: Origin) -> None:
-        self.chance, self.origin, self.audit = chance, origin, Known()
+    publishers: Publishers
+
+    def __init__(self, name: str, chance: random.Random, origin: Origin) -> None:
+        self.name, self.chance, self.origin, self.audit = name, chance, origin, Audit()
         self.receiver = self.receiver_class(self)
-        self.publishers = Silent()
         self._fed: dict[Wire, bytes] = {}  # the log that is fed over it
         self.peer: Side = self
         self.is_cut = False
@@ -111,6 +97,16 @@ class Side(World):
         self.refused: dict[bytes, int] = {}  # ... when it did not give it
         self.held: dict[bytes, int] = {}  # what this zone has told the origin
         self.completed = 0
+
+    def lose_all(self) -> None:
+        """The zone is lost for ever, and another one begins in its place. What its peer had from it it has."""
+        self.publishers.copies_lost(self.name, origin_is_whole=not self.origin.is_rolled_back)
+        self.receiver.lose_all()
+        self.audit.note_loss()
+        for known in (self.begins_at, self.from_peer, self.told, self.refused, self.held, self.peer.from_peer):
+            known.clear()
+        if isinstance(self.peer.receiver.wire, PeerWire):
+            self.peer.receiver.wire = self.peer.receiver.pull = None
 
     # -- what is here -------------------------------------------------------------------------------------------------
 
@@ -206,6 +202,7 @@ class Side(World):
             self._fed = {wire: incarnation}
         elif wire.feed is not None and message.subscription == wire.fed:
             wire.feed.durable_through(message.through)
+            self.publishers.heard(wire.sink, wire.feed, wire.incarnation)
             if self._fed.get(wire) == incarnation:
                 self.held[incarnation] = message.through
                 self.origin.held = min(side.held.get(incarnation, 0) for side in (self, self.peer))
@@ -214,32 +211,43 @@ class Side(World):
 class ThreeZones:
     """Steps until `run` is over; then everything is well again, but for the origin perhaps."""
 
-    side_class = Side
+    side_class, publishers_class = Side, Publishers
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
+        self._losses = random.Random(seed + 1)
         self.origin = Origin(self.chance)
-        self.sides = [self.side_class(self.chance, self.origin) for _ in range(2)]
+        self.sides = [self.side_class(name, self.chance, self.origin) for name in ("us", "ap")]
+        copied = {side.name: side.audit.copied for side in self.sides}
+        self.publishers = self.publishers_class(self.origin.log, copied, seed, geo_zones=1 + seed % 2)
         for side, peer in zip(self.sides, reversed(self.sides), strict=True):
-            side.peer = peer
+            side.peer, side.publishers = peer, self.publishers
             side.audit.branches, side.audit.starts = self.sides[0].audit.branches, self.sides[0].audit.starts
 
     def run(self, steps: int = 600) -> "ThreeZones":
         for _ in range(steps):
             self._step()
+            self.publishers.step()
+            if self._losses.random() < LOSSES:
+                self._losses.choice(self.sides).lose_all()
+        self.publishers.origin_lost()  # if it were lost now
         self._settle()
+        self.publishers.origin_lost()
         return self
 
     def _step(self) -> None:
         chance, origin, side = self.chance.random(), self.origin, self.chance.choice(self.sides)
         if chance < 0.2:
+            end = origin.log.end
             origin.write()
+            self.publishers.publish(end)
         elif chance < 0.3:
             origin.catch_up()
         elif chance < 0.33:
             origin.trim(beyond=self.chance.random() < 0.2)
         elif chance < 0.333:
             origin.make_anew()
+            self.publishers.begin_anew(origin.log)
         elif chance < 0.34:
             origin.save()
         elif chance < 0.343:
@@ -270,6 +278,7 @@ class ThreeZones:
         if self.origin.log.end == end:
             return
         self.sides[0].audit.note_roll_back(self.origin.log)
+        self.publishers.begin_anew(self.origin.log)
         for side in self.sides:
             side.held.clear()
             if not isinstance(side.receiver.wire, PeerWire):
@@ -322,7 +331,7 @@ def _agree(here: Side, there: Side, incarnation: bytes) -> bool:
 
 
 def _is_among(batch: bytes, held: list[bytes]) -> bool:
-    return any(_same(batch, each) for each in held)
+    return any(is_same(batch, each) for each in held)
 
 
 def _within_gap(batch: bytes, held: list[bytes]) -> bool:

@@ -30,7 +30,7 @@ from protocol.link import Message
 from protocol.records import CONTROL, check_batch, encode_batch, place_batch, read_header
 from protocol.streams import StreamState
 from simulation.audit import Violation
-from simulation.zones_geo import Copied, Publishers
+from simulation.zones_geo import Copied, Publishers, is_same
 from sinkd.core import commands
 from sinkd.core.commands import Diverged, MakeMirror, MirroredHead
 from sinkd.core.machine import Machine, Mirrored
@@ -189,8 +189,8 @@ class Audit:
 
     @staticmethod
     def _is_prefix(taken: list[bytes], branch: dict[int, bytes]) -> bool:
-        whole = (batch for batch in taken if read_header(batch).attributes != CONTROL)
-        return all(branch.get(read_header(batch).base_offset) == batch for batch in whole)
+        whole = [batch for batch in taken if read_header(batch).attributes != CONTROL]
+        return all(is_same(branch.get(read_header(batch).base_offset, b""), batch) for batch in whole)
 
 
 class Receiver:
@@ -316,14 +316,14 @@ class World:
     """Steps until `run` is over; then everything is well again, and the mirror has to become level."""
 
     receiver_class, publishers_class = Receiver, Publishers
-    checks_digest = True
+    checks_digest, name = True, "us"
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         self.audit = Audit()
         self.origin = Origin(self.chance)
         self.receiver = self.receiver_class(self)
-        self.publishers = self.publishers_class(self.origin.log, self.audit.copied, seed)
+        self.publishers = self.publishers_class(self.origin.log, {self.name: self.audit.copied}, seed)
         self._losses = random.Random(seed + 1)
 
     def run(self, steps: int = 400) -> Audit:
@@ -375,7 +375,7 @@ class World:
 
     def _lose_copies(self) -> None:
         """Us is lost for ever, and another one begins in its place."""
-        self.publishers.copies_lost(origin_is_whole=not self.origin.is_rolled_back)
+        self.publishers.copies_lost(self.name, origin_is_whole=not self.origin.is_rolled_back)
         self.receiver.lose_all()
         self.audit.note_loss()
 
@@ -427,7 +427,7 @@ class World:
             self.audit.diverged += refusal.name == "DIVERGED"
             wire.to_receiver.append((link.Failed(message.subscription, refusal.name, str(refusal)), b""))
         else:
-            wire.feed, wire.incarnation = Feed("us", message.offset, WINDOW_BYTES), log.incarnation
+            wire.feed, wire.incarnation = Feed(self.name, message.offset, WINDOW_BYTES), log.incarnation
             wire.fed = message.subscription
             self.publishers.heard(wire.sink, wire.feed, log.incarnation)
 
