@@ -23,6 +23,7 @@ SECTIONS: Final[tuple[tuple[str, type[schema.Table]], ...]] = (
     ("[accounts.ACCOUNT]", schema.Account),
     ("[streams.STREAM]", schema.Stream),
     ("[audit]", schema.Audit),
+    ("[coverage]", schema.Coverage),
     ("[[users]]", schema.User),
     ("[tls.clients]", schema.TlsClients),
     ("[tls.nodes]", schema.TlsNodes),
@@ -75,8 +76,8 @@ Rules that concern several keys:
   two accounts have nothing to do with each other, and streams of two accounts may have the same ones. Each account has
   its own catch-all, `events-ACME`; without a table of its own it is tuned by `[streams.events]`.
 - A `role` gives ready-made permissions, and each of `publish`, `subscribe`, `allow_responses` and `history` that
-  `permissions` has takes the place of the role's ([security.md](security.md#users-and-roles)). `$AUDIT` is read by
-  operators alone: no other user's `history` names it.
+  `permissions` has takes the place of the role's ([security.md](security.md#users-and-roles)). `$AUDIT` and
+  `$COVERAGE` are read by operators alone: no other user's `history` names them.
 - With `tls.clients.map` (nats-server's `verify_and_map`) a client is the user whose name is an e-mail address, a DNS
   name or a URI among the alternative names of its certificate, or its subject: `"CN=shop,OU=sales"`.
 - `max_payload` is at most `max_pending` and the `outbox.bytes` of every stream; where events are kept, an event and its

@@ -96,8 +96,9 @@ def _parts(configuration: Config) -> Iterator[tuple[str, object]]:
         one, other = sorted(link.zones)
         yield f"links.{one}.{other}", dataclasses.replace(link, zones=(one, other))
     streams = (*configuration.streams.values(), configuration.catch_all, *configuration.account_catch_alls)
-    for stream in (*streams, configuration.audit):
+    for stream in (*streams, configuration.audit, configuration.coverage.stream):
         yield f"streams.{stream.name}", stream
+    yield "coverage", (configuration.coverage.enabled, configuration.coverage.gap_grace_ms)
     yield "accounts", configuration.accounts
     yield "users", configuration.users
     yield "tls.clients", configuration.tls_clients

@@ -1,10 +1,9 @@
 """From the file as written (`config_schema`) to the configuration as read (`config_model`); the file is checked."""
 
+from protocol import audit, coverage, limits
 from protocol import config_model as model
 from protocol import config_schema as schema
-from protocol import limits
 from protocol.accounts import DEFAULT_ACCOUNT
-from protocol.audit import ACCOUNT, STREAM, SUBJECTS
 from protocol.config_checks import CATCH_ALL, catch_all_of
 
 
@@ -19,13 +18,14 @@ def build(file: schema.File) -> model.Config:
         links=tuple(_link((one, other), link) for one, others in file.links.items() for other, link in others.items()),
         accounts=tuple(file.accounts),
         streams={
-            name: _stream(name, stream.account, stream)
+            name: _stream(name, stream.account, stream, covered=file.coverage.enabled)
             for name, stream in file.streams.items()
             if name not in catch_alls
         },
         catch_all=catch_alls.pop(CATCH_ALL),
         account_catch_alls=tuple(catch_alls.values()),
-        audit=_audit(file.audit),
+        audit=_audit(file),
+        coverage=_coverage(file.coverage),
         users=tuple(_user(user) for user in file.users),
         tls_clients=_tls_clients(clients) if clients else None,
         tls_nodes=model.TlsNodes(**nodes.model_dump()) if nodes else None,
@@ -116,22 +116,38 @@ def _catch_alls(file: schema.File) -> dict[str, model.Stream]:
     """Every account's, by name; those without a table of their own are tuned as `events` is."""
     common = file.streams.get(CATCH_ALL, schema.Stream.empty())
     names = {catch_all_of(account): account for account in (DEFAULT_ACCOUNT, *file.accounts)}
-    return {name: _stream(name, account, file.streams.get(name, common)) for name, account in names.items()}
+    return {
+        name: _stream(name, account, file.streams.get(name, common), covered=file.coverage.enabled)
+        for name, account in names.items()
+    }
 
 
-def _audit(audit: schema.Audit) -> model.Stream:
+def _audit(file: schema.File) -> model.Stream:
     """What is kept of it is the file's to say, and nothing else."""
     tuned = schema.Stream.model_construct(
-        subjects=SUBJECTS,
+        subjects=audit.SUBJECTS,
         reply="header",
-        retention=audit.retention,
+        retention=file.audit.retention,
         dedup=schema.Dedup.model_construct(window=limits.AUDIT_DEDUP_MS),
         outbox=schema.Outbox.model_construct(bytes=limits.AUDIT_OUTBOX_BYTES),
     )
-    return _stream(STREAM, ACCOUNT, tuned)
+    return _stream(audit.STREAM, audit.ACCOUNT, tuned, covered=file.coverage.enabled)
 
 
-def _stream(name: str, account: str, stream: schema.Stream) -> model.Stream:
+def _coverage(table: schema.Coverage) -> model.Coverage:
+    """Its own stream is not covered: each beacon would have another one say that it was taken in."""
+    tuned = schema.Stream.model_construct(
+        subjects=coverage.SUBJECTS,
+        reply="header",
+        retention=table.retention,
+        dedup=schema.Dedup.model_construct(window=limits.COVERAGE_DEDUP_MS),
+        outbox=schema.Outbox.model_construct(bytes=limits.COVERAGE_OUTBOX_BYTES),
+    )
+    stream = _stream(coverage.STREAM, coverage.ACCOUNT, tuned, covered=False)
+    return model.Coverage(enabled=table.enabled, gap_grace_ms=table.gap_grace, stream=stream)
+
+
+def _stream(name: str, account: str, stream: schema.Stream, *, covered: bool) -> model.Stream:
     return model.Stream(
         name=name,
         account=account,
@@ -153,6 +169,7 @@ def _stream(name: str, account: str, stream: schema.Stream) -> model.Stream:
         geo_zones=stream.geo.zones,
         geo_timeout_ms=stream.geo.timeout,
         geo_on_timeout=stream.geo.on_timeout,
+        covered=covered,
     )
 
 

@@ -10,9 +10,8 @@ from typing import Any, Final, NamedTuple
 
 from pydantic import ValidationError
 
-from protocol import limits
+from protocol import audit, coverage, limits
 from protocol.accounts import DEFAULT_ACCOUNT
-from protocol.audit import STREAM
 from protocol.config_lines import Path
 from protocol.config_problems import Problem, did_you_mean, dotted, explain, listed
 from protocol.config_schema import File, Gateway, Sink, Stream, Zone
@@ -31,7 +30,7 @@ def catch_all_of(account: str) -> str:
 RECORD_OVERHEAD_BYTES_MAX: Final = 1024
 """What a record batch adds to subject and payload of its one record, generously."""
 
-_NODE_STREAMS: Final = (STREAM, "$COVERAGE")
+_NODE_STREAMS: Final = (audit.STREAM, coverage.STREAM)
 _PRUNE_ROUNDS_MAX: Final = 16  # each takes at least one table out, and tables are nested less deep than that
 
 

@@ -113,6 +113,8 @@ class Link:
 class Stream:
     """`key` is `subject`, `token:N` or `header:NAME`; `replicate` is `("*",)` for every zone.
 
+    One that is `covered` is accounted for (`protocol.coverage`): all are, or none.
+
     Retention of 0 is for ever, a deduplication window of 0 is none.
     """
 
@@ -137,6 +139,15 @@ class Stream:
     geo_timeout_ms: int
     geo_on_timeout: Literal["silent", "degrade"]
     covered: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coverage:
+    """`stream` is what nodes write of what they took in and hold (`protocol.coverage`), whether in use or not."""
+
+    enabled: bool
+    gap_grace_ms: int
+    stream: Stream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,6 +228,7 @@ class Config:
     catch_all: Stream
     account_catch_alls: tuple[Stream, ...]
     audit: Stream
+    coverage: Coverage
     users: tuple[User, ...]
     tls_clients: TlsClients | None
     tls_nodes: TlsNodes | None
@@ -262,8 +274,9 @@ class Config:
         return (*self.streams.values(), *catch_alls)
 
     def kept_streams(self) -> tuple[Stream, ...]:
-        """All that the sinks keep: the effective streams, and the one that is in no file."""
-        return (*self.effective_streams(), self.audit)
+        """All that the sinks keep: the effective streams, and those that are in no file."""
+        of_nodes = (self.audit, self.coverage.stream) if self.coverage.enabled else (self.audit,)
+        return (*self.effective_streams(), *of_nodes)
 
     def all_accounts(self) -> tuple[str, ...]:
         """The default account, then those declared."""

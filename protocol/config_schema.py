@@ -65,6 +65,14 @@ def _lame_duck_duration(value: object) -> int:
     return duration_ms
 
 
+def _gap_grace(value: object) -> int:
+    duration_ms = parse_duration(value)
+    if duration_ms < limits.COVERAGE_GAP_GRACE_MS_MIN:
+        least = format_duration(limits.COVERAGE_GAP_GRACE_MS_MIN)
+        raise ValueError(f"must be at least {least}, the time of two beacons, got {shown(value)}")
+    return duration_ms
+
+
 _QUOTED_SIZE = Form('size: `"64MiB"`, `"12MB"`, bytes', lambda size: f'"{format_size(size)}"')
 _QUOTED_DURATION = Form('duration: `"500ms"`, `"2m"`, `"1h30m"`', lambda duration: f'"{format_duration(duration)}"')
 
@@ -75,6 +83,7 @@ Rate = Annotated[int, PlainValidator(parse_rate), Form('rate: `"12MB/s"`', lambd
 Duration = Annotated[int, PlainValidator(parse_duration), _QUOTED_DURATION]
 PositiveDuration = Annotated[int, PlainValidator(_at_least_one(parse_duration, "more than 0")), _QUOTED_DURATION]
 LameDuckDuration = Annotated[int, PlainValidator(_lame_duck_duration), _QUOTED_DURATION]
+GapGrace = Annotated[int, PlainValidator(_gap_grace), _QUOTED_DURATION]
 Name = Annotated[str, PlainValidator(parse_name), Form("name: letters, digits, `_`, `-`")]
 AccountName = Annotated[
     str, PlainValidator(parse_account), Form("name under `[accounts]`", lambda account: f'"{account}"')
@@ -465,6 +474,26 @@ class Audit(Table):
     retention: AuditRetention = Field(default_factory=AuditRetention.empty)
 
 
+class CoverageRetention(Table):
+    """How long the stream `$COVERAGE` is kept."""
+
+    age: Duration = Field(default=limits.COVERAGE_AGE_MS, description="Events older than this may go; 0 = for ever.")
+    bytes: Size = Field(
+        default=limits.COVERAGE_BYTES, description="The oldest go when they take up more in a zone; 0 = no bound."
+    )
+
+
+class Coverage(Table):
+    """Accounts of what gateways took in and what sinks hold, in the stream `$COVERAGE`, which only nodes write."""
+
+    enabled: bool = Field(default=True, description="Keep accounts of all streams, and trees of their logs.")
+    gap_grace: GapGrace = Field(
+        default=limits.COVERAGE_GAP_GRACE_MS,
+        description="What a gateway has named and the sinks lack for so long is reported, and asked for again.",
+    )
+    retention: CoverageRetention = Field(default_factory=CoverageRetention.empty)
+
+
 class PublishRule(Table):
     """Subjects that may, and that may not, be published to."""
 
@@ -496,7 +525,8 @@ class Permissions(Table):
     )
     history: Texts | None = Field(
         default=None,
-        description="Streams whose history may be read; `*` = all, `$AUDIT` for operators alone. Unset: by role.",
+        description="Streams whose history may be read; `*` = all; `$AUDIT` and `$COVERAGE` for operators "
+        "alone. Unset: by role.",
     )
 
 
@@ -514,7 +544,7 @@ class User(Table):
     role: Literal["publisher", "subscriber", "replayer", "operator"] | None = Field(
         default=None,
         description="Ready-made permissions; what `permissions` gives takes their place. Unset: everything but "
-        "`$AUDIT`. See [security.md](security.md#users-and-roles).",
+        "`$AUDIT` and `$COVERAGE`. See [security.md](security.md#users-and-roles).",
     )
     permissions: Permissions = Field(default_factory=Permissions.empty)
 
@@ -564,5 +594,6 @@ class File(Table):
     accounts: dict[str, Account] = {}
     streams: dict[str, Stream] = {}
     audit: Audit = Field(default_factory=Audit.empty)
+    coverage: Coverage = Field(default_factory=Coverage.empty)
     users: Annotated[tuple[User, ...], Field(strict=False)] = ()
     tls: Tls = Field(default_factory=Tls.empty)

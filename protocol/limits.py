@@ -131,6 +131,8 @@ MIRROR_PACE_MS: Final = 250  # between two looks whether the rate that holds a f
 MIRROR_LOOK_MS: Final = 250  # between two looks at what should be mirrored
 MIRROR_SILENCE_MS_MAX: Final = 5_000  # an origin that says nothing for so long is given up
 MIRROR_RETRY_MS_MAX: Final = 2_000  # pause after all sinks of an origin were tried in vain
+ELSEWHERE_BYTES: Final = 64 * KIB  # of a log, that is asked of another zone at a time to mend a segment with
+ELSEWHERE_MS_MAX: Final = 60_000  # for that, under the rate of copies
 MIRROR_SPACE_PART: Final = 4  # mirrors stop a quarter of the reserve before own writes do
 
 # -- reading history --------------------------------------------------------------------------------------------------
@@ -170,6 +172,18 @@ AUDIT_BYTES: Final = 1024 * MIB
 AUDIT_DEDUP_MS: Final = 3_600_000  # within which a sink that leads anew finds what was written of the same
 AUDIT_NOTES_MAX: Final = 256  # of one sink, that wait to be written
 AUDIT_NOTE_MS_MAX: Final = 1_800_000  # then a note is given up; well inside AUDIT_DEDUP_MS
+
+# -- coverage ---------------------------------------------------------------------------------------------------------
+COVERAGE_AGE_MS: Final = 30 * 86_400_000
+COVERAGE_BYTES: Final = 1024 * MIB
+COVERAGE_DEDUP_MS: Final = 3_600_000  # within which a sink that leads anew finds what was reported of the same
+COVERAGE_OUTBOX_BYTES: Final = 16 * MIB  # what does not fit is a gap in `$COVERAGE`; the next whole beacon says all
+COVERAGE_GAP_GRACE_MS: Final = 10_000  # what a beacon names and a sink lacks for so long is reported
+COVERAGE_GAP_GRACE_MS_MIN: Final = 2_000  # two beacons
+ACCOUNT_MARKS_KEPT: Final = 16  # sequences at which a sink knows the chain of a producer: as many seconds
+GAPS_RECORDED_KEPT: Final = 8  # that a group knows to have written, per producer and partition
+STATEMENTS_KEPT: Final = 8  # per group
+STATEMENT_ID_BYTES: Final = 16
 
 # -- configuration ----------------------------------------------------------------------------------------------------
 CONFIG_CHARACTERS_MAX: Final = 4 * MIB  # of the whole file

@@ -7,21 +7,26 @@ The zone's Raft groups share its partitions. Which group a partition belongs to 
 the number of groups that the zone has then: the partitions of a stream go round the groups, and each stream begins
 with another one, so that streams of one partition are spread too.
 
-One stream is in no file: `$AUDIT` (`protocol.audit`), which only nodes write. It is proposed, made and kept like all
-others. Its account is one that nobody can be in, so that no client's event ever belongs to it.
+Two streams are in no file, and only nodes write them: `$AUDIT` (`protocol.audit`) and `$COVERAGE`
+(`protocol.coverage`). They are proposed, made and kept like all others. Their accounts are such that nobody can be in,
+so that no client's event ever belongs to them.
 
 A mirror of another zone's log is a `StreamState` too. Its name says whose: `orders@eu`, and `orders@eu~1` for the first
 of the incarnations that the origin no longer has (`sinkd.core.mirrors`).
 """
 
 import zlib
+from typing import Final
 
 import msgspec
 
-from protocol import subjects
+from protocol import audit, coverage, subjects
 from protocol.accounts import DEFAULT_ACCOUNT
 from protocol.config import Stream
 from protocol.limits import GEO_TIMEOUT_MS, HOLD_AGE_MS, HOLD_BYTES
+
+NODE_ACCOUNTS: Final = frozenset({audit.ACCOUNT, coverage.ACCOUNT})
+"""Of the streams that nodes write."""
 
 
 class _Stream(msgspec.Struct, array_like=True, frozen=True, kw_only=True):

@@ -88,7 +88,7 @@ async def test_configuration_and_members_are_read_back_and_stand_there_once(tmp_
     """... though every sink has seen them, and another one leads each time."""
     async with zone_and_operator(tmp_path) as (zone, operator):
         (changed,) = await until_audited(operator, "configuration_changed")
-        assert (changed["what"], changed["why"]) == ("revision 1 is in force, 3 streams", "was 0")
+        assert (changed["what"], changed["why"]) == ("revision 1 is in force, 4 streams", "was 0")
         assert changed["zone"] == "eu"
         assert changed["node"] in zone.names
         for _ in range(2):

@@ -155,7 +155,11 @@ def test_users_and_their_permissions_as_nats_writes_them() -> None:
     assert by_key.nkey is not None
     assert (shop.account, by_key.account) == ("$G", "ACME")
     assert (guest.user, guest.account, guest.password) == ("guest", "ACME", None)
-    assert (by_key.role, by_key.history, by_key.allow_responses) == ("operator", ("events-ACME", "$AUDIT"), None)
+    assert (by_key.role, by_key.history, by_key.allow_responses) == (
+        "operator",
+        ("events-ACME", "$AUDIT", "$COVERAGE"),
+        None,
+    )
 
 
 def test_secrets_do_not_show_in_what_is_printed() -> None:
@@ -180,6 +184,23 @@ def test_the_catch_all_of_an_account_is_tuned_by_a_table_of_its_own() -> None:
     assert (events.name, events.account, events.partitions, events.retention_age_ms) == ("events", "$G", 1, 3_600_000)
     assert (of_acme.name, of_acme.account, of_acme.partitions) == ("events-ACME", "ACME", 2)
     assert (of_acme.subjects, of_acme.reply, of_acme.retention_age_ms) == ((">",), "header", 0)
+
+
+def test_all_streams_are_covered_but_that_of_the_accounts_themselves() -> None:
+    parsed = config.parse(FULL, "full.toml")
+    assert {stream.name: stream.covered for stream in parsed.kept_streams()} == {
+        "orders": True, "telemetry": True, "events": True, "events-ACME": True, "$AUDIT": True, "$COVERAGE": False
+    }  # fmt: skip
+    assert (parsed.coverage.enabled, parsed.coverage.gap_grace_ms) == (True, 10_000)
+    stream = parsed.coverage.stream
+    assert (stream.subjects, stream.partitions, stream.account) == (("$COVERAGE.>",), 1, "$COVERAGE")
+    assert (stream.retention_age_ms, stream.retention_bytes, stream.replicate) == (30 * 86_400_000, 1 << 30, ("*",))
+
+
+def test_without_coverage_no_stream_is_covered_and_there_is_none_for_it() -> None:
+    parsed = config.parse(SMALL + "[coverage]\nenabled = false\nretention.age = '1d'", "small.toml")
+    assert [(stream.name, stream.covered) for stream in parsed.kept_streams()] == [("events", False), ("$AUDIT", False)]
+    assert parsed.coverage.stream.retention_age_ms == 86_400_000
 
 
 def test_subjects_of_streams_may_overlap_in_different_accounts() -> None:
@@ -297,9 +318,16 @@ def test_an_empty_file_says_what_a_mesh_needs() -> None:
         ('users = "me"\n' + SMALL, ['users: must be a list, got "me"']),
         (
             "qqq = 3\n" + SMALL,
-            ["unknown key 'qqq'; known: accounts, audit, limits, links, mesh, streams, tls, users, zones"],
+            ["unknown key 'qqq'; known: accounts, audit, coverage, limits, links, mesh, streams, tls, users, zones"],
         ),
         (SMALL + "[stream.x]\n", ["unknown key 'stream'; did you mean 'streams'?"]),
+        (
+            SMALL + "[coverage]\ngap_grace = '1s'\nenable = false",
+            [
+                'coverage.gap_grace: must be at least 2s, the time of two beacons, got "1s"',
+                "coverage: unknown key 'enable'; did you mean 'enabled'?",
+            ],
+        ),
         (SMALL + "[limits]\nmax_payload = 0", ["limits.max_payload: must be from 1 byte to 64MiB, got 0"]),
         (SMALL + "[limits]\nwrite_deadline = '0'", ['limits.write_deadline: must be more than 0, got "0"']),
         (

@@ -169,7 +169,7 @@ async def test_a_read_too_many_is_refused_and_the_link_stays(tmp_path, monkeypat
     [
         (link.Fetch(1, "orders", 0, 9, 100, 0), "OFFSET_OUT_OF_RANGE", "the log holds 0 to 1"),
         (link.Fetch(1, "orders", 4, 0, 100, 0), "UNKNOWN_PARTITION", "partitions 0 to 0, not 4"),
-        (link.Fetch(1, "nope", 0, 0, 100, 0), "UNKNOWN_STREAM", "streams are $AUDIT, events, orders"),
+        (link.Fetch(1, "nope", 0, 0, 100, 0), "UNKNOWN_STREAM", "streams are $AUDIT, $COVERAGE, events, orders"),
         (link.Offsets(1, "nope", (0,), "latest"), "UNKNOWN_STREAM", "nope"),
         (link.Offsets(1, "orders", (0,), "sometime"), "INVALID_REQUEST", "sometime"),
         (link.Describe(1, "nope"), "UNKNOWN_STREAM", "nope"),

@@ -52,6 +52,7 @@ def digests(configuration: Config) -> dict[str, str]:
         "links": configuration.links,
         "accounts": configuration.accounts,
         "streams": configuration.kept_streams(),
+        "coverage": configuration.coverage,
         "users": configuration.users,
     }
     return {name: _digest(part) for name, part in parts.items()}

@@ -15,7 +15,7 @@ A role is a set of ready-made permissions; what a user's own permissions say tak
     publisher     publishes everything; subscribes to inboxes alone, for answers
     subscriber    subscribes to everything; publishes nothing
     replayer      the same, and reads the history of every stream
-    operator      everything, `$AUDIT` too, which nobody else reads
+    operator      everything, `$AUDIT` and `$COVERAGE` too, which nobody else reads
 
 Who may read the history of named streams may ask for it, too: `$LOG.>` need not stand among what is allowed to be
 published. Without users everybody is an operator; a user without a role may do everything but what operators alone may.

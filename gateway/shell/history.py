@@ -23,7 +23,7 @@ from gateway.core.session import Session, Subscription
 from gateway.shell.link import SinkLink
 from gateway.shell.links import DescribedPartition, SinkLinks
 from gateway.shell.ring import RingLog
-from protocol import audit, history, link, subjects
+from protocol import history, link, subjects
 from protocol.errors import FrameError, LogError
 from protocol.history import FetchRequest, MetadataRequest, OffsetsRequest, read_request, stream_and_zone
 from protocol.limits import (
@@ -34,7 +34,7 @@ from protocol.limits import (
     FETCHES_AHEAD_MAX,
     FETCHES_PER_CONNECTION_MAX,
 )
-from protocol.streams import StreamState
+from protocol.streams import NODE_ACCOUNTS, StreamState
 
 PACE_S = 0.005
 log = structlog.get_logger()
@@ -150,7 +150,7 @@ class HistoryService:
         """Those that belong to the account of this session, or to all."""
         if not isinstance(self._sinks, SinkLinks):
             return {}
-        allowed = (session.account.name, audit.ACCOUNT)
+        allowed = {session.account.name, *NODE_ACCOUNTS}
         return {name: state for name, state in self._sinks.mirrors.items() if state.account in allowed}
 
     def _mirror(self, session: Session, name: str, zone: str) -> StreamState:
@@ -170,7 +170,7 @@ class HistoryService:
     def _stream(self, session: Session, name: str, sinks: SinkLinks | RingLog) -> StreamState:
         streams, own = self._streams(), session.account.name
         stream = streams.get(name)
-        if stream is not None and stream.account in (own, audit.ACCOUNT):
+        if stream is not None and (stream.account == own or stream.account in NODE_ACCOUNTS):
             return stream
         if stream is None and (problem := sinks.problem) is not None:  # it may be new
             raise LogError("LEADER_NOT_AVAILABLE", problem)
