@@ -164,10 +164,18 @@ class Seen(Message, frozen=True):
 
 
 class Note(Message, frozen=True):
-    """For the audit stream, from a sink that does not lead its group: an event as JSON, and its id."""
+    """For a stream that nodes write, from a sink that does not lead its group: an event as JSON, and its id.
+
+    With a `subject` it is for `stream`, happened at `time_ms` and has that header block; without one it is an audit
+    event, which says that itself.
+    """
 
     id: bytes
     event: bytes
+    stream: str = ""
+    subject: str = ""
+    time_ms: int = 0
+    block: bytes = b""
 
 
 class Held(Message, frozen=True):

@@ -1,54 +1,37 @@
 """What the sinks of a zone write into the audit stream: what changed, who asked for it, and links that were refused.
 
     a command is applied, on every sink ───────┐
-    an operator asks, a link is refused, here ─┴─► notes ─┬─► this sink leads the group of `$AUDIT`: it appends them
-                                                          └─► another leads it: it is told (`Note`) what it cannot know
+    an operator asks, a link is refused, here ─┴─► `sinkd.shell.notes` ─► `$AUDIT`
 
-A note is under way until it stands in the log, and it stands there once, whoever leads meanwhile: each has an id, which
-the leader appends with it, and what the deduplication window of `$AUDIT` knows is done with. The window is replicated:
-every sink looks at its own. The id of what was applied is its place in the Raft log, the same on every sink, so whoever
-comes to lead goes on. Notes older than half the window are given up; after a restart those are the old entries of the
-journal, which were written when they were new.
+The id of what was applied is its place in the Raft log, the same on every sink, so whoever comes to lead goes on. Notes
+that are old when they are made are given up: after a restart those are the old entries of the journal, which were
+written when they were new.
 """
 
 import asyncio
 import contextlib
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
 from protocol import audit
-from protocol.envelope import Envelope, pack
-from protocol.errors import UNREADABLE, LogError
-from protocol.limits import AUDIT_NOTE_MS_MAX, AUDIT_NOTES_MAX, FLUSH_INTERVAL_MS, LINK_REQUEST_MS_MAX
-from protocol.link import Appended, Opened, Refused
-from protocol.records import Event, encode_batch
-from protocol.streams import StreamState
-from sinkd.core import commands
-from sinkd.core.commands import MembersAre, OpenProducer
+from protocol.errors import UNREADABLE
+from protocol.limits import AUDIT_NOTES_MAX
+from sinkd.core.commands import MembersAre
 from sinkd.core.machine import Configured, LossAccepted
 from sinkd.core.membership import Members
-from sinkd.core.raft_messages import CODEC, Note
+from sinkd.core.raft_messages import Note
 from sinkd.core.rebuilding import RebuildChanged, described
-from sinkd.shell.group import Change, UnknownOutcome
+from sinkd.shell.group import Change
+from sinkd.shell.notes import Noted, Notes
 
 if TYPE_CHECKING:
-    from sinkd.shell.replica import Replica
     from sinkd.shell.sink import Sink
 
 log = structlog.get_logger()
-
-
-class _Producer(NamedTuple):
-    """Leave to append, for one leadership."""
-
-    term: int
-    producer_id: int
-    epoch: int
-    next_sequence: int
 
 
 class AuditNotes:
@@ -56,19 +39,22 @@ class AuditNotes:
 
     def __init__(self, sink: "Sink") -> None:
         self._sink = sink
-        self._notes: OrderedDict[bytes, audit.Event] = OrderedDict()
-        self._own: set[bytes] = set()  # of those: what no other sink knows
+        self._notes = Notes(sink, audit.STREAM, 0, AUDIT_NOTES_MAX)
         self._summary = audit.Summary()
-        self._producer: _Producer | None = None
-        self._wake = asyncio.Event()
         self._asked_by = ""
-        self.written: Counter[str] = Counter()
-        self.lost = 0
+
+    @property
+    def written(self) -> Counter[str]:
+        return self._notes.written
+
+    @property
+    def lost(self) -> int:
+        return self._notes.lost
 
     @property
     def waiting(self) -> int:
         """How many are not in the log yet."""
-        return len(self._notes)
+        return self._notes.waiting
 
     # -- what there is to note ----------------------------------------------------------------------------------------
 
@@ -119,10 +105,17 @@ class AuditNotes:
         self._add_own(f"{event.time}: {what}", event)
 
     def link_refused(self, host: str, what: str, why: str) -> None:
-        event = self._event(audit.LINK_REFUSED, self._sink.now_ms(), source=host, what=what, why=why)
+        self._refused(audit.LINK_REFUSED, host, what, why)
+
+    def beacon_refused(self, node: str, what: str, why: str) -> None:
+        """What stands in `$COVERAGE` as that of `node` is not taken for it."""
+        self._refused(audit.BEACON_REFUSED, node, what, why)
+
+    def _refused(self, kind: str, source: str, what: str, why: str) -> None:
+        event = self._event(kind, self._sink.now_ms(), source=source, what=what, why=why)
         if (first := self._summary.note(event, self._clock_ms())) is not None:
             self._add_refused(first)
-        self._wake.set()
+        self._notes.wake()
 
     def _add_refused(self, event: audit.Event) -> None:
         self._add_own(f"{event.time}: {event.kind} {event.source} {event.times}", event)
@@ -132,9 +125,10 @@ class AuditNotes:
         return audit.Event(time=time_ms, zone=node.zone, node=node.name, kind=kind, source=source, what=what, why=why)
 
     def _add_own(self, id: str, event: audit.Event) -> None:
-        key = f"{self._sink.node.name}: {id}".encode()
-        self._own.add(key)
-        self._add(key, event)
+        self._notes.add_own(id, _noted(event))
+
+    def _add(self, id: bytes, event: audit.Event) -> None:
+        self._notes.add(id, _noted(event))
 
     def take(self, note: Note) -> None:
         """What another sink knows."""
@@ -145,117 +139,20 @@ class AuditNotes:
         else:
             self._add(note.id, event)
 
-    def _add(self, id: bytes, event: audit.Event) -> None:
-        if id in self._notes:
-            return
-        if self._sink.now_ms() - event.time > AUDIT_NOTE_MS_MAX:
-            self._own.discard(id)
-            return
-        self._notes[id] = event
-        if len(self._notes) > AUDIT_NOTES_MAX:
-            self._drop(next(iter(self._notes)))
-            self.lost += 1
-        self._wake.set()
-
-    def _drop(self, id: bytes) -> None:
-        del self._notes[id]
-        self._own.discard(id)
-
-    # -- writing ------------------------------------------------------------------------------------------------------
-
     async def run(self) -> None:
         """Until it is cancelled."""
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH_INTERVAL_MS / 1000 if self._notes or self._summary.is_open else None):
-                    await self._wake.wait()
-            self._wake.clear()
-            for event in self._summary.due(self._clock_ms()):
-                self._add_refused(event)
-            try:
-                await self._write()
-            except (LogError, UnknownOutcome, TimeoutError):  # another leads, or will: once more in a second
-                self._producer = None
+        await self._notes.run(self._sum_up, lambda: self._summary.is_open)
+
+    def _sum_up(self) -> None:
+        for event in self._summary.due(self._clock_ms()):
+            self._add_refused(event)
 
     def _clock_ms(self) -> int:
         return int(asyncio.get_running_loop().time() * 1000)
 
-    async def _write(self) -> None:
-        self._forget_old()
-        home = self._home()
-        if home is None:
-            return
-        replica, stream = home
-        for id, event in list(self._notes.items()):
-            if self._is_in_log(replica, id):
-                self._drop(id)
-            elif replica.group.leads:
-                await self._append(replica, stream, id, event)
-            elif id in self._own and replica.peers is not None:
-                replica.peers.links.send(replica.group.leader, CODEC.pack_parts(Note(id, event.encoded())))
 
-    def _forget_old(self) -> None:
-        now_ms = self._sink.now_ms()
-        for id, event in list(self._notes.items()):
-            if now_ms - event.time > AUDIT_NOTE_MS_MAX:
-                self._drop(id)
-                self.lost += 1
-
-    def _home(self) -> "tuple[Replica, StreamState] | None":
-        """The replica that has the log, if the stream is in force there."""
-        known = self._sink.machine.state.streams.get(audit.STREAM)
-        number = known.state.group_of(0) if known is not None else 0
-        if known is None or number >= len(self._sink.replicas):
-            return None
-        replica = self._sink.replicas[number]
-        stream = replica.machine.state.streams.get(audit.STREAM)
-        return None if stream is None or stream.state.retired else (replica, stream.state)
-
-    @staticmethod
-    def _is_in_log(replica: "Replica", id: bytes) -> bool:
-        state = replica.machine.state
-        stream = state.streams[audit.STREAM]
-        return stream.partitions[0].find(id, state.now_ms, stream.state.dedup_window_ms) is not None
-
-    async def _append(self, replica: "Replica", stream: StreamState, id: bytes, event: audit.Event) -> None:
-        """LogError, UnknownOutcome, TimeoutError: it is not known to be in the log."""
-        if self._sink.is_storage_full():
-            raise LogError("STORAGE_ERROR", "storage full")
-        producer = self._producer
-        if producer is None or producer.term != replica.group.term:
-            producer = await self._open(replica, stream)
-        head = Envelope(
-            producer_id=producer.producer_id, epoch=producer.epoch, stream=stream.name, incarnation=stream.incarnation,
-            partition=0, first_sequence=producer.next_sequence, sequence_count=1, revision=stream.revision,
-            ids=((0, id),),
-        )  # fmt: skip
-        subject = event.subject.encode()
-        batch = encode_batch([Event(subject, subject, event.time, b"", event.encoded())])
-        decided: asyncio.Future[Appended | Refused] = asyncio.get_running_loop().create_future()
-
-        def answer(message: Appended | Refused) -> None:
-            if not decided.done():
-                decided.set_result(message)
-
-        replica.group.append(head, pack(head, batch), answer)
-        async with asyncio.timeout(LINK_REQUEST_MS_MAX / 1000):
-            message = await decided
-        if isinstance(message, Appended):
-            self._producer = producer._replace(next_sequence=producer.next_sequence + 1)
-            self.written[event.kind] += 1
-        elif message.reason != "DUPLICATE_IDS":
-            raise LogError("LEADER_NOT_AVAILABLE", message.reason)
-        self._drop(id)
-
-    async def _open(self, replica: "Replica", stream: StreamState) -> _Producer:
-        """Under a nonce that no leadership before has had: older ones are fenced."""
-        term = replica.group.term
-        nonce = f"{self._sink.now_ms()}:{term}".encode()
-        opened = await replica.group.submit(commands.OPEN, OpenProducer(self._sink.node.name, 0, nonce))
-        assert isinstance(opened, Opened)
-        reached = (each.last_sequence for each in opened.last if each.incarnation == stream.incarnation)
-        self._producer = _Producer(term, opened.producer_id, opened.epoch, next(reached, 0) + 1)
-        return self._producer
+def _noted(event: audit.Event) -> Noted:
+    return Noted(event.time, event.subject, event.encoded())
 
 
 def _changes(before: Members, now: MembersAre) -> str:

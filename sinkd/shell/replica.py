@@ -161,7 +161,7 @@ class Replica:
         sink = self._sink
         self.peers = Peers(
             sink.mesh, sink.zone, sink.node, self.number, port, self.folder, self.group, self.store,
-            self.configuring.take, sink.audit.take, self.holding.take, self.fail,
+            self.configuring.take, sink.take_note, self.holding.take, self.fail,
         )  # fmt: skip
         self.filling = Filling(self.peers, self.store, sink.writer, self._sources)
         self.store.mend, self.store.mend_later = self.scrubber.mend, self.scrubber.mend_later

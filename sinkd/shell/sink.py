@@ -33,6 +33,7 @@ from protocol.streams import StreamDefinition
 from sinkd.core.commands import Configure
 from sinkd.core.machine import Machine
 from sinkd.core.mirroring import TokenBucket
+from sinkd.core.raft_messages import Note
 from sinkd.shell.audit import AuditNotes
 from sinkd.shell.folder import DataFolder, Identity
 from sinkd.shell.group import Group, UnknownOutcome
@@ -128,6 +129,10 @@ class Sink:
             return await asyncio.get_running_loop().create_server(self.links.accept, bind.host, bind.port)
         refused = partial(self._not_secured, "link from a gateway")
         return await self.tls.listen(self.links.accept, bind, self.tls.server, refused)
+
+    def take_note(self, note: Note) -> None:
+        """What another sink would have written into a stream whose group this one leads."""
+        self.audit.take(note)
 
     def _not_secured(self, what: str, host: str, why: str) -> None:
         """A peer has shown no certificate of use, or does not like ours."""
