@@ -21,8 +21,9 @@ class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
     """`events` were taken in from `from_ms` to `to_ms` and are not in the log; `reason` is one of REASONS.
 
     Of offsets that are missing nobody knows the times (0), and `events` is how many there were at most. `source` is who
-    says so: the zone whose log it is, "" for a gateway of this one. After an accepted loss nobody knows how many there
-    were (0): they had stood at this offset and behind it. It was accepted at `to_ms` by the operator at `source`.
+    says so: the zone whose log it is, "" for a gateway of this one, or of what sinks find missing the gateway's name.
+    After an accepted loss nobody knows how many there were (0): they had stood at this offset and behind it. It was
+    accepted at `to_ms` by the operator at `source`.
     """
 
     reason: str
@@ -33,11 +34,15 @@ class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 ACCEPTED_LOSS = "accepted_loss"
+TRIMMED = "trimmed"
+LOST, GATEWAY_LOST = "lost", "gateway_lost"
 REASONS = {
     ACCEPTED_LOSS: "too few sinks were whole, and an operator had the log go on with what one of them held",
     "outbox_overflow": "a gateway's outbox was full for longer than outbox.stall",
-    "trimmed": "the origin of a mirror had let go of these offsets before the mirror had them",
+    TRIMMED: "the origin of a mirror had let go of these offsets before the mirror had them",
     "spool_damaged": "a gateway's spool was damaged; counted are all events whose outcome it cannot tell any more",
+    LOST: "a gateway has an acknowledgement for them, and the log does not hold them",
+    GATEWAY_LOST: "a gateway that has ended had taken in so many at most, and never got an acknowledgement",
 }
 
 

@@ -89,6 +89,8 @@ class Subscribe(Message, frozen=True):
     At most `window_bytes` of batches are under way beyond what `Durable` has told. `last_offset` is where the last
     batch that the mirror holds begins, -1 if it holds none or if that is a gap; `digest` is its SHA-256 from the
     attributes on.
+
+    `once`: one frame is all that is wanted, of about `window_bytes`, to mend a segment with.
     """
 
     subscription: int
@@ -99,6 +101,7 @@ class Subscribe(Message, frozen=True):
     window_bytes: int
     last_offset: int = -1
     digest: bytes = b""
+    once: bool = False
 
 
 class Mirrored(Message, frozen=True):

@@ -184,7 +184,7 @@ def test_a_copy_takes_no_more_than_its_segment_has(tmp_path):
     os.truncate(segment.path, 100)
     copy = Copy(log.files, segment, begins_anew=False)
     assert not copy.take_own()
-    copy.take(b"".join(batches))
+    copy.take(b"".join(batches), "s2")
     assert copy.is_complete
     copy.put_in_place(log.put)
     copy.close()

@@ -18,7 +18,7 @@ import zstandard
 
 from protocol.coverage import digest_of
 from protocol.errors import FrameError, MeshError
-from protocol.gaps import missing, read_gap
+from protocol.gaps import TRIMMED, missing, read_gap
 from protocol.limits import BATCH_BYTES_MAX, MIRROR_FRAME_BYTES
 from protocol.link import Mirrored
 from protocol.records import CONTROL, check_batch, read_header, split_batches
@@ -107,7 +107,7 @@ class Pull:
         if begins_at > self.next_offset:
             if begins_at > message.start_offset and message.start_offset <= self.next_offset:
                 raise BadFrame("offset", f"a batch at offset {begins_at}, {self.next_offset} is due")
-            gaps = missing(self.next_offset, begins_at, "trimmed", self._origin)
+            gaps = missing(self.next_offset, begins_at, TRIMMED, self._origin)
         if gaps and not data:
             crc = read_header(gaps[-1]).crc
         self.next_offset, self.last_crc = end, crc

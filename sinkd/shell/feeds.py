@@ -95,8 +95,11 @@ class Feeds:
     # -- subscriptions ------------------------------------------------------------------------------------------------
 
     async def subscribe(self, asked: link.Subscribe) -> None:
-        """Begins a feed, or says why not."""
+        """Begins a feed, or says why not; or sends what is wanted once."""
         try:
+            if asked.once:
+                await self._give(asked)
+                return
             served = await self._begin(asked)
         except SubscriptionRefused as error:
             log.info("mirror_refused", zone=self._zone, stream=asked.stream, partition=asked.partition, why=str(error))
@@ -121,6 +124,25 @@ class Feeds:
         if is_origin:
             server.holding.note(feed, asked.incarnation, asked.partition)
         return _Served(asked.subscription, feed, server, partition)
+
+    async def _give(self, asked: link.Subscribe) -> None:
+        """One frame, to a sink that mends a segment. What is bad here is mended later: that sink may be asked for it.
+
+        LogError, SubscriptionRefused: why there is none.
+        """
+        server, partition = self._find(asked)
+        if server.group.member.muted:
+            raise SubscriptionRefused("NOT_CAUGHT_UP", f"sink {server.node} is being filled")
+        bytes_max = min(asked.window_bytes, self._frame_bytes)
+        batches = await server.store.read(partition, asked.offset, bytes_max, for_peer=True)
+        if not batches:
+            raise SubscriptionRefused("NOT_CAUGHT_UP", f"the log ends at offset {asked.offset} here")
+        packed, compressed = await asyncio.get_running_loop().run_in_executor(None, pack_batches, batches)
+        await self._pace(len(packed))
+        await self._may_write()
+        begins_at, _ = _span(batches, asked.offset)
+        facts = len(batches), compressed, partition.start_offset, partition.high_watermark
+        self._send(link.Mirrored(asked.subscription, asked.incarnation, begins_at, *facts), packed)
 
     def _find(self, asked: link.Subscribe) -> "tuple[LinkServer, Partition]":
         machine = self._siblings[0].machine

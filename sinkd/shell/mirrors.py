@@ -18,7 +18,6 @@ it is pulled from whoever has most of it (`sinkd.core.completing`): the same lin
 
 import asyncio
 import itertools
-import os
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
@@ -35,11 +34,9 @@ from protocol.limits import (
     LINK_RETRY_MS_MAX,
     MIRROR_LOOK_MS,
     MIRROR_RETRY_MS_MAX,
-    MIRROR_SILENCE_MS_MAX,
     MIRROR_SPACE_PART,
     MIRROR_WINDOW_BYTES,
 )
-from protocol.link import MIRROR_ROLE, Message
 from protocol.records import CONTROL, read_header, split_batches
 from protocol.streams import StreamState
 from sinkd.core import commands
@@ -51,7 +48,7 @@ from sinkd.core.state import Mirror
 from sinkd.shell.completing import Completing
 from sinkd.shell.group import UnknownOutcome
 from sinkd.shell.lag import Lag
-from sinkd.shell.pacing import unpace
+from sinkd.shell.zone_links import ZoneLink, dial, explained
 
 if TYPE_CHECKING:
     from sinkd.shell.replica import Replica
@@ -156,7 +153,7 @@ class Origin:
         self._proposing: set[tuple[str, int]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
-        self._connection: _Connection | None = None
+        self._connection: ZoneLink | None = None
         self.problem, self._next_sink = "not connected yet", ""
         self.refused: Counter[str] = Counter()  # bad frames, by reason
         self.gaps = self.wire_bytes = self.raw_bytes = 0
@@ -185,12 +182,12 @@ class Origin:
 
     async def _try(self, sink: config.Sink) -> bool:
         """One link from its beginning to its end; whether it was welcome."""
-        connection = _Connection(sink.name, self._take, self._bad_frame)
+        connection = ZoneLink(sink.name, self._take, self._bad_frame)
         try:
             async with asyncio.timeout(LINK_DIAL_MS_MAX / 1000):
-                await self._dial(sink, connection)
+                await dial(self._sink, sink, connection)
         except (OSError, FrameError) as error:
-            self.problem = f"sink {sink.name}: {_explained(error)}"
+            self.problem = f"sink {sink.name}: {explained(error)}"
             return False
         try:
             await self._keep(connection)
@@ -205,20 +202,7 @@ class Origin:
             log.info("origin_link_down", zone=self.zone.name, sink=sink.name, reason=connection.lost.result())
         return connection.is_welcome
 
-    async def _dial(self, sink: config.Sink, connection: "_Connection") -> None:
-        """OSError, FrameError: it cannot be reached, or is another."""
-        tls, loop = self._sink.tls, asyncio.get_running_loop()
-        context = tls.client if tls is not None else None
-        transport, _ = await loop.create_connection(lambda: connection, sink.link.host, sink.link.port, ssl=context)
-        if tls is not None:
-            peer, expected = tls.identify_node(transport.get_extra_info("ssl_object")), (sink.zone, "sink", sink.name)
-            if peer != expected:
-                transport.abort()
-                raise FrameError(f"the peer is {'/'.join(peer)}, expected {'/'.join(expected)}")
-        own = self._sink
-        connection.send(link.Hello(own.mesh, own.zone.name, own.node.name, role=MIRROR_ROLE, mirrors=True))
-
-    async def _keep(self, connection: "_Connection") -> None:
+    async def _keep(self, connection: ZoneLink) -> None:
         """Until the link is lost, or no group is led here any more."""
         while not connection.lost.done():
             if not self._leading():
@@ -229,7 +213,7 @@ class Origin:
             await asyncio.wait({connection.lost}, timeout=MIRROR_LOOK_MS / 1000)
             connection.watch()
 
-    def _take(self, connection: "_Connection", frame: link.FrameView) -> None:
+    def _take(self, connection: ZoneLink, frame: link.FrameView) -> None:
         message = frame.message
         if isinstance(message, link.Mirrored):
             self._take_batches(connection, message, frame.tail)
@@ -251,7 +235,7 @@ class Origin:
         elif not isinstance(message, link.Pong):
             raise FrameError(f"sink link: a sink does not send {type(message).__name__} to a mirror")
 
-    def _welcomed(self, connection: "_Connection", message: link.Welcome) -> None:
+    def _welcomed(self, connection: ZoneLink, message: link.Welcome) -> None:
         if (message.zone, message.node) != (self.zone.name, connection.sink):
             connection.end(f"calls itself {message.node} of zone {message.zone}")
             return
@@ -265,7 +249,7 @@ class Origin:
 
     # -- what is to be mirrored ---------------------------------------------------------------------------------------
 
-    def _look(self, connection: "_Connection") -> None:
+    def _look(self, connection: ZoneLink) -> None:
         """Makes the mirrors that there should be, and subscribes to what is led here."""
         wanted: dict[tuple[bytes, int], tuple[Replica, StreamState]] = {}
         for stream in self._streams:
@@ -314,7 +298,7 @@ class Origin:
             self._next_sink = self._connection.leader
             self._connection.end(f"sink {self._next_sink or '?'} is asked, which leads")
 
-    def _propose_mirror(self, connection: "_Connection", replica: "Replica", stream: StreamState) -> None:
+    def _propose_mirror(self, connection: ZoneLink, replica: "Replica", stream: StreamState) -> None:
         """If the group has not got it as it should be."""
         wanted = mirror_of(self.zone.name, stream)
         present = replica.machine.state.mirrors.get(wanted.name)
@@ -343,7 +327,7 @@ class Origin:
 
     # -- following a partition ----------------------------------------------------------------------------------------
 
-    def _follow(self, connection: "_Connection", followed: _Followed) -> None:
+    def _follow(self, connection: ZoneLink, followed: _Followed) -> None:
         now = asyncio.get_running_loop().time()
         if not self._has_space():
             self._leave(connection, followed)
@@ -358,7 +342,7 @@ class Origin:
         enough = reserve_bytes + reserve_bytes // MIRROR_SPACE_PART
         return self._sink.free_bytes >= enough and not self._sink.is_storage_full()
 
-    async def _subscribe(self, connection: "_Connection", followed: _Followed) -> None:
+    async def _subscribe(self, connection: ZoneLink, followed: _Followed) -> None:
         """From where the mirror ends. What is still under way from an older subscription makes this one begin anew."""
         store = followed.replica.store
         partition = store.incarnation(followed.stream.incarnation, followed.number)
@@ -384,18 +368,18 @@ class Origin:
         )
         connection.send(link.Subscribe(followed.subscription, *place, MIRROR_WINDOW_BYTES, last_offset, digest))
 
-    def _leave(self, connection: "_Connection", followed: _Followed) -> None:
+    def _leave(self, connection: ZoneLink, followed: _Followed) -> None:
         if followed.subscription:
             connection.send(link.Cancel(followed.subscription))
             followed.subscription = 0
 
-    def _pause(self, connection: "_Connection", followed: _Followed, why: str) -> None:
+    def _pause(self, connection: ZoneLink, followed: _Followed, why: str) -> None:
         """Subscribes anew in a moment."""
         self._leave(connection, followed)
         followed.lag.stalled = why
         followed.retry_at = asyncio.get_running_loop().time() + LINK_RETRY_MS_MAX / 1000
 
-    def _take_batches(self, connection: "_Connection", message: link.Mirrored, tail: bytes | memoryview) -> None:
+    def _take_batches(self, connection: ZoneLink, message: link.Mirrored, tail: bytes | memoryview) -> None:
         followed = self._of(message.subscription)
         if followed is None or followed.pull is None:  # cancelled meanwhile
             return
@@ -421,7 +405,7 @@ class Origin:
             future.add_done_callback(partial(self._appended, connection, followed, message.subscription))
 
     def _appended(
-        self, connection: "_Connection", followed: _Followed, subscription: int, future: asyncio.Future[Result]
+        self, connection: ZoneLink, followed: _Followed, subscription: int, future: asyncio.Future[Result]
     ) -> None:
         """What was taken is committed and fsynced by the group here, or was refused."""
         if future.cancelled():
@@ -435,7 +419,7 @@ class Origin:
         else:
             self._pause(connection, followed, str(error or cast(Mirrored, result).refusal))
 
-    def _failed(self, connection: "_Connection", message: link.Failed) -> None:
+    def _failed(self, connection: ZoneLink, message: link.Failed) -> None:
         if not message.request:
             connection.end(f"refused the link: {message.message}")
             return
@@ -472,7 +456,7 @@ class Origin:
         task.add_done_callback(self._tasks.discard)
         task.add_done_callback(lambda _: work.close())  # which has not begun if the task was cancelled at once
 
-    def _bad_frame(self, connection: "_Connection", error: FrameError) -> None:
+    def _bad_frame(self, connection: ZoneLink, error: FrameError) -> None:
         """The mirror is as it was; the link ends."""
         reason = error.reason if isinstance(error, BadFrame) else "unreadable"
         self.refused[reason] += 1
@@ -491,76 +475,3 @@ def _is_as(present: Mirror | None, wanted: StreamState) -> bool:
     if present is None:
         return False
     return present.state == msgspec.structs.replace(wanted, groups=present.state.groups)
-
-
-class _Connection(asyncio.BufferedProtocol):
-    """Moves bytes; `lost` gets the reason when it is over."""
-
-    def __init__(
-        self,
-        sink: str,
-        take: Callable[["_Connection", link.FrameView], None],
-        bad: Callable[["_Connection", FrameError], None],
-    ) -> None:
-        """`take` is given every frame, `bad` what ends the link."""
-        self.sink, self._take, self._bad = sink, take, bad
-        self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._reader = link.FrameReader()
-        self._transport: asyncio.Transport | None = None
-        self._silent_looks = 0
-        self.is_welcome = self.leads = False
-        self.leader = ""  # in its opinion
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # uvloop's transports are no asyncio.Transport by name, only by what they can.
-        self._transport = cast(asyncio.Transport, transport)
-        unpace(self._transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self.end(f"the link was lost: {_explained(exc) if exc else 'closed by the sink'}")
-
-    @property
-    def host(self) -> str:
-        peer = self._transport.get_extra_info("peername") if self._transport is not None else None
-        return str(peer[0]) if isinstance(peer, tuple) else ""
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._reader.room()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._silent_looks = 0
-        try:
-            for frame in self._reader.took(nbytes):
-                if self.lost.done():
-                    return
-                self._take(self, frame)
-        except FrameError as error:
-            self._bad(self, error)
-
-    def watch(self) -> None:
-        """Counted in calls, not by the clock: when this process was held up, what waits to be read is no silence."""
-        if self._silent_looks * MIRROR_LOOK_MS >= MIRROR_SILENCE_MS_MAX:
-            self.end(f"silent for {MIRROR_SILENCE_MS_MAX} ms")
-        self._silent_looks += 1
-        self.send(link.Ping())
-
-    def send(self, message: Message) -> None:
-        if self._transport is not None:
-            self._transport.write(link.pack(message))
-
-    def end(self, reason: str) -> None:
-        if not self.lost.done():
-            self.lost.set_result(reason)
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-
-def _explained(error: Exception) -> str:
-    if isinstance(error, TimeoutError) and not error.errno:
-        return f"no connection within {LINK_DIAL_MS_MAX} ms"
-    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno).lower()
-    return str(error) or type(error).__name__

@@ -37,6 +37,7 @@ from sinkd.core.spreading import better_leader
 from sinkd.shell import checkpoint as checkpoints
 from sinkd.shell.checkpoint import Checkpoint
 from sinkd.shell.configuring import Configuring
+from sinkd.shell.elsewhere import Elsewhere
 from sinkd.shell.files import NO_SPACE
 from sinkd.shell.filling import Filling
 from sinkd.shell.folder import GroupFolder, boot_id
@@ -116,7 +117,11 @@ class Replica:
         )  # fmt: skip
         sink.links_by_group[self.number] = self.links
         rate_bytes = node.scrub_rate_bytes_per_second
-        self.scrubber = Scrubber(self.store, sink.writer, self._pull, self._sources, self._mended, rate_bytes)
+        self.scrubber = Scrubber(
+            self.store, sink.writer, self._pull, self._sources, self._mended, rate_bytes, Elsewhere(sink)
+        )
+        if not sink.is_alone or sink.other_zones:
+            self.store.mend, self.store.mend_later = self.scrubber.mend, self.scrubber.mend_later
 
     def _is_doubtful(self) -> bool:
         """Whether the machine has been started anew since the journal was written, and it was not closed in order."""
@@ -164,7 +169,6 @@ class Replica:
             self.configuring.take, sink.take_note, self.holding.take, self.fail,
         )  # fmt: skip
         self.filling = Filling(self.peers, self.store, sink.writer, self._sources)
-        self.store.mend, self.store.mend_later = self.scrubber.mend, self.scrubber.mend_later
 
     def dial(self) -> None:
         """The port listens: the group may begin, or go on."""
@@ -306,9 +310,10 @@ class Replica:
         assert self.peers is not None
         return await self.peers.pull(name, stream, partition, offset, bytes_max)
 
-    def _mended(self, partition: Partition, base_offset: int, pulled_bytes: int) -> None:
+    def _mended(self, partition: Partition, base_offset: int, pulled: dict[str, int]) -> None:
         what = f"{partition.stream.name}/{partition.number}: segment from offset {base_offset}"
-        self._sink.audit.segment_mended(what, f"the disk had spoilt it; {pulled_bytes} bytes came from other sinks")
+        came = "; ".join(f"{size_bytes} bytes came from {source}" for source, size_bytes in pulled.items())
+        self._sink.audit.segment_mended(what, f"the disk had spoilt it; {came}")
 
     @property
     def is_being_filled(self) -> bool:

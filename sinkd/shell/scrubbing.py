@@ -4,11 +4,12 @@
     a fetch meets bad bytes ───────────────────────────────────────────────────────────────┴─► mend, then read again
 
     mend:  own batches as far as they are good ┐
-           each bad one, as a peer sends it    ┴─► new file, fsynced ─► the bad one is set aside ─► the new one is there
+           each bad one, as another sends it   ┴─► new file, fsynced ─► the bad one is set aside ─► the new one is there
 
-Replicas hold the same bytes at the same places, so the new file is as long as the old one, and only what is bad crosses
-the network. Serving goes on. What no peer has stays as it is, a fact in log and metrics: it is never served, and a
-fetch that asks for it fails by name. Only finished segments are mended: damage to the one that is written, to the
+Replicas hold the same bytes at the same places, and so do mirrors: the new file is as long as the old one. Only what is
+bad crosses the network, from a sink of the zone or else from one of another zone (`sinkd.shell.elsewhere`). Serving
+goes on. What nobody has stays as it is, a fact in log and metrics: it is never served, and a fetch that asks for it
+fails by name. Only finished segments are mended: damage to the one that is written, to the
 journal or to a checkpoint ends the sink, which its peers then fill.
 
 A page cache hides what the disk has become, so the pages of a segment are dropped before it is read again. How often a
@@ -21,6 +22,7 @@ import errno
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +39,7 @@ from protocol.limits import (
 from protocol.records import HEADER_BYTES, check_batch, read_header, split_batches
 from protocol.streams import StreamState
 from sinkd.core.formats import SEGMENT_HEADER_BYTES, SegmentHeader, encode_segment_header
+from sinkd.shell.elsewhere import Elsewhere
 from sinkd.shell.files import NO_SPACE, SharedFile, read_at, temporary_of, write_at
 from sinkd.shell.segment_files import Segment, SegmentFiles, check_offset, read_batches
 from sinkd.shell.store import Partition, Store
@@ -65,15 +68,17 @@ class Scrubber:
         writer: Executor,
         pull: Pull,
         sources: Callable[[], list[str]],
-        tell_mended: Callable[[Partition, int, int], None],
+        tell_mended: Callable[[Partition, int, dict[str, int]], None],
         rate_bytes: int,
+        elsewhere: Elsewhere,
     ) -> None:
-        """`sources` names the peers that may be asked, best first.
+        """`sources` names the peers that may be asked, best first; then sinks `elsewhere` are.
 
-        `tell_mended` gets partition, base offset and bytes that were pulled. `rate_bytes` a second are read, by a round
-        that was asked for as fast as it can; 0: by no other.
+        `tell_mended` gets partition, base offset and how many bytes came from whom. `rate_bytes` a second are read, by
+        a round that was asked for as fast as it can; 0: by no other.
         """
         self._store, self._writer, self._pull, self._sources = store, writer, pull, sources
+        self._elsewhere = elsewhere
         self._tell_mended, self._rate_bytes = tell_mended, rate_bytes
         self._mending = asyncio.Lock()
         self._due: dict[str, tuple[Partition, DamagedFile]] = {}  # by file
@@ -164,7 +169,12 @@ class Scrubber:
             try:
                 await self._check(partition, segment, paced=False)
             except DamagedFile as found:
-                return await self._mend(partition, segment, found)
+                try:
+                    return await self._mend(partition, segment, found)
+                except asyncio.CancelledError:  # who has met it waits no more: it is mended all the same
+                    self._due[damage.file] = partition, damage
+                    self._wake.set()
+                    raise
             return ""  # mended by another one meanwhile, or trimmed
 
     async def _mend(self, partition: Partition, segment: Segment, damage: DamagedFile) -> str:
@@ -172,47 +182,58 @@ class Scrubber:
             self.found += 1
             self.damaged[damage.file] = str(damage)
             log.error("segment_damaged", error=str(damage), consequence="its peers are asked for what is bad")
+        pulled: dict[str, int] = {}
         try:
-            problem, pulled_bytes = await self._write_anew(partition, segment)
+            problem, pulled = await self._write_anew(partition, segment)
         except OSError as error:
             if error.errno not in NO_SPACE:
                 raise
-            problem, pulled_bytes = str(error), 0
+            problem = str(error)
         if problem:
             log.error("segment_not_mended", file=damage.file, error=problem)
             return problem
         self.mended += 1
         self.damaged.pop(damage.file, None)
-        log.info("segment_mended", file=damage.file, pulled_bytes=pulled_bytes)
-        self._tell_mended(partition, segment.base_offset, pulled_bytes)
+        log.info("segment_mended", file=damage.file, pulled_bytes=sum(pulled.values()), sources=list(pulled))
+        self._tell_mended(partition, segment.base_offset, pulled)
         return ""
 
-    async def _write_anew(self, partition: Partition, segment: Segment) -> tuple[str, int]:
-        """(why that cannot be done or "", bytes that peers have sent)."""
+    async def _write_anew(self, partition: Partition, segment: Segment) -> tuple[str, dict[str, int]]:
+        """(why that cannot be done or "", bytes that others have sent, by who has)."""
         begins_anew = segment.base_offset == partition.log.start_offset
         copy = Copy(partition.log.files, segment, begins_anew=begins_anew)
         try:
             while not copy.is_complete:
                 if not await self._store.on_reader(copy.take_own) and (problem := await self._pulled(copy, partition)):
-                    return problem, 0
+                    return problem, {}
             await asyncio.get_running_loop().run_in_executor(self._writer, copy.put_in_place, partition.log.put)
-            return "", copy.pulled_bytes
+            return "", copy.pulled
         finally:
             copy.close()
+            self._elsewhere.close()
 
     async def _pulled(self, copy: "Copy", partition: Partition) -> str:
-        """Brings the copy at least one batch further by what a peer has; why that cannot be done, or ""."""
-        problem = f"offset {copy.offset}: no other sink of the zone is there to ask"
+        """Brings the copy at least one batch further by what another sink has; why that cannot be done, or ""."""
+        problem = "no other sink is there to ask"
+        place = partition.stream, partition.number, copy.offset
         for name in self._sources():
             for bytes_max in (PULL_BYTES, 1):  # there may be damage behind the batch that is wanted
                 try:
-                    _, data = await self._pull(name, partition.stream, partition.number, copy.offset, bytes_max)
-                    await self._store.on_reader(lambda data=data: copy.take(data))  # type: ignore[misc]
+                    _, data = await self._pull(name, *place, bytes_max)
+                    await self._store.on_reader(partial(copy.take, data, name))
                 except (LogError, FrameError) as error:
-                    problem = f"offset {copy.offset}: {name}: {error}"
+                    problem = f"{name}: {error}"
                 else:
                     return ""
-        return problem
+        for zone in self._elsewhere.zones(partition.stream):
+            try:
+                name, data = await self._elsewhere.pull(zone, *place)
+                await self._store.on_reader(partial(copy.take, data, f"{name} of zone {zone}"))
+            except (LogError, FrameError) as error:
+                problem = f"{problem}; {error}"
+            else:
+                return ""
+        return f"offset {copy.offset}: {problem}"
 
 
 def _some_of(batches: Iterator[int]) -> tuple[bool, int]:
@@ -248,7 +269,8 @@ class Copy:
 
     def __init__(self, files: SegmentFiles, segment: Segment, *, begins_anew: bool) -> None:
         self._segment = segment
-        self.offset, self._position, self.pulled_bytes = segment.base_offset, SEGMENT_HEADER_BYTES, 0
+        self.offset, self._position = segment.base_offset, SEGMENT_HEADER_BYTES
+        self.pulled: dict[str, int] = {}  # bytes, by who has sent them
         flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC  # if it is gone, there is nothing of it to take
         self._old = SharedFile(segment.path, os.open(segment.path, flags, 0o600))
         path = temporary_of(segment.path)
@@ -288,8 +310,8 @@ class Copy:
                 end, offset = end + header.size_bytes, header.next_offset
         return view[:end], offset
 
-    def take(self, data: bytes) -> None:
-        """Takes what a peer sent, up to where the old file is good again. FrameError: not the batches that are due."""
+    def take(self, data: bytes, source: str) -> None:
+        """Takes what `source` sent, up to where the old file is good again. FrameError: not the batches due."""
         before = self.offset
         for batch in split_batches(data):
             header = check_batch(batch)
@@ -299,14 +321,17 @@ class Copy:
                 break  # what comes next is in the next segment here, or good
             check_offset(header, self.offset)
             self._append(batch, header.next_offset)
-            self.pulled_bytes += len(batch)
+            self.pulled[source] = self.pulled.get(source, 0) + len(batch)
         if self.offset == before:
             raise FrameError(f"no batch for offset {before}")
 
     def _append(self, batches: memoryview, next_offset: int) -> None:
         end = self._position + len(batches)
-        if next_offset > self._segment.next_offset or end > self._segment.size_bytes:
-            raise FrameError(f"batches to offset {next_offset}, byte {end}: the segment ends before")
+        due = self._segment.next_offset, self._segment.size_bytes
+        if next_offset > due[0] or end > due[1] or (next_offset == due[0] and end != due[1]):
+            raise FrameError(
+                f"batches to offset {next_offset}, byte {end}: the segment ends at {due[0]}, byte {due[1]}"
+            )
         with self._new.reading() as descriptor:
             write_at(descriptor, [bytes(batches)], self._position)
         self.offset, self._position = next_offset, end

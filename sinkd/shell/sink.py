@@ -258,6 +258,10 @@ class Sink:
         zones = self._configuration.zones
         return [name for name, zone in zones.items() if zone.sinks and name != self.zone.name]
 
+    def zone_named(self, name: str) -> config.Zone:
+        """Of the file. KeyError: it names none so."""
+        return self._configuration.zones[name]
+
     def bucket_of(self, zone: str) -> TokenBucket:
         """What limits the copies that a zone is sent. FrameError: there is no such zone."""
         if zone not in self._buckets:
