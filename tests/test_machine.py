@@ -376,7 +376,7 @@ def test_a_state_that_cannot_be_understood_is_named(machine):
     with pytest.raises(FrameError, match="state"):
         Machine(b"\xc1")
     machine.state.version = 9
-    with pytest.raises(FrameError, match="state of version 9, ours are 1 to 3"):
+    with pytest.raises(FrameError, match="state of version 9, ours are 1 to 4"):
         Machine(machine.snapshot())
 
 

@@ -15,7 +15,7 @@ from sinkd.core import commands
 from sinkd.core.commands import BeginRebuild, Configure, EndRebuild
 from sinkd.core.machine import Machine
 from sinkd.core.rebuilding import RebuildChanged, missing_logs
-from sinkd.core.state import REBUILD_VERSION
+from sinkd.core.state import COVERAGE_VERSION, REBUILD_VERSION
 
 T = 1_700_000_000_000
 ONE, TWO, THREE = b"1" * 16, b"2" * 16, b"3" * 16
@@ -86,8 +86,8 @@ def test_the_end_is_of_the_rebuild_that_it_names(machine):
 
 
 def test_a_state_of_a_later_version_is_refused(machine):
-    machine.state.version = REBUILD_VERSION + 1
-    with pytest.raises(FrameError, match="ours are 1 to 3"):
+    machine.state.version = COVERAGE_VERSION + 1
+    with pytest.raises(FrameError, match="ours are 1 to 4"):
         Machine(machine.snapshot())
 
 
@@ -145,7 +145,7 @@ async def test_a_destroyed_zone_gets_its_old_logs_back_and_goes_on_under_a_new_i
         assert await zones.batches("u1", OLD) == lost
         facts = operator.status()["rebuild"]
         assert (facts["source"], facts["held_offsets"], facts["seconds_left"]) == ("us", facts["wanted_offsets"], 0)
-        assert facts["logs"] == ["$AUDIT@eu~1", "events@eu~1", OLD]
+        assert facts["logs"] == ["$AUDIT@eu~1", "$COVERAGE@eu~1", "events@eu~1", OLD]
         assert facts["events"] >= 60
         rows = {row["stream"]: row for row in zones.sinks["e1"].mirroring.rows()}
         assert (rows[OLD]["state"], rows[OLD]["end_offset"]) == ("recreated", 60)

@@ -106,8 +106,12 @@ def test_command(row, data):
     elif "batches" in row:
         structure, batches = getattr(commands, row["name"]), bytes.fromhex(row["batches"])
         head = build(structure, row["head"])
-        encode = commands.encode_mirrored if row["kind"] == commands.MIRRORED else commands.encode_loss
-        assert encode(row["time_ms"], head, batches) == data
+        encode = {
+            commands.MIRRORED: commands.encode_mirrored,
+            commands.LOSS: commands.encode_loss,
+            commands.RECORD_GAP: commands.encode_record_gap,
+        }
+        assert encode[row["kind"]](row["time_ms"], head, batches) == data
         read, begin = commands.read_head(command, structure)
         assert (read, bytes(command.body[begin:])) == (head, batches)
     else:

@@ -7,7 +7,8 @@ made and can later be read straight from the journal. So does `MIRRORED`, whose 
 
     u32 size of the head (little endian)   head (msgpack)   batches, back to back, at their offsets
 
-So does `LOSS`, whose batch is the gap record of all logs of the group. The other bodies are one msgpack value.
+So do `LOSS`, whose batch is the gap record of all logs of the group, and `RECORD_GAP`, whose batch is one. The other
+bodies are one msgpack value.
 """
 
 import struct
@@ -24,6 +25,7 @@ COMMAND_VERSION = 1
 CONFIGURE, OPEN, APPEND, TRIM, MEMBERS, ADOPT, CONTRACT, MIRROR, MIRRORED, DIVERGED = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 BEGIN_REBUILD, END_REBUILD = 11, 12
 LOSS = 13
+RECORD_GAP, STATEMENT = 14, 15
 _PREFIX = struct.Struct("<BBQ")
 _HEAD_SIZE = struct.Struct("<I")
 BODY_POSITION = _PREFIX.size
@@ -131,10 +133,34 @@ class AcceptLoss(msgspec.Struct, array_like=True, frozen=True):
     who: str
 
 
-Head = TypeVar("Head", MirroredHead, AcceptLoss)
+class RecordGap(msgspec.Struct, array_like=True, frozen=True):
+    """Events of that `run` are missing for good: a gap record with that `reason` is appended, once for each of both.
+
+    The run is the one of worker `worker` of gateway `node` in that partition (`protocol.coverage`).
+    """
+
+    node: str
+    worker: int
+    stream: str
+    incarnation: bytes
+    partition: int
+    run: bytes
+    reason: str
+
+
+class MakeStatement(msgspec.Struct, array_like=True, frozen=True):
+    """What the group says of that partition, a mirror's too, is kept under `statement_id` (random bytes)."""
+
+    log: str
+    incarnation: bytes
+    partition: int
+    statement_id: bytes
+
+
+Head = TypeVar("Head", MirroredHead, AcceptLoss, RecordGap)
 Body = TypeVar(
     "Body", Configure, OpenProducer, Trim, MembersAre, Adopt, ChangeContract, MakeMirror, Diverged, BeginRebuild,
-    EndRebuild,
+    EndRebuild, MakeStatement,
 )  # fmt: skip
 
 
@@ -161,6 +187,11 @@ def encode_mirrored(time_ms: int, head: MirroredHead, batches: bytes | memoryvie
 def encode_loss(time_ms: int, loss: AcceptLoss, gap: bytes) -> bytes:
     """The command with which a group goes on after a loss; `gap` is a control batch (`protocol.gaps`)."""
     return _with_batches(LOSS, time_ms, loss, gap)
+
+
+def encode_record_gap(time_ms: int, head: RecordGap, gap: bytes) -> bytes:
+    """The command that appends `gap`, a control batch (`protocol.gaps`) with the reason of `head`."""
+    return _with_batches(RECORD_GAP, time_ms, head, gap)
 
 
 def _with_batches(kind: int, time_ms: int, head: msgspec.Struct, batches: bytes | memoryview) -> bytes:

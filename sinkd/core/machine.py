@@ -11,7 +11,7 @@ gateway builds it again without those records.
 
 Streams are configured in group 0. Every other group adopts what that has committed, and takes batches of the partitions
 that are its own. The zone's contracts (`protocol.contracts`) are in group 0 alone. Mirrors of other zones' logs stand
-beside the streams: `sinkd.core.mirrors`.
+beside the streams: `sinkd.core.mirrors`. Streams that are covered are accounted for: `sinkd.core.accounts`.
 """
 
 from collections.abc import Iterator
@@ -21,13 +21,16 @@ import msgspec
 
 from protocol import contracts
 from protocol import envelope as envelopes
+from protocol.coverage import digest_of
 from protocol.envelope import Envelope, Parcel
 from protocol.errors import UNREADABLE, FrameError, LogError
+from protocol.gaps import read_gap
 from protocol.limits import PRODUCER_RESULTS_KEPT
 from protocol.link import Answer, Appended, Opened, Reached, Refused
 from protocol.records import CONTROL, BatchHeader, read_header
 from protocol.streams import StreamDefinition, StreamState
-from sinkd.core import commands, mirrors, rebuilding
+from sinkd.core import accounts, commands, mirrors, rebuilding
+from sinkd.core.accounts import Stated
 from sinkd.core.commands import (
     BODY_POSITION,
     AcceptLoss,
@@ -39,14 +42,26 @@ from sinkd.core.commands import (
     Diverged,
     EndRebuild,
     MakeMirror,
+    MakeStatement,
     MembersAre,
     MirroredHead,
     OpenProducer,
+    RecordGap,
     Trim,
 )
 from sinkd.core.mirrors import MirrorMade
 from sinkd.core.rebuilding import RebuildChanged
-from sinkd.core.state import REBUILD_VERSION, STATE_VERSION, Mirror, PartitionState, Producer, Progress, State, Stream
+from sinkd.core.state import (
+    COVERAGE_VERSION,
+    STATE_VERSION,
+    Mirror,
+    PartitionState,
+    Producer,
+    Progress,
+    Recorded,
+    State,
+    Stream,
+)
 
 
 class Placement(NamedTuple):
@@ -95,6 +110,17 @@ class LossAccepted(NamedTuple):
     placements: tuple[Placement, ...]
 
 
+class GapRecorded(NamedTuple):
+    """What is recorded as missing of a run; its gap record was appended just now if it has a placement.
+
+    With a `refusal` nothing is.
+    """
+
+    recorded: Recorded | None
+    placement: Placement | None = None
+    refusal: str = ""
+
+
 class ContractChanged(NamedTuple):
     """`contract` is in force now, or was until now; or nothing has changed, for this `refusal`."""
 
@@ -113,6 +139,8 @@ Result: TypeAlias = (
     | MirrorMade
     | Mirrored
     | RebuildChanged
+    | GapRecorded
+    | Stated
     | None
 )
 
@@ -167,6 +195,10 @@ class Machine:
             return rebuilding.begin(self.state, commands.read_body(command, BeginRebuild))
         if command.kind == commands.END_REBUILD:
             return rebuilding.end(self.state, commands.read_body(command, EndRebuild))
+        if command.kind == commands.RECORD_GAP:
+            return self._record_gap(command)
+        if command.kind == commands.STATEMENT:
+            return accounts.make_statement(self.state, self.number, commands.read_body(command, MakeStatement))
         raise FrameError(f"raft command of unknown kind {command.kind}")
 
     def stream_states(self) -> tuple[StreamState, ...]:
@@ -229,11 +261,17 @@ class Machine:
         failed = _failed_expectation(envelope, partition)
         if failed is not None:
             _spend(progress, envelope, Answer(envelope.first_sequence, header.crc, -1, *failed))
+            if partition.tree is not None:
+                accounts.spend(progress, envelope)
             return _refused(envelope, *failed)
         base_offset = partition.end_offset
         partition.end_offset += header.record_count
         _remember_ids(envelope, header, partition, stream.state, now_ms)
         _spend(progress, envelope, Answer(envelope.first_sequence, header.crc, base_offset))
+        if partition.tree is not None:
+            digest = digest_of(parcel.batch)
+            accounts.take(progress, envelope, header, digest)
+            accounts.place(partition.tree, base_offset, header, digest)
         placement = Placement(
             stream.state, envelope.partition, base_offset, header, BODY_POSITION + parcel.batch_position
         )
@@ -254,16 +292,33 @@ class Machine:
     def _accept_loss(self, command: Command) -> LossAccepted:
         """Mirrors get none: what they lack is pulled again."""
         loss, position = commands.read_head(command, AcceptLoss)
-        header = read_header(command.body[position:])
+        header, digest = read_header(command.body, position), digest_of(command.body[position:])
         placements = []
         for stream in self.state.streams.values():
             for number in stream.state.partitions_of(self.number):
                 partition = stream.partitions[number]
                 place = partition.end_offset, header, BODY_POSITION + position
                 placements.append(Placement(stream.state, number, *place))
+                if partition.tree is not None:
+                    accounts.place(partition.tree, partition.end_offset, header, digest)
                 partition.end_offset += header.record_count
         self.state.members = dict(loss.members)
         return LossAccepted(self.state.members, loss.who, tuple(placements))
+
+    def _record_gap(self, command: Command) -> GapRecorded:
+        """It ends no account: what is missing was never in the log."""
+        request, position = commands.read_head(command, RecordGap)
+        header = read_header(command.body, position)
+        batch = command.body[position : position + header.size_bytes]
+        noted = accounts.record_gap(self.state, self.number, request, read_gap(batch)[1].events)
+        if noted.partition is None:
+            return GapRecorded(noted.recorded, refusal=noted.refusal)
+        partition, stream = noted.partition, self.state.streams[request.stream]
+        placement = Placement(stream.state, request.partition, partition.end_offset, header, BODY_POSITION + position)
+        assert partition.tree is not None
+        accounts.place(partition.tree, partition.end_offset, header, digest_of(batch))
+        partition.end_offset += header.record_count
+        return GapRecorded(noted.recorded, placement)
 
     # -- producers ----------------------------------------------------------------------------------------------------
 
@@ -305,11 +360,17 @@ class Machine:
         present = self.state.streams.get(definition.name)
         if present is None:
             state = definition.committed(self.state.revision, definition.incarnation, self.state.groups)
-            self.state.streams[definition.name] = _made(state)
+            self._make(state)
             return
         state = definition.committed(self.state.revision, present.state.incarnation, present.state.groups)
         if _content(state) != _content(present.state):
             present.state = state
+            accounts.follow(self.state, present)
+
+    def _make(self, state: StreamState) -> None:
+        made = Stream(state, [PartitionState() for _ in range(state.partitions)])
+        self.state.streams[state.name] = made
+        accounts.follow(self.state, made)
 
     def _unchangeable(self, definition: StreamDefinition) -> list[str]:
         present = self.state.streams.get(definition.name)
@@ -339,9 +400,10 @@ class Machine:
             for state in told.streams:
                 present = self.state.streams.get(state.name)
                 if present is None:
-                    self.state.streams[state.name] = _made(state)
+                    self._make(state)
                 else:
                     present.state = state
+                    accounts.follow(self.state, present)
         return Configured(self.state.revision)
 
     def differences(self, proposal: Configure) -> list[str]:
@@ -382,17 +444,13 @@ class Machine:
         return Trimmed(stream.state, request.partition, partition.start_offset)
 
 
-def _made(state: StreamState) -> Stream:
-    return Stream(state, [PartitionState(ids={}) for _ in range(state.partitions)])
-
-
 def _restored(snapshot: bytes) -> State:
     try:
         state = msgspec.msgpack.decode(snapshot, type=State)
     except UNREADABLE as error:
         raise FrameError(f"state: {error}") from error
-    if not STATE_VERSION <= state.version <= REBUILD_VERSION:
-        raise FrameError(f"state of version {state.version}, ours are {STATE_VERSION} to {REBUILD_VERSION}")
+    if not STATE_VERSION <= state.version <= COVERAGE_VERSION:
+        raise FrameError(f"state of version {state.version}, ours are {STATE_VERSION} to {COVERAGE_VERSION}")
     return state
 
 

@@ -12,6 +12,8 @@ next as `~2`), and a new one begins. An incarnation that was left never comes ba
 old one for a while. Where the origin holds other bytes under the same incarnation, the partition is marked as diverged
 and takes nothing more.
 
+A mirror of a log that is covered has a tree of its own (`sinkd.core.accounts`).
+
 Mirrors are made in group 0; the other groups of the zone take over what is there, with its generation.
 """
 
@@ -19,9 +21,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from protocol.coverage import digest_of
 from protocol.errors import FrameError
 from protocol.records import BatchHeader, read_header
 from protocol.streams import StreamState, mirror_name
+from sinkd.core import accounts
 from sinkd.core.commands import Diverged, MakeMirror, MirroredHead
 from sinkd.core.state import MIRRORS_VERSION, Mirror, PartitionState, State
 
@@ -55,6 +59,7 @@ def make(state: State, request: MakeMirror) -> MirrorMade:
     if told.incarnation == present.state.incarnation:
         wanted = msgspec.structs.replace(told, groups=present.state.groups)
         changed, present.state = wanted != present.state, wanted
+        accounts.follow(state, present)
         return MirrorMade(present, changed)
     if (request.generation and request.generation <= present.generation) or was_left(state, told):
         return MirrorMade(present, changed=False)
@@ -72,6 +77,7 @@ def _begin(state: State, request: MakeMirror, generation: int) -> MirrorMade:
     mirror = Mirror(told, partitions, request.generation or generation, {}, {})
     state.mirrors[told.name] = mirror
     state.version = max(state.version, MIRRORS_VERSION)
+    accounts.follow(state, mirror)
     return MirrorMade(mirror, changed=True)
 
 
@@ -103,6 +109,10 @@ def append(state: State, number: int, head: MirroredHead, batches: memoryview) -
         return refused._replace(refusal=f"the mirror ends at offset {partition.end_offset}")
     if not _follows(mirror, head):
         return refused._replace(refusal="the mirror ends with another batch")
+    if partition.tree is not None:
+        for position, header in found:
+            batch = batches[position : position + header.size_bytes]
+            accounts.place_mirrored(partition.tree, header, digest_of(batch), batch)
     partition.end_offset = end_offset
     mirror.last_crcs[head.partition] = found[-1][1].crc
     return Joined(mirror.state, head.partition, end_offset, found)

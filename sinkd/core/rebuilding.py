@@ -14,6 +14,7 @@ from typing import NamedTuple
 import msgspec
 
 from protocol.streams import StreamState, mirror_name
+from sinkd.core import accounts
 from sinkd.core.commands import BeginRebuild, EndRebuild
 from sinkd.core.state import REBUILD_VERSION, Mirror, PartitionState, Rebuild, State
 
@@ -51,7 +52,9 @@ def begin(state: State, request: BeginRebuild) -> RebuildChanged:
     for told in logs:
         name = _free_name(state, mirror_name(told.mirrored[0], request.zone))
         made = msgspec.structs.replace(told, name=name, retired=True, groups=state.groups)
-        state.mirrors[name] = Mirror(made, [PartitionState(ids={}) for _ in range(told.partitions)], 1, {}, {})
+        mirror = Mirror(made, [PartitionState(ids={}) for _ in range(told.partitions)], 1, {}, {})
+        state.mirrors[name] = mirror
+        accounts.follow(state, mirror)
     state.rebuild = Rebuild(request.source, [log.incarnation for log in logs], state.now_ms)
     state.version = max(state.version, REBUILD_VERSION)
     return RebuildChanged(state.rebuild)

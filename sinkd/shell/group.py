@@ -25,12 +25,22 @@ import structlog
 from protocol.envelope import Envelope
 from protocol.errors import FrameError, LogError
 from protocol.frames import Frame, Parts
+from protocol.gaps import Gap, encode_gap
 from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from protocol.link import Appended, Refused
 from sinkd.core import commands
 from sinkd.core.commands import MembersAre
 from sinkd.core.formats import Checkpoint
-from sinkd.core.machine import Configured, ContractChanged, LossAccepted, Machine, Mirrored, Result, Taken
+from sinkd.core.machine import (
+    Configured,
+    ContractChanged,
+    GapRecorded,
+    LossAccepted,
+    Machine,
+    Mirrored,
+    Result,
+    Taken,
+)
 from sinkd.core.membership import Members, Membership, problem_of_change
 from sinkd.core.mirrors import MirrorMade
 from sinkd.core.rebuilding import RebuildChanged
@@ -216,7 +226,8 @@ class Group:
         | commands.MakeMirror
         | commands.Diverged
         | commands.BeginRebuild
-        | commands.EndRebuild,
+        | commands.EndRebuild
+        | commands.MakeStatement,
     ) -> Result:
         """The result of a command once it is committed, fsynced and applied. UnknownOutcome: see there.
 
@@ -232,6 +243,14 @@ class Group:
         """
         self._check_leading()
         return self._queue(commands.MIRRORED, commands.encode_mirrored(self._now_ms(), head, batches))
+
+    async def record_gap(self, head: commands.RecordGap, gap: Gap) -> GapRecorded:
+        """Appends a gap record to a log, unless that is recorded already; the rest is as for `submit`."""
+        self._check_leading()
+        command = commands.encode_record_gap(self._now_ms(), head, encode_gap(gap))
+        result = await self._queue(commands.RECORD_GAP, command)
+        assert isinstance(result, GapRecorded)
+        return result
 
     def _check_leading(self) -> None:
         if self._has_ended:
@@ -643,6 +662,9 @@ class Group:
             self.losses_accepted += isinstance(result, LossAccepted)
             for placement in result.placements:
                 self._store.note(placement, index, term)
+        elif isinstance(result, GapRecorded):
+            if result.placement is not None:
+                self._store.note(result.placement, index, term)
         elif isinstance(result, (Configured, ContractChanged, MirrorMade, RebuildChanged)):
             self._store.renew()
             self._decided.append(self._configured)
