@@ -153,8 +153,8 @@ async def test_a_destroyed_zone_gets_its_old_logs_back_and_goes_on_under_a_new_i
             await operator.rebuild("us")
         await zones.until(lambda: zones.sinks["e1"].audit.written["rebuild_ended"], "audited")
         found = dict(await events_of(zones, "e1", "$AUDIT"))
-        assert found["rebuild_begun"] == "3 logs from zone us"
-        assert found["rebuild_ended"].startswith("3 logs from zone us: 6")
+        assert found["rebuild_begun"] == "4 logs from zone us"
+        assert found["rebuild_ended"].startswith("4 logs from zone us: 6")
         await gateway.close()
         await zones.stop("e1")
         await zones.start("e1")
