@@ -14,11 +14,10 @@ that are of no use are logged, and the old ones stay. Links that stand keep what
 
 import asyncio
 import os
-import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from cryptography import x509
@@ -31,24 +30,11 @@ from mesh import tls_port
 from protocol import config
 from protocol.config import TlsNodes
 from protocol.errors import ConfigError, FrameError
+from protocol.node_names import NodeName, node_named
 from sinkd.shell.raft_links import NodeTls
 
-SCHEME: Final = "mesh://"
-_URI: Final = re.compile(rf"{SCHEME}([\w-]+)/([\w-]+)/(gateway|sink)/([\w-]+)", re.ASCII)
 Connected = tuple[asyncio.BaseTransport, asyncio.BaseProtocol]
 log = structlog.get_logger()
-
-
-class NodeName(NamedTuple):
-    """Who a node is; as a text, the URI in its certificate. `role` is `gateway` or `sink`."""
-
-    mesh: str
-    zone: str
-    role: str
-    node: str
-
-    def __str__(self) -> str:
-        return SCHEME + "/".join(self)
 
 
 def name_of(configuration: config.Config, node: str) -> NodeName:
@@ -60,15 +46,7 @@ def name_of(configuration: config.Config, node: str) -> NodeName:
 def name_in(der: bytes) -> NodeName:
     """The node that a certificate is for. FrameError: it is for none, or for several."""
     certificate = peer_certificate(der)
-    names = [uri for uri in certificate.uris if uri.startswith(SCHEME)] if certificate is not None else []
-    if len(names) != 1:
-        raise FrameError(
-            f"the certificate names {len(names) or 'no'} nodes of a mesh; expected one URI {SCHEME}MESH/ZONE/ROLE/NODE"
-        )
-    match = _URI.fullmatch(names[0])
-    if match is None:
-        raise FrameError(f"the certificate names {names[0]}; expected {SCHEME}MESH/ZONE/gateway|sink/NODE")
-    return NodeName(*match.groups())
+    return node_named(certificate.uris if certificate is not None else ())
 
 
 def peer_name(secured: ssl.SSLObject) -> NodeName:
@@ -89,13 +67,14 @@ class Contexts(NamedTuple):
 def contexts(settings: TlsNodes, own: NodeName) -> Contexts:
     """ConfigError: files that are of no use, or whose certificate is another node's, with what would be right."""
     files = settings.of(own.node)
-    _check(files, own)
+    check_files(files, own)
     return Contexts(
         _NodeContext(ssl.PROTOCOL_TLS_SERVER, files, own), _NodeContext(ssl.PROTOCOL_TLS_CLIENT, files, own)
     )
 
 
-def _check(files: TlsNodes, own: NodeName) -> None:
+def check_files(files: TlsNodes, own: NodeName) -> None:
+    """ConfigError: they are of no use, or the certificate is another node's, with what would be right."""
     problems = file_problems("tls.nodes", files.cert, files.key, files.ca)
     if not problems:
         problems = _certificate_problems(files.cert, own)
@@ -120,13 +99,13 @@ class _NodeContext(ssl.SSLContext):
 
     def __init__(self, protocol: int, files: TlsNodes, own: NodeName) -> None:
         self._files, self._own = files, own
-        self._seen = _state(files)
+        self._seen = files_state(files)
         self._renewed: ssl.SSLContext | None = None  # instead of this one, since the files were renewed
         _prepare(self, files)
 
     def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
         """Where every handshake begins, as a server and as a client."""
-        if (seen := _state(self._files)) != self._seen:
+        if (seen := files_state(self._files)) != self._seen:
             self._seen = seen
             self._take_up()
         if self._renewed is not None:
@@ -135,7 +114,7 @@ class _NodeContext(ssl.SSLContext):
 
     def _take_up(self) -> None:
         try:
-            _check(self._files, self._own)
+            check_files(self._files, self._own)
             context = ssl.SSLContext(self.protocol)
             _prepare(context, self._files)
         except ConfigError as error:
@@ -145,7 +124,7 @@ class _NodeContext(ssl.SSLContext):
             log.info("certificates_renewed", file=self._files.cert)
 
 
-def _state(files: TlsNodes) -> tuple[tuple[int, int, int] | None, ...]:
+def files_state(files: TlsNodes) -> tuple[tuple[int, int, int] | None, ...]:
     """What changes when one of the files does."""
     return tuple(map(_state_of, (files.ca, files.cert, files.key)))
 

@@ -16,15 +16,20 @@ and chain are; so that there is a sequence which both know the chain at, the gat
 (in its envelope), and the sinks keep the chain at the latest marks.
 
 An event is signed over its JSON as it stands in the log: header `Coverage-Signature`, base64 of what the key of the
-node's certificate made (ECDSA with SHA-256, DER; over `SIGNED_PREFIX` and the payload), header `Coverage-Signer`,
-base64 of that certificate (DER). Without certificates (`insecure`, loopback) both are absent: a claim, no proof.
+node's certificate made (`protocol.signing`; over `SIGNED_PREFIX` and the payload), header `Coverage-Signer`, base64 of
+that certificate (DER). Without certificates (`insecure`, loopback) both are absent: a claim, no proof.
 """
 
+import base64
 import hashlib
 import struct
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
+
+from protocol import headers
+from protocol.errors import FrameError
 
 STREAM: Final = "$COVERAGE"
 SUBJECTS: Final = (f"{STREAM}.>",)
@@ -57,6 +62,41 @@ def digest_of(batch: bytes | memoryview) -> bytes:
 def chained(chain: bytes, first_sequence: int, sequence_count: int, digest: bytes) -> bytes:
     """The chain behind the batch that spans those sequences."""
     return hashlib.sha256(chain + _SPAN.pack(first_sequence, sequence_count) + digest).digest()
+
+
+class Signed(NamedTuple):
+    """What stands beside a payload: the signature, and the certificate (DER) of the node that made it."""
+
+    signature: bytes
+    certificate: bytes
+
+
+Sign: TypeAlias = Callable[[bytes], Signed]
+"""Signs a payload as a node."""
+
+
+def header_block(signed: Signed | None) -> bytes:
+    """The headers of an event; none where it is not signed."""
+    if signed is None:
+        return b""
+    fields = (SIGNATURE_HEADER, signed.signature), (SIGNER_HEADER, signed.certificate)
+    return headers.build((name, base64.b64encode(value).decode()) for name, value in fields)
+
+
+def signed_in(block: bytes) -> Signed | None:
+    """What an event's headers say of who signed it. FrameError: one of the two is missing, or is no base64."""
+    if not block:
+        return None
+    found = headers.parse(block)
+    texts = found.get(SIGNATURE_HEADER), found.get(SIGNER_HEADER)
+    if texts == (None, None):
+        return None
+    if None in texts:
+        raise FrameError(f"of {SIGNATURE_HEADER} and {SIGNER_HEADER} there is one alone; expected both")
+    try:
+        return Signed(*(base64.b64decode(text or "", validate=True) for text in texts))
+    except ValueError as error:
+        raise FrameError(f"{SIGNATURE_HEADER} and {SIGNER_HEADER} must be base64: {error}") from error
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

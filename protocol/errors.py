@@ -8,6 +8,7 @@
     │   ├── FolderInUse        another process holds the data folder, or the folder belongs to another node
     │   └── FolderUnusable     there is none at that path, and none can be made
     ├── FrameError             a peer sent what the protocol does not allow: close that connection
+    ├── SignatureError         something that is signed does not prove who has said it: it does not count
     └── LogError               a request to the log that cannot be served: answer it by name, keep the connection
 
 Every message says what is wrong, where, and what would be right.
@@ -63,6 +64,14 @@ class FolderUnusable(DataError):
 
 class FrameError(MeshError):
     """Bytes that are not a frame of the protocol in question; the connection is closed."""
+
+
+class SignatureError(MeshError):
+    """Nobody has said that, as far as can be proved; `reason` is one of `protocol.signing.REASONS`."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class LogError(MeshError):

@@ -17,7 +17,7 @@ from support.processes import client, free_ports
 from gateway.shell.gateway import Gateway
 from mesh import authority, node_tls
 from mesh.daemon import dial_sinks
-from mesh.node_tls import NodeName
+from protocol.node_names import NodeName
 from protocol import config
 from sinkd.shell.sink import Sink
 
