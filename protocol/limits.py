@@ -110,6 +110,7 @@ INDEX_INTERVAL_BYTES: Final = 64 * KIB  # one sparse index entry per this many b
 SEGMENTS_OPEN_MAX: Final = 8  # finished segments whose descriptor and index one partition keeps at hand
 SEGMENT_SCAN_BYTES: Final = 1 * MIB  # a scan that checks batches reads so much at a time
 SEGMENT_WALK_BYTES: Final = 16 * KIB  # a search that looks at batch headers alone reads so much at a time
+LEAVES_KEPT_BYTES_MAX: Final = 4 * MIB  # of the segment that is written, for its part of the log's Merkle tree
 SCRUB_RATE_BYTES: Final = 4 * MIB  # a second, of finished segments that are read again
 SCRUB_BEGIN_MS: Final = 60_000  # from the start of a sink to its first round
 SCRUB_ROUND_MS_MIN: Final = 3_600_000  # from the end of a round to the next one, unless somebody asks for it

@@ -1,4 +1,4 @@
-"""The sink's files as bytes: journal records, segment headers, indexes, checkpoints.
+"""The sink's files as bytes: journal records, segment headers, indexes, leaves of trees, checkpoints.
 
 Pure encoders and decoders; the shells beside them own the files. Every file begins with a magic and a version, integers
 are little endian (record batches inside segments and commands keep Kafka's big endian) and everything is covered by a
@@ -22,6 +22,8 @@ VERSION: Final = 1
 JOURNAL_MAGIC: Final = b"MESHJRNL"
 SEGMENT_MAGIC: Final = b"MESHSEGM"
 INDEX_MAGIC: Final = b"MESHINDX"
+LEAVES_MAGIC: Final = b"MESHLEAF"
+TREE_MAGIC: Final = b"MESHTREE"
 CHECKPOINT_MAGIC: Final = b"MESHCKPT"
 
 Buffer = bytes | bytearray | memoryview
@@ -244,6 +246,72 @@ def decode_index(data: Buffer) -> tuple[IndexHeader, list[IndexEntry]]:
         raise BadBytes(f"index: {len(body)} bytes behind the header for {count} entries")
     _check_crc(body, "index entries")
     return header, [IndexEntry(*fields) for fields in _INDEX_ENTRY.iter_unpack(body[:-4])]
+
+
+# -- trees ------------------------------------------------------------------------------------------------------------
+
+LEAVES_HEADER_BYTES: Final = 64
+LEAF_BYTES: Final = 40
+_LEAVES_HEADER = struct.Struct(
+    "<8sI16sIQQQII"
+)  # magic, version, incarnation, partition, three of the header, count, crc
+_TREE_HEADER = struct.Struct("<8sI16sIQQQI")  # magic, version, incarnation, partition, three of the position, hashes
+
+
+class LeavesHeader(NamedTuple):
+    """Of which finished segment the leaves are, and how large it was; behind it `LEAF_BYTES` for each of its batches.
+
+    A leaf is what the tree hashes (`protocol.merkle`): base offset (big endian) and D.
+    """
+
+    incarnation: bytes
+    partition: int
+    base_offset: int
+    next_offset: int
+    segment_bytes: int
+
+
+class TreePosition(NamedTuple):
+    """The Merkle tree of a log that begins at `begin_offset`, when the log ended at `offset`: of `size` batches."""
+
+    begin_offset: int
+    offset: int
+    size: int
+    frontier: tuple[bytes, ...]
+
+
+def encode_leaves(header: LeavesHeader, leaves: bytes | bytearray) -> bytes:
+    head = _with_crc(_LEAVES_HEADER.pack(LEAVES_MAGIC, VERSION, *header, len(leaves) // LEAF_BYTES, 0)[:-4])
+    return head + _with_crc(bytes(leaves))
+
+
+def decode_leaves(data: Buffer) -> tuple[LeavesHeader, bytes]:
+    """(header, leaves) of a whole file; BadBytes if any of it is wrong."""
+    _check_head(data, LEAVES_HEADER_BYTES, LEAVES_MAGIC, "leaves header")
+    fields = _LEAVES_HEADER.unpack_from(data)
+    body = bytes(data[LEAVES_HEADER_BYTES:])
+    if len(body) != fields[-2] * LEAF_BYTES + 4:
+        raise BadBytes(f"leaves: {len(body)} bytes behind the header for {fields[-2]} leaves")
+    _check_crc(body, "leaves")
+    return LeavesHeader(*fields[2:-2]), body[:-4]
+
+
+def encode_tree(incarnation: bytes, partition: int, position: TreePosition) -> bytes:
+    numbers = position.begin_offset, position.offset, position.size, len(position.frontier)
+    head = _TREE_HEADER.pack(TREE_MAGIC, VERSION, incarnation, partition, *numbers)
+    return _with_crc(head + b"".join(position.frontier))
+
+
+def decode_tree(data: bytes) -> tuple[bytes, int, TreePosition]:
+    """(incarnation, partition, position) of a whole file; BadBytes if any of it is wrong."""
+    _check_magic(data, _TREE_HEADER.size + 4, TREE_MAGIC, "tree")
+    _check_crc(data, "tree")
+    _, _, incarnation, partition, begin_offset, offset, size, count = _TREE_HEADER.unpack_from(data)
+    body = data[_TREE_HEADER.size : -4]
+    if len(body) != 32 * count or count != size.bit_count():
+        raise BadBytes(f"tree: {len(body)} bytes of hashes for {count}, and {size} leaves")
+    frontier = tuple(body[at : at + 32] for at in range(0, len(body), 32))
+    return incarnation, partition, TreePosition(begin_offset, offset, size, frontier)
 
 
 # -- checkpoints ------------------------------------------------------------------------------------------------------

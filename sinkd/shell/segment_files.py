@@ -2,6 +2,7 @@
 
     <base offset:020d>.segment   64 bytes of header, then record batches as a Kafka broker stores them, back to back
     <base offset:020d>.index     of a finished segment; a summary and the sparse index, made anew when it is wrong
+    <base offset:020d>.leaves    of a finished segment: what a Merkle tree takes of each batch (`sinkd.shell.leaves`)
     <base offset:020d>.damaged   what a segment was before it was mended, for whoever wants to see what the disk did
 
 Every batch is checked against the offset that is due (offsets are dense) and, where its bytes are handed out or
@@ -38,6 +39,7 @@ log = structlog.get_logger()
 
 SEGMENT_SUFFIX = ".segment"
 INDEX_SUFFIX = ".index"
+LEAVES_SUFFIX = ".leaves"
 ASIDE_SUFFIX = ".damaged"
 
 
@@ -55,6 +57,10 @@ class Segment:
     @property
     def index_path(self) -> Path:
         return self.path.with_suffix(INDEX_SUFFIX)
+
+    @property
+    def leaves_path(self) -> Path:
+        return self.path.with_suffix(LEAVES_SUFFIX)
 
     @property
     def aside_path(self) -> Path:
@@ -247,20 +253,45 @@ def read_batches(
     With `check` every batch is read whole and its CRC verified. Without it only headers are read, and the caller checks
     what is handed out. DamagedFile at the first batch that is not what it should be.
     """
-    window = _Window(opened.descriptor, end, SEGMENT_SCAN_BYTES if check else SEGMENT_WALK_BYTES)
+    if check:
+        yield from ((at, header) for at, header, _ in read_bytes(opened, position, end, offset, check=True))
+        return
+    window = _Window(opened.descriptor, end, SEGMENT_WALK_BYTES)
     while position < end:
-        try:
-            header = read_header(window.bytes_at(position, HEADER_BYTES))
-            if header.size_bytes > min(end - position, LINK_FRAME_BYTES_MAX):
-                raise FrameError(f"record batch: {header.size_bytes} bytes where {end - position} are left")
-            if check:
-                check_batch(window.bytes_at(position, header.size_bytes))
-            check_offset(header, offset)
-        except FrameError as error:
-            raise DamagedFile(str(opened.path), position, str(error)) from error
+        header = _header_at(opened, window, position, end, offset)
         yield position, header
         position += header.size_bytes
         offset = header.next_offset
+
+
+def read_bytes(
+    opened: OpenSegment, position: int, end: int, offset: int, *, check: bool
+) -> Iterator[tuple[int, BatchHeader, memoryview]]:
+    """As `read_batches`, with the batches themselves; without `check` whoever knows their digests compares those."""
+    window = _Window(opened.descriptor, end, SEGMENT_SCAN_BYTES)
+    while position < end:
+        header = _header_at(opened, window, position, end, offset)
+        data = window.bytes_at(position, header.size_bytes)
+        if check:
+            try:
+                check_batch(data)
+            except FrameError as error:
+                raise DamagedFile(str(opened.path), position, str(error)) from error
+        yield position, header, data
+        position += header.size_bytes
+        offset = header.next_offset
+
+
+def _header_at(opened: OpenSegment, window: _Window, position: int, end: int, offset: int) -> BatchHeader:
+    """Of the batch that is due at `offset`. DamagedFile."""
+    try:
+        header = read_header(window.bytes_at(position, HEADER_BYTES))
+        if header.size_bytes > min(end - position, LINK_FRAME_BYTES_MAX):
+            raise FrameError(f"record batch: {header.size_bytes} bytes where {end - position} are left")
+        check_offset(header, offset)
+    except FrameError as error:
+        raise DamagedFile(str(opened.path), position, str(error)) from error
+    return header
 
 
 def check_offset(header: BatchHeader, offset: int) -> None:
@@ -269,9 +300,10 @@ def check_offset(header: BatchHeader, offset: int) -> None:
         raise FrameError(f"record batch: it is at offset {header.base_offset}, {offset} is due")
 
 
-def index_orphans(folder: Path) -> list[Path]:
-    """Index files whose segment is gone: a crash came in the midst of a trim."""
-    return [path for path in folder.glob("*" + INDEX_SUFFIX) if not path.with_suffix(SEGMENT_SUFFIX).exists()]
+def orphans(folder: Path) -> list[Path]:
+    """Files beside a segment that is gone: a crash came in the midst of a trim."""
+    beside = [*folder.glob("*" + INDEX_SUFFIX), *folder.glob("*" + LEAVES_SUFFIX)]
+    return [path for path in beside if not path.with_suffix(SEGMENT_SUFFIX).exists()]
 
 
 def _base_offset(path: Path) -> int:

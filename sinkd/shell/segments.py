@@ -8,6 +8,8 @@ One thread appends and syncs; any number of others read, which never see what is
 A lock guards the list of segments and the indexes, never a read or a write. Finished segments cost a summary in memory;
 the descriptors and indexes of the few that are read last are kept at hand.
 
+Its Merkle tree is `PartitionLog.tree` (`sinkd.shell.leaves`).
+
 The log of a sink that others fill can begin anew, further on: see `PartitionLog.begin_at`.
 
 A replay after a restart asks `batch_crc_at` whether a batch is here and equal, and appends only at `append_end`.
@@ -24,6 +26,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from protocol.coverage import digest_of
 from protocol.errors import DamagedFile, DataError, FrameError, LogError
 from protocol.limits import SEGMENTS_OPEN_MAX
 from protocol.records import HEADER_BYTES, BatchHeader, check_batch, place_batch, read_header
@@ -39,20 +42,22 @@ from sinkd.shell.files import (
     unlink,
     write_at,
 )
+from sinkd.shell.leaves import LogTree, Written, write_if_there_is_space, write_leaves
 from sinkd.shell.segment_files import (
     SEGMENT_SUFFIX,
     OpenSegment,
     Segment,
     SegmentFiles,
     check_offset,
-    index_orphans,
+    orphans,
     read_batches,
+    read_bytes,
 )
 
 T = TypeVar("T")
 
 
-class _View(NamedTuple):
+class View(NamedTuple):
     """The log as one reader sees it: the segments, the offset behind the last batch, bytes of the last segment."""
 
     segments: tuple[Segment, ...]
@@ -80,6 +85,9 @@ class PartitionLog:
         self._end_offset = first_offset
         self._durable_bytes = 0  # of the active segment
         self._failed = False
+        self.keeps_leaves = False  # of what is appended; else they are read from the batches when they are asked for
+        self.written = Written(first_offset)
+        self.tree = LogTree(self)
 
     @classmethod
     def open(
@@ -100,7 +108,7 @@ class PartitionLog:
         """
         make_folder(folder)
         remove_temporary_files(folder)
-        for orphan in index_orphans(folder):
+        for orphan in orphans(folder):
             unlink(orphan)
         log = cls(SegmentFiles(folder, incarnation, partition), segment_bytes, first_offset)
         try:
@@ -117,6 +125,7 @@ class PartitionLog:
             last, self._active = self.files.open_last(paths[-1], durable_end)
             segments.append(last)
             self._end_offset, self._durable_bytes = last.next_offset, last.size_bytes
+            self.written.begin_at(last.next_offset)
         self._segments = tuple(self._without_old(segments))
         if self._end_offset < durable_end:
             where, position = (segments[-1].path, segments[-1].size_bytes) if segments else (self.folder, 0)
@@ -138,9 +147,10 @@ class PartitionLog:
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
-    def append(self, batch: bytes, base_offset: int, leader_epoch: int) -> None:
+    def append(self, batch: bytes, base_offset: int, leader_epoch: int, digest: bytes = b"") -> None:
         """Writes `batch` at `append_end`, which `base_offset` must be; readers see it after the next `sync`.
 
+        `digest` is its D (`protocol.coverage`), if that is known already.
         ValueError: not at the end. DataError: not a whole batch with a right CRC; nothing is written. OSError: final,
         but for one of NO_SPACE: the log is as it was, and the same batch may be tried again.
         """
@@ -155,12 +165,12 @@ class PartitionLog:
                 f"{self.folder}: a batch for offset {base_offset} that is damaged already: {error}"
             ) from error
         try:
-            self._append(placed, header)
+            self._append(placed, header, digest)
         except OSError as error:
             self._failed = self._failed or error.errno not in NO_SPACE
             raise
 
-    def _append(self, batch: bytes, header: BatchHeader) -> None:
+    def _append(self, batch: bytes, header: BatchHeader, digest: bytes) -> None:
         active = self._active
         if active is None or self._segments[-1].is_full(len(batch), self._segment_bytes):
             active = self._roll()
@@ -170,6 +180,10 @@ class PartitionLog:
         with self._lock:
             active.index.note(header, position)
             segment.note(header)
+        if self.keeps_leaves:
+            self.written.note(header.base_offset, header.next_offset, digest or digest_of(batch))
+        else:
+            self.written.begin_at(header.next_offset)
 
     def sync(self) -> None:
         """Blocks until everything appended is on the disk; then readers may have it. OSError is final."""
@@ -193,13 +207,17 @@ class PartitionLog:
                 self._keep(self._segments[-1].base_offset, finished)
             self._segments += (segment,)
             self._active, self._durable_bytes = active, segment.size_bytes
+        self.written.begin_at(segment.base_offset)
         return active
 
     def _finish(self) -> OpenSegment | None:
         """The active segment, durable and with its index: another may be made behind it."""
         self.sync()
         if self._active is not None:
-            self.files.write_index(self._segments[-1], self._active.index)
+            segment, (known_from, leaves) = self._segments[-1], self.written.known()
+            self.files.write_index(segment, self._active.index)
+            if known_from == segment.base_offset and leaves:
+                write_if_there_is_space(lambda: write_leaves(self.files, segment, leaves))
         return self._active
 
     def _check_usable(self) -> None:
@@ -224,6 +242,7 @@ class PartitionLog:
             self._retire_all()
             self._active, self._durable_bytes = active, segment.size_bytes
             self._end_offset = offset
+        self.written.begin_at(offset)
         _remove(dropped)
 
     def trim(self, to_offset: int) -> None:
@@ -261,7 +280,7 @@ class PartitionLog:
         """
         return self._with_view(lambda view: self._read(view, offset, max_bytes))
 
-    def _read(self, view: _View, offset: int, max_bytes: int) -> bytes | memoryview:
+    def _read(self, view: View, offset: int, max_bytes: int) -> bytes | memoryview:
         if not view.start_offset <= offset <= view.end_offset:
             raise LogError(
                 "OFFSET_OUT_OF_RANGE",
@@ -278,7 +297,7 @@ class PartitionLog:
             data = read_at(opened.descriptor, size_bytes, position)
             return _checked_batches(data, first.base_offset, opened.path, position)
 
-    def _find(self, view: _View, segment: Segment, opened: OpenSegment, offset: int) -> tuple[int, BatchHeader]:
+    def _find(self, view: View, segment: Segment, opened: OpenSegment, offset: int) -> tuple[int, BatchHeader]:
         """(position, header) of the batch that holds `offset`, which must be in this segment."""
         with self._lock:
             block = opened.index.holding(offset, view.limit(segment))
@@ -290,7 +309,7 @@ class PartitionLog:
     def batch_crc_at(self, base_offset: int) -> int | None:
         """The CRC field of the batch that starts at `base_offset`, written or fsynced; None if none starts there."""
 
-        def crc(view: _View) -> int | None:
+        def crc(view: View) -> int | None:
             if not view.start_offset <= base_offset < view.end_offset:
                 return None
             segment = view.holding(base_offset)
@@ -306,7 +325,7 @@ class PartitionLog:
         The first such *record* is in that batch, not necessarily at its start: the caller looks inside.
         """
 
-        def find(view: _View) -> int | None:
+        def find(view: View) -> int | None:
             for segment in view.segments:
                 if segment.maximum_ms >= timestamp_ms:
                     for header in self._headers_reaching(view, segment, timestamp_ms):
@@ -315,7 +334,7 @@ class PartitionLog:
 
         return self._with_view(find)
 
-    def _headers_reaching(self, view: _View, segment: Segment, timestamp_ms: int) -> Iterator[BatchHeader]:
+    def _headers_reaching(self, view: View, segment: Segment, timestamp_ms: int) -> Iterator[BatchHeader]:
         with self._reading(segment) as opened:
             with self._lock:
                 blocks = opened.index.reaching(timestamp_ms, view.limit(segment))
@@ -330,7 +349,7 @@ class PartitionLog:
         It trusts a batch's baseTimestamp to be its smallest time, which our encoder guarantees.
         """
 
-        def find(view: _View) -> int:
+        def find(view: View) -> int:
             for segment in reversed(view.segments):
                 if segment.minimum_ms < timestamp_ms:
                     end = self._end_of_times_before(view, segment, timestamp_ms)
@@ -340,7 +359,7 @@ class PartitionLog:
 
         return self._with_view(find)
 
-    def _end_of_times_before(self, view: _View, segment: Segment, timestamp_ms: int) -> int | None:
+    def _end_of_times_before(self, view: View, segment: Segment, timestamp_ms: int) -> int | None:
         with self._reading(segment) as opened:
             with self._lock:
                 blocks = opened.index.beginning_before(timestamp_ms, view.limit(segment))
@@ -355,7 +374,7 @@ class PartitionLog:
     def _headers(self, opened: OpenSegment, block: Block) -> Iterator[tuple[int, BatchHeader]]:
         return read_batches(opened, block.position, block.end, block.offset, check=False)
 
-    def _with_view(self, work: Callable[[_View], T], *, durable: bool = True) -> T:
+    def _with_view(self, work: Callable[[View], T], *, durable: bool = True) -> T:
         """Runs `work` on the log as it is now; again, on what is left, if a trim took a segment from under it."""
         while True:
             view = self._view(durable)
@@ -365,14 +384,39 @@ class PartitionLog:
                 if self.start_offset == view.start_offset:
                     raise
 
-    def _view(self, durable: bool) -> _View:
+    def view(self, from_offset: int, to_offset: int) -> View:
+        """The log as it is fsynced now. LogError OFFSET_OUT_OF_RANGE: it does not hold all of that, or it is empty."""
+        view = self._view(durable=True)
+        if not view.start_offset <= from_offset < to_offset <= view.end_offset:
+            raise LogError(
+                "OFFSET_OUT_OF_RANGE",
+                f"{self.folder} holds offsets {view.start_offset} to {view.end_offset} (exclusive), "
+                f"not all of {from_offset} to {to_offset}",
+                start_offset=view.start_offset,
+                end_offset=view.end_offset,
+            )
+        return view
+
+    def batches_from(
+        self, view: View, segment: Segment, from_offset: int, to_offset: int
+    ) -> Iterator[tuple[BatchHeader, memoryview]]:
+        """The batches of that segment in [from_offset, to_offset), each checked. DamagedFile. FileGone: trimmed."""
+        with self._reading(segment) as opened:
+            position, first = self._find(view, segment, opened, from_offset)
+            found = read_bytes(opened, position, view.limit(segment), first.base_offset, check=True)
+            for _, header, data in found:
+                if header.base_offset >= to_offset:
+                    return
+                yield header, data
+
+    def _view(self, durable: bool) -> View:
         with self._lock:
             segments = self._segments
             if not segments:
-                return _View((), self._first_offset, self._first_offset, 0)
+                return View((), self._first_offset, self._first_offset, 0)
             if durable:
-                return _View(segments, segments[0].base_offset, self._end_offset, self._durable_bytes)
-            return _View(segments, segments[0].base_offset, segments[-1].next_offset, segments[-1].size_bytes)
+                return View(segments, segments[0].base_offset, self._end_offset, self._durable_bytes)
+            return View(segments, segments[0].base_offset, segments[-1].next_offset, segments[-1].size_bytes)
 
     # -- descriptors --------------------------------------------------------------------------------------------------
 
@@ -475,6 +519,7 @@ def _remove(segments: Sequence[Segment]) -> None:
     for segment in segments:
         segment.aside_path.unlink(missing_ok=True)
         unlink(segment.path)
+        segment.leaves_path.unlink(missing_ok=True)
         unlink(segment.index_path)
 
 
