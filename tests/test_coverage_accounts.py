@@ -32,7 +32,7 @@ from sinkd.core.commands import (
 )
 from sinkd.core.machine import GapRecorded, Machine, Mirrored, Taken
 from sinkd.core.mirrors import mirror_of
-from sinkd.core.state import COVERAGE_VERSION, STATE_VERSION, Account, Recorded, Totals, Tree
+from sinkd.core.state import COVERAGE_VERSION, STATE_VERSION, Account, Recorded, Totals, Tree, TreeStart
 
 T = 1_700_000_000_000
 RUN, NEXT_RUN, STATEMENT_ID = b"run-one!", b"run-two!", b"s" * 16
@@ -276,6 +276,24 @@ def test_a_tree_grows_with_each_batch_and_a_trim_leaves_it(log):
     log.apply(commands.encode(commands.TRIM, T, Trim("orders", b"orders", 0, 5)))
     assert (len(log.tree().frontier), log.tree().size) == (3, 11)
     assert msgspec.msgpack.encode(log.tree()) == before
+
+
+def test_a_trim_that_says_how_the_tree_is_there_is_remembered_and_others_change_nothing(log):
+    log.append(*(parcel(1 + n, b"%d" % n) for n in range(11)))
+    partition = log.machine.log("orders").partitions[0]
+
+    def trim(*fields: object) -> tuple[int, TreeStart | None]:
+        log.apply(commands.encode(commands.TRIM, T, Trim("orders", b"orders", 0, *fields)))
+        return partition.start_offset, partition.tree_start
+
+    at_5 = TreeStart(5, 5, (b"4", b"1"))
+    assert trim(5, 5, (b"4", b"1")) == (5, at_5)
+    assert trim(5, 9, (b"8", b"1")) == (5, at_5)
+    assert trim(4, 4, (b"4",)) == (5, at_5)
+    assert trim(99, 99, (b"?",)) == (11, at_5)  # there is no such offset: nobody knows the tree at 11
+    assert Machine(log.machine.snapshot()).state == log.machine.state
+    log.configure(definition("orders"))
+    assert (partition.tree, partition.tree_start) == (None, None)
 
 
 def test_the_gap_record_of_an_accepted_loss_is_a_leaf_of_each_log(log):

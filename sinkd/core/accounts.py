@@ -30,7 +30,7 @@ from protocol.gaps import TRIMMED, read_gap
 from protocol.limits import ACCOUNT_MARKS_KEPT, GAPS_RECORDED_KEPT, STATEMENT_ID_BYTES, STATEMENTS_KEPT
 from protocol.merkle import grow, leaf_hash
 from protocol.records import CONTROL, BatchHeader
-from sinkd.core.commands import MakeStatement, RecordGap
+from sinkd.core.commands import MakeStatement, RecordGap, Trim
 from sinkd.core.state import (
     COVERAGE_VERSION,
     Account,
@@ -43,6 +43,7 @@ from sinkd.core.state import (
     Stream,
     Totals,
     Tree,
+    TreeStart,
 )
 
 _COUNTS = Totals.__struct_fields__
@@ -81,11 +82,19 @@ def _end(state: State, log: Stream) -> None:
     for number, partition in enumerate(log.partitions):
         if partition.tree is None:
             continue
-        partition.tree = None
+        partition.tree = partition.tree_start = None
         for producer in state.producers.values():
             progress = producer.progress.get((log.state.incarnation, number))
             if progress is not None:
                 progress.account, progress.recorded, progress.lost = None, [], 0
+
+
+def trim(partition: PartitionState, request: Trim) -> None:
+    """The log begins where `request` says, unless it did so behind that already."""
+    before = partition.start_offset
+    partition.start_offset = max(before, min(request.to_offset, partition.end_offset))
+    if partition.tree is not None and request.size >= 0 and before < partition.start_offset == request.to_offset:
+        partition.tree_start = TreeStart(request.to_offset, request.size, request.frontier)
 
 
 # -- batches ----------------------------------------------------------------------------------------------------------

@@ -57,12 +57,17 @@ class OpenProducer(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Trim(msgspec.Struct, array_like=True, frozen=True):
-    """History below `to_offset` is over."""
+    """History below `to_offset` is over. There the tree of a log that is covered had `size` leaves and that `frontier`.
+
+    Size -1: it has none, or whoever proposes this does not know it.
+    """
 
     stream: str
     incarnation: bytes
     partition: int
     to_offset: int
+    size: int = -1
+    frontier: tuple[bytes, ...] = ()
 
 
 class MembersAre(msgspec.Struct, array_like=True, frozen=True):

@@ -65,13 +65,17 @@ from sinkd.core.state import (
 
 
 class Placement(NamedTuple):
-    """A committed batch: `position` says where it stands in its command, `header` how large it is."""
+    """A committed batch: `position` says where it stands in its command, `header` how large it is.
+
+    `digest` is its D (`protocol.coverage`) if the log is covered.
+    """
 
     stream: StreamState
     partition: int
     base_offset: int
     header: BatchHeader
     position: int
+    digest: bytes = b""
 
 
 class Taken(NamedTuple):
@@ -268,12 +272,13 @@ class Machine:
         partition.end_offset += header.record_count
         _remember_ids(envelope, header, partition, stream.state, now_ms)
         _spend(progress, envelope, Answer(envelope.first_sequence, header.crc, base_offset))
+        digest = b""
         if partition.tree is not None:
             digest = digest_of(parcel.batch)
             accounts.take(progress, envelope, header, digest)
             accounts.place(partition.tree, base_offset, header, digest)
         placement = Placement(
-            stream.state, envelope.partition, base_offset, header, BODY_POSITION + parcel.batch_position
+            stream.state, envelope.partition, base_offset, header, BODY_POSITION + parcel.batch_position, digest
         )
         return Taken(_appended(envelope, base_offset), placement)
 
@@ -284,8 +289,8 @@ class Machine:
             return Mirrored(joined.end_offset, refusal=joined.refusal)
         begin += BODY_POSITION
         placements = tuple(
-            Placement(joined.stream, joined.partition, header.base_offset, header, begin + position)
-            for position, header in joined.batches
+            Placement(joined.stream, joined.partition, header.base_offset, header, begin + position, digest)
+            for (position, header), digest in zip(joined.batches, joined.digests, strict=True)
         )
         return Mirrored(joined.end_offset, placements)
 
@@ -440,7 +445,7 @@ class Machine:
         if stream is None or stream.state.incarnation != request.incarnation:
             return None
         partition = stream.partitions[request.partition]
-        partition.start_offset = max(partition.start_offset, min(request.to_offset, partition.end_offset))
+        accounts.trim(partition, request)
         return Trimmed(stream.state, request.partition, partition.start_offset)
 
 

@@ -38,9 +38,8 @@ class MirrorMade(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """Batches for a mirror were decided: it ends at `end_offset` now. `batches` are (position in the body, header).
-
-    With a `refusal` none was taken.
+    """Batches for a mirror were decided: it ends at `end_offset` now. `batches` are (position in the body, header),
+    `digests` their D if the mirror is covered, else empty. With a `refusal` none was taken.
     """
 
     stream: StreamState | None
@@ -48,6 +47,7 @@ class Joined(NamedTuple):
     end_offset: int
     batches: tuple[tuple[int, BatchHeader], ...] = ()
     refusal: str = ""
+    digests: tuple[bytes, ...] = ()
 
 
 def make(state: State, request: MakeMirror) -> MirrorMade:
@@ -109,13 +109,15 @@ def append(state: State, number: int, head: MirroredHead, batches: memoryview) -
         return refused._replace(refusal=f"the mirror ends at offset {partition.end_offset}")
     if not _follows(mirror, head):
         return refused._replace(refusal="the mirror ends with another batch")
+    digests = [b""] * len(found)
     if partition.tree is not None:
-        for position, header in found:
+        for number, (position, header) in enumerate(found):
             batch = batches[position : position + header.size_bytes]
-            accounts.place_mirrored(partition.tree, header, digest_of(batch), batch)
+            digests[number] = digest_of(batch)
+            accounts.place_mirrored(partition.tree, header, digests[number], batch)
     partition.end_offset = end_offset
     mirror.last_crcs[head.partition] = found[-1][1].crc
-    return Joined(mirror.state, head.partition, end_offset, found)
+    return Joined(mirror.state, head.partition, end_offset, found, digests=tuple(digests))
 
 
 def _follows(mirror: Mirror, head: MirroredHead) -> bool:

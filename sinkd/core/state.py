@@ -31,6 +31,14 @@ class Tree(msgspec.Struct, array_like=True):
     trimmed: int = 0
 
 
+class TreeStart(msgspec.Struct, array_like=True, frozen=True):
+    """How the tree of a log was at `offset`, where what is left of the log began when that was trimmed."""
+
+    offset: int
+    size: int
+    frontier: tuple[bytes, ...]
+
+
 class Totals(msgspec.Struct, array_like=True):
     """What sequences came to, in events, and what was appended."""
 
@@ -102,7 +110,7 @@ class Statement(msgspec.Struct, array_like=True, frozen=True):
 class PartitionState(msgspec.Struct, array_like=True):
     """Offsets [start, end) exist. `ids` maps deduplication ids to (offset, time ms), oldest first.
 
-    A log that is covered has a `tree`.
+    A log that is covered has a `tree`; once it was trimmed, its `tree_start` too.
     """
 
     start_offset: int = 0
@@ -110,6 +118,7 @@ class PartitionState(msgspec.Struct, array_like=True):
     last_id: bytes = b""
     ids: dict[bytes, tuple[int, int]] = {}
     tree: Tree | None = None
+    tree_start: TreeStart | None = None
 
     def find(self, message_id: bytes, now_ms: int, window_ms: int) -> int | None:
         """The offset under which the window knows `message_id`."""

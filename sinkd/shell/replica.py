@@ -465,7 +465,7 @@ class Replica:
             if request is None:
                 continue
             try:
-                result = await self.group.submit(commands.TRIM, request)
+                result = await self.group.submit(commands.TRIM, await self.store.with_tree(request))
             except (LogError, UnknownOutcome) as error:
                 log.warning("log_not_trimmed", stream=partition.stream.name, error=str(error))
                 break

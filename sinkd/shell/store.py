@@ -17,10 +17,17 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import structlog
+from msgspec import structs
+
+from protocol.coverage import digest_of
 from protocol.errors import DamagedFile, DataError, FrameError, LogError
 from protocol.limits import FLUSH_BYTES
+from protocol.merkle import grow, leaf_hash
 from protocol.records import CONTROL, check_batch, place_batch, read_header, read_records, split_batches
 from protocol.streams import StreamState
+from sinkd.core.commands import Trim
+from sinkd.core.formats import TreePosition
 from sinkd.core.machine import Machine, Placement
 from sinkd.core.state import PartitionState
 from sinkd.shell.journal import Journal, Position
@@ -29,6 +36,7 @@ from sinkd.shell.segments import PartitionLog
 T = TypeVar("T")
 Mend = Callable[["Partition", DamagedFile], Awaitable[str | None]]
 """Makes whole what that is about: "", or why it is not. None: no finished segment is damaged."""
+log = structlog.get_logger()
 COMMAND_TYPE_BYTES = 1  # stands before our bytes in every journal entry
 
 
@@ -43,6 +51,7 @@ class HotBatch(NamedTuple):
     position: Position
     start: int
     size_bytes: int
+    digest: bytes = b""  # D, if it is covered
 
 
 class Partition:
@@ -188,7 +197,9 @@ class Store:
         start = COMMAND_TYPE_BYTES + placement.position
         times = header.max_timestamp_ms, header.base_timestamp_ms
         position = self._journal.locate(index)
-        hot = HotBatch(base_offset, next_offset, *times, term, position, start, header.size_bytes)
+        hot = HotBatch(
+            base_offset, next_offset, *times, term, position, start, header.size_bytes, placement.digest
+        )  # fmt: skip
         partition.hot.append(hot)
         self.hot_bytes += header.size_bytes
         if self.hot_bytes >= FLUSH_BYTES:
@@ -324,6 +335,48 @@ class Store:
             yield from (bytes(batch) for batch in split_batches(partition.log.read(cold, 1)))
         yield from (self.read_hot(batch) for batch in hot if batch.max_timestamp_ms >= timestamp_ms)
 
+    # -- trees --------------------------------------------------------------------------------------------------------
+
+    async def tree_at(self, partition: Partition, end_offset: int) -> TreePosition:
+        """The Merkle tree of the partition when it ended at `end_offset`, of what segments and journal have.
+
+        LogError INVALID_REQUEST: it is not covered, or not there; OFFSET_OUT_OF_RANGE, STORAGE_ERROR as in `read`.
+        """
+        start = tree_start(partition)
+        if not start.offset <= end_offset <= partition.high_watermark:
+            raise LogError("INVALID_REQUEST", f"the tree of {_named(partition)} is known from offset {start.offset} to "
+                           f"{partition.high_watermark}, not at {end_offset}")  # fmt: skip
+        return await self._run(lambda hot: self._tree_at(partition, start, hot, end_offset), partition, 0, self.mend)
+
+    def _tree_at(self, partition: Partition, start: TreePosition, hot: list[HotBatch], end_offset: int) -> TreePosition:
+        cold_end = min([end_offset, *(batch.base_offset for batch in hot[:1])])
+        here = partition.log.tree.position_at(start, max(cold_end, start.offset))
+        frontier, size, offset = list(here.frontier), here.size, here.offset
+        for batch in hot:
+            if here.offset <= batch.base_offset < end_offset:
+                leaf = leaf_hash(batch.base_offset, batch.digest or digest_of(self.read_hot(batch)))
+                grow(frontier, size, leaf)
+                size, offset = size + 1, batch.next_offset
+        if offset != end_offset:
+            raise LogError("OFFSET_OUT_OF_RANGE", f"no batch of {_named(partition)} ends at offset {end_offset}")
+        return TreePosition(here.begin_offset, offset, size, tuple(frontier))
+
+    async def with_tree(self, trim: Trim) -> Trim:
+        """The trim with how the tree is there, so that what goes stays under the root.
+
+        If that cannot be found out, because of damage that no peer could mend, the history goes all the same.
+        """
+        partition = self.incarnation(trim.incarnation, trim.partition)
+        tree = partition.replicated.tree
+        if tree is None or trim.to_offset <= tree.begin_offset:
+            return trim
+        try:
+            at = await self.tree_at(partition, trim.to_offset)
+        except (LogError, DamagedFile) as error:
+            log.warning("trimmed_without_tree", log=_named(partition), offset=trim.to_offset, error=str(error))
+            return trim
+        return structs.replace(trim, size=at.size, frontier=at.frontier)
+
     # -- moving to segments -------------------------------------------------------------------------------------------
 
     def hot_batches(self) -> list[tuple[Partition, list[HotBatch]]]:
@@ -333,6 +386,7 @@ class Store:
     def copy_to_segments(self, work: list[tuple[Partition, list[HotBatch]]]) -> None:
         """On the writer's thread: `work` into segments, durable when this returns."""
         for partition, batches in work:
+            partition.log.keeps_leaves = partition.replicated.tree is not None
             for batch in batches:
                 if batch.base_offset >= partition.log.append_end:
                     self._copy(partition.log, batch)
@@ -341,7 +395,7 @@ class Store:
     def _copy(self, log: PartitionLog, batch: HotBatch) -> None:
         data = self._journal.read(batch.position, batch.start, batch.size_bytes)
         try:
-            log.append(data, batch.base_offset, batch.leader_epoch)  # which checks it
+            log.append(data, batch.base_offset, batch.leader_epoch, batch.digest)  # which checks it
         except DamagedFile:
             raise
         except DataError as error:
@@ -364,3 +418,22 @@ class Store:
     @property
     def partitions(self) -> list[Partition]:
         return list(self._partitions.values())
+
+
+def tree_start(partition: Partition) -> TreePosition:
+    """The tree where the partition's log begins. LogError INVALID_REQUEST: it is not covered, or that is not known."""
+    tree, start, begins_at = partition.replicated.tree, partition.replicated.tree_start, partition.start_offset
+    if tree is None:
+        raise LogError("INVALID_REQUEST", f"{_named(partition)} is not covered")
+    if begins_at <= tree.begin_offset:
+        return TreePosition(tree.begin_offset, tree.begin_offset, 0, ())
+    if start is None or start.offset != begins_at:
+        what = (
+            f"what was trimmed of {_named(partition)} below offset {begins_at} is not known: segments were damaged then"
+        )
+        raise LogError("STORAGE_ERROR", what)
+    return TreePosition(tree.begin_offset, start.offset, start.size, start.frontier)
+
+
+def _named(partition: Partition) -> str:
+    return f"partition {partition.number} of {partition.stream.name}"
