@@ -220,3 +220,34 @@ class Roots(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     node: str
     time: int
     roots: tuple[Root, ...] = ()
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """A run of which something may be missing, though it is over since `since` (ms since 1970), as `how` says."""
+
+    row: Row
+    how: str
+    since: int
+    spool: bool
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What the sinks of a zone know of a gateway worker at `time`, for those that start later: sink `by` says so.
+
+    `beacon` is the latest, with the present row of each partition; it was heard at `heard`. `ended` are runs before
+    those, `processes` those that were followed by others, `unclosed` of them without a last beacon. `gaps` are reported
+    and open.
+    """
+
+    version: int = VERSION
+    mesh: str
+    zone: str
+    by: str
+    time: int
+    heard: int
+    beacon: Beacon
+    signed: bool = False
+    ended: tuple[Ended, ...] = ()
+    processes: tuple[str, ...] = ()
+    unclosed: int = 0
+    gaps: tuple[GapReport, ...] = ()

@@ -186,6 +186,16 @@ GAPS_RECORDED_KEPT: Final = 8  # that a group knows to have written, per produce
 STATEMENTS_KEPT: Final = 8  # per group
 STATEMENT_ID_BYTES: Final = 16
 
+COVERAGE_SPEAKERS_MAX: Final = 4_096  # gateway workers whose beacons a sink knows
+COVERAGE_LINES_MAX: Final = 65_536  # of all of them, in all partitions
+COVERAGE_NOTES_MAX: Final = 4_096  # reports of one sink, that wait to be written
+COVERAGE_ALTERED_MAX: Final = 1_024  # runs found altered, of which a sink knows until it is started anew
+COVERAGE_RECORDED_MAX: Final = 4_096  # gaps of which a sink knows that they were reported as recorded
+COVERAGE_SILENCE_MS: Final = 7_500  # gateways speak every five seconds at least
+COVERAGE_LOOK_MS: Final = 1_000  # between two looks at what beacons name and accounts have
+COVERAGE_SUMMARY_MS: Final = 600_000  # between two summaries; a sink that starts reads back to the one before the last
+COVERAGE_BACK_MS: Final = 3_600_000  # ... and no further than this
+COVERAGE_READ_BYTES: Final = 1 * MIB  # of `$COVERAGE`, at a time
 # -- configuration ----------------------------------------------------------------------------------------------------
 CONFIG_CHARACTERS_MAX: Final = 4 * MIB  # of the whole file
 CONFIG_DURATION_MS_MAX: Final = 36_500 * 86_400_000  # a hundred years
