@@ -195,11 +195,19 @@ class Disk:
             if kept[change.folder] < 0:
                 lost.append(change)
         for change in reversed(lost):
-            with suppress(FileNotFoundError):  # a folder that it was in is lost too
-                change.undo()
+            self._undo(change)
         self.changes.clear()
         shutil.rmtree(self._trash)
         self._trash.mkdir()
+
+    @staticmethod
+    def _undo(change: _Change) -> None:
+        with suppress(FileNotFoundError):  # a folder that it was in is lost too
+            try:
+                change.undo()
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:  # else the old name of a folder is in use again: this came first
+                    raise
 
     def _lose_sectors(self, path: Path, unsynced: _Unsynced) -> None:
         data = bytearray(path.read_bytes())

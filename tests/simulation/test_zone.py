@@ -13,7 +13,7 @@ import pytest
 
 from simulation.zone import Zone
 
-SEEDS = int(os.environ.get("SEEDS", "60"))  # `make simulate SEEDS=...` runs any number
+SEEDS = int(os.environ.get("SEEDS", "45"))  # `make simulate SEEDS=...` runs any number
 AT_ONCE = 15  # seeds in one test, so that tests run beside each other
 
 

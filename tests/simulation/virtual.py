@@ -11,6 +11,7 @@ The order of callbacks follows from their times and from the seed alone, so a se
 import asyncio
 import contextlib
 import heapq
+import inspect
 import random
 from asyncio import events
 from collections import deque
@@ -61,13 +62,22 @@ class Process:
             if not task.done():
                 task._log_destroy_pending = False
                 with contextlib.suppress(Exception, Crash):  # of a `finally`
-                    self.context.copy().run(task.get_coro().close)
+                    self.context.copy().run(_close, task.get_coro())
         self.tasks.clear()
 
     def add_task(self, task: asyncio.Task[Any]) -> None:
         if len(self.tasks) > TASKS_SEEN_MAX:
             self.tasks = [task for task in self.tasks if not task.done()]
         self.tasks.append(task)
+
+
+def _close(work: Coroutine[Any, Any, Any]) -> None:
+    """And what it was to await, if it has not begun: else Python warns that nobody did."""
+    awaited = [each for each in inspect.getcoroutinelocals(work).values() if inspect.iscoroutine(each)]
+    has_begun = inspect.getcoroutinestate(work) != inspect.CORO_CREATED
+    work.close()
+    for each in () if has_begun else awaited:
+        each.close()
 
 
 class VirtualExecutor:

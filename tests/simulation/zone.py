@@ -25,7 +25,7 @@ import structlog
 from support.disk import Crash
 
 from gateway.shell import link as gateway_link
-from protocol import limits
+from protocol import config, limits
 from protocol.errors import DamagedFile, DataError, LogError
 from simulation.audit import Violation
 from simulation.disks import Disk, Disks, write_stale_bytes
@@ -34,7 +34,7 @@ from simulation.virtual import CURRENT, Process, VirtualExecutor, VirtualLoop
 from simulation.zone_audit import ZoneAudit, is_promised
 from simulation.zone_clients import Prober, Publisher, Reader
 from simulation.zone_faults import Faults
-from simulation.zone_nodes import JOURNAL_FILE_BYTES, Node, configuration, group_of, ports
+from simulation.zone_nodes import JOURNAL_FILE_BYTES, SEGMENT_BYTES, Node, configuration, group_of, node_name, ports
 from simulation.zone_watch import Watch
 from sinkd.core import replication
 from sinkd.shell import (
@@ -61,6 +61,8 @@ RESTARTS_MAX = 3  # of a sink that refuses to start, before its operator empties
 class Zone:
     """`with Zone(seed) as zone: zone.run()`: a birth, a time of faults, and the peace after it."""
 
+    name, segment_bytes = "z", SEGMENT_BYTES
+
     def __init__(
         self,
         seed: int,
@@ -85,18 +87,21 @@ class Zone:
         self.nodes: dict[str, Node] = {}
         for number in range(1, sinks + 1):
             self._add_node(number)
-        self.configuration = configuration(self.folder, sinks, self.groups)
+        self.configuration = self._configuration()
         self.faults = Faults(self, self.rng, kinds)
         self.journal_file_bytes = self.rng.choice(JOURNAL_FILE_BYTES)
         self.pace = self.rng.choice((1, 2, 4))
         self.publishers: list[Publisher] = []
         self._stack = ExitStack()
 
+    def _configuration(self) -> config.Config:
+        return configuration(self.folder, {"z": len(self.nodes)}, self.groups)
+
     def _add_node(self, number: int) -> Node:
-        name = f"s{number}"
+        name = node_name(self.name, number)
         self.disks.by_machine[name] = disk = Disk(self.folder / name, self.rng)
         self.nodes[name] = node = Node(self, name, disk)
-        for port in ports(number):
+        for port in ports(self.name, number):
             self.network.hosts["127.0.0.1", port] = name
         return node
 
@@ -104,7 +109,7 @@ class Zone:
         """A machine more; the files name its sink from now on, for whoever is started. The name."""
         node = self._add_node(len(self.nodes) + 1)
         node.damaged_at = [0] * self.groups  # it may not vote yet, as if it had lost what it never had
-        self.configuration = configuration(self.folder, len(self.nodes), self.groups)
+        self.configuration = self._configuration()
         node.start()
         return node.name
 
@@ -121,6 +126,10 @@ class Zone:
         self._stack.close()
         structlog.reset_defaults()
         shutil.rmtree(self.folder)
+
+    def watches(self) -> list[Any]:
+        """Patches that have the audits hear of what goes on."""
+        return Watch(self).patches()
 
     def _note(self, logger: Any, method: str, event: dict[str, Any]) -> Any:
         process = CURRENT.get()
@@ -181,13 +190,16 @@ class Zone:
             self._until(BIRTH_S_MAX, lambda: all(self.leaders()), "no group is born")
         self.call_later(0, self._publish)
         self.call_later(0, Prober(self).begin)
-        self.faults.begin()
+        self._begin_faults()
         self._go_on(self.loop.now + seconds)
         self.heal()
         self._settle()
         while not self._compare_logs():
             self._settle()
         self.audit.settled((publisher.name, publisher.life) for publisher in self.publishers)
+
+    def _begin_faults(self) -> None:
+        self.faults.begin()
 
     def _settle(self) -> None:
         self._until(self.loop.now + SETTLE_S_MAX, self._is_settled, "it does not settle", self._why_unsettled)
@@ -385,7 +397,7 @@ def _patches(zone: Zone) -> list[Any]:
         patch(sink.secrets, "token_bytes", rng.randbytes),
     ]
     threads = [patch(module, "ThreadPoolExecutor", VirtualExecutor) for module in (group, store, sink)]
-    return [*small, *soon, *chance, *threads, *Watch(zone).patches()]
+    return [*small, *soon, *chance, *threads, *zone.watches()]
 
 
 def main() -> None:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from fastcrc import crc32
 
 from protocol.audit import CONFIGURATION_CHANGED, MEMBERSHIP_CHANGED, STREAM
-from protocol.records import check_batch, place_batch, read_header, read_records
+from protocol.records import CONTROL, check_batch, place_batch, read_header, read_records
 from simulation.audit import Violation
-from sinkd.core.machine import Machine, Placement, Taken
+from sinkd.core.machine import Machine, Mirrored, Placement, Taken, Trimmed
 
 SNAPSHOT_EVERY = 8  # entries
 
@@ -80,13 +80,18 @@ class GroupAudit:
 
 
 class ZoneAudit:
-    """Hears of everything, believes nothing."""
+    """Hears of everything, believes nothing. `origin` is the audit of the other zone, whose logs this one mirrors."""
+
+    origin: "ZoneAudit | None" = None
 
     def __init__(self, groups: int) -> None:
+        self.starts: dict[tuple[bytes, int], int] = {}  # what retention has let go of
+        self.mirrored = self.gaps = 0  # batches
         self.groups = [GroupAudit() for _ in range(groups)]
         self.events: list[Event] = []
         self._by_reply: dict[str, Event] = {}
         self.logs: dict[tuple[bytes, int], list[Placed]] = defaultdict(list)
+        self.own: set[tuple[bytes, int]] = set()  # those that are no mirrors
         self._noted_changes: set[tuple[int, str]] = set()
         self._last_of_connection: dict[tuple[Any, ...], int] = {}
         self.acknowledged = self.refused = self.reads = self.probes = 0
@@ -99,11 +104,16 @@ class ZoneAudit:
             assert isinstance(taken, Taken)
             if taken.placement is not None:
                 self._committed(taken.placement, data, term)
+        if isinstance(result, Trimmed):
+            self.starts[result.stream.incarnation, result.partition] = result.start_offset
+        for placement in result.placements if isinstance(result, Mirrored) else ():
+            self._copied(placement, data)
 
     # -- the log ------------------------------------------------------------------------------------------------------
 
     def _committed(self, placement: Placement, command: bytes, term: int) -> None:
         key = placement.stream.incarnation, placement.partition
+        self.own.add(key)
         log = self.logs[key]
         end = log[-1].next_offset if log else 0
         is_promised(placement.base_offset == end, f"a batch at offset {placement.base_offset}, the log ends at {end}")
@@ -116,6 +126,37 @@ class ZoneAudit:
             else:
                 self._stored(key, record.offset, int(record.payload.split(b" ", 1)[0]))
         log.append(Placed(end, end + placement.header.record_count, placed))
+
+    def _copied(self, placement: Placement, command: bytes) -> None:
+        """A batch of a mirror is the very one that its origin has there, or a gap where that has nothing any more."""
+        assert self.origin is not None
+        key = placement.stream.incarnation, placement.partition
+        log = self.logs[key]
+        base, end = placement.base_offset, placement.header.next_offset
+        where = f"offset {base} of {placement.stream.name}/{placement.partition}"
+        is_promised(base == (log[-1].next_offset if log else 0), f"{where} is no end of the mirror")
+        batch = command[placement.position : placement.position + placement.header.size_bytes]
+        self.mirrored += 1
+        if placement.header.attributes == CONTROL:
+            self.gaps += 1
+            starts = self.origin.starts.get(key, 0)
+            is_promised(end <= starts, f"{where}: a gap up to {end}, its origin begins at {starts}")
+        else:
+            known = {placed.base_offset: placed.data for placed in self.origin.logs.get(key, ())}
+            is_promised(known.get(base) == batch, f"{where} is not what its origin wrote")
+        log.append(Placed(base, end, batch))
+
+    def is_durable(self, key: tuple[bytes, int], through: int) -> bool:
+        """Whether the mirror holds all below, for good."""
+        return through <= (self.logs[key][-1].next_offset if self.logs.get(key) else 0)
+
+    def lacks(self) -> list[str]:
+        """What of its origin's logs it has not got."""
+        logs = self.origin.logs if self.origin is not None else {}
+        ends = {key: logs[key][-1].next_offset for key in logs if key in self.origin.own}
+        return [
+            f"{key[0].hex()[:8]}/{key[1]} up to {end}" for key, end in ends.items() if not self.is_durable(key, end)
+        ]
 
     def _noted(self, event: dict[str, Any]) -> None:
         """What every sink has seen is written by one of them, once."""

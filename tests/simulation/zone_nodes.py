@@ -39,22 +39,29 @@ retention = { bytes = "16KiB" }
 SUBJECTS = ("orders.new", "orders.paid", "metrics.cpu", "metrics.disk", "metrics.net", "brief")
 
 
-def ports(number: int) -> tuple[int, int]:
+def ports(zone: str, number: int) -> tuple[int, int]:
     """Of the links to gateways and to other sinks."""
+    number += 0 if zone == "z" else 100
     return 6000 + number, 7000 + number
 
 
-def configuration(folder: Path, count: int, groups: int) -> config.Config:
+def node_name(zone: str, number: int) -> str:
+    return f"s{number}" if zone == "z" else f"{zone}{number}"
+
+
+def configuration(folder: Path, zones: dict[str, int], groups: int, streams: str = STREAMS) -> config.Config:
+    """`zones` has so many sinks each; the gateways are in zone z."""
     lines = ['[mesh]\nname = "m"\nmode = "event-sinks"\ncatch_all = false\n[limits]\nmax_payload = "16KiB"']
-    lines.append(f"[zones.z]\ngroups = {groups}")
     for number in range(2):
         addresses = f'client = "127.0.0.1:{4000 + number}"\nmesh = "127.0.0.1:{5000 + number}"'
         lines.append(f"[zones.z.gateways.gw{number}]\n{addresses}")
-    for number in range(1, count + 1):
-        link, raft = ports(number)
-        addresses = f'link = "127.0.0.1:{link}"\nraft = "127.0.0.1:{raft}"'
-        lines.append(f'[zones.z.sinks.s{number}]\n{addresses}\ndata = "{folder / f"s{number}"}"')
-    return config.parse("\n".join(lines) + STREAMS, "mesh.toml")
+    for zone, count in zones.items():
+        lines.append(f"[zones.{zone}]\ngroups = {groups}")
+        for number in range(1, count + 1):
+            name, (link, raft) = node_name(zone, number), ports(zone, number)
+            addresses = f'link = "127.0.0.1:{link}"\nraft = "127.0.0.1:{raft}"'
+            lines.append(f'[zones.{zone}.sinks.{name}]\n{addresses}\ndata = "{folder / name}"')
+    return config.parse("\n".join(lines) + streams, "mesh.toml")
 
 
 class World(Protocol):
@@ -67,6 +74,7 @@ class World(Protocol):
     configuration: config.Config
     groups: int
     journal_file_bytes: int
+    segment_bytes: int
     rng: Random
     nodes: dict[str, "Node"]
     is_healed: bool
@@ -138,7 +146,7 @@ class Node:
             self.name,
             now_ms=lambda: WALL_MS + self.skew_ms + int(self.zone.loop.now * 1000),
             journal_file_bytes=self.zone.journal_file_bytes,
-            segment_bytes=SEGMENT_BYTES,
+            segment_bytes=self.zone.segment_bytes,
         )
         why: Exception | None = None
         try:

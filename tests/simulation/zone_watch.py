@@ -58,6 +58,9 @@ class Watch:
         ]
 
     def _look(self, look: Callable[..., None], *arguments: Any, **options: Any) -> None:
+        process = CURRENT.get()
+        if process is not None and process.name not in self.zone.nodes:
+            return  # of another zone
         try:
             look(*arguments, **options)
         except Violation as violation:
