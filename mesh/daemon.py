@@ -236,12 +236,12 @@ def run_sinkd(file: str, node: str) -> int:
     configuration = load(file, Path(file).read_bytes())
 
     def make() -> Node:
-        tls = None
+        tls = signing = None
         if configuration.tls_nodes is not None:
-            from mesh import node_tls
+            from mesh import node_signing, node_tls
 
-            tls = node_tls.for_sink(configuration, node)
-        made = Sink(configuration, node, tls=tls)
+            tls, signing = node_tls.for_sink(configuration, node), node_signing.signing_of(configuration, node)
+        made = Sink(configuration, node, tls=tls, signing=signing)
         reloading = Reloading(file, configuration, made.zone.name, "copy_rate", load, made.take_rates)
         return Node(None, made, reloading=reloading)
 

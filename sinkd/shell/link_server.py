@@ -91,6 +91,14 @@ class LinkServer:
                 if connection.wants_leader:
                     connection.close()
 
+    def close_link_of(self, node: str, worker: int) -> int:
+        """That gateway worker opens a link anew, and sends again what is not in the log; how many were closed."""
+        found = [connection for connection in self.connections if connection.producer == (node, worker)]
+        for connection in found:
+            log.warning("link_closed_to_send_again", gateway=node, worker=worker, group=self.machine.number)
+            connection.close()
+        return len(found)
+
     def _copies_changed(self, incarnation: bytes, partition: int) -> None:
         for connection in self.connections:
             connection.send_copies(incarnation, partition)
@@ -112,7 +120,7 @@ class LinkConnection(asyncio.BufferedProtocol):
         self._wants_contracts = self._wants_mirrors = False
         self._watched: dict[tuple[bytes, int], Partition] = {}  # whose copies the gateway waits for
         self._feeds: Feeds | None = None  # of a sink of another zone
-        self._is_open = False  # it has a producer: looking for the leader alone is not worth a line in the log
+        self.producer: tuple[str, int] | None = None  # that it has opened: gateway and worker
 
     # -- asyncio.BufferedProtocol -------------------------------------------------------------------------------------
 
@@ -128,7 +136,7 @@ class LinkConnection(asyncio.BufferedProtocol):
         self._may_write.set()
         for task in self._tasks.values():
             task.cancel()
-        if self._is_open:
+        if self.producer is not None:
             log.info("link_closed", gateway=self._gateway, error=str(exc) if exc else None)
 
     @property
@@ -314,7 +322,7 @@ class LinkConnection(asyncio.BufferedProtocol):
         request = OpenProducer(message.node, message.worker, message.nonce)
         opened = await self._server.group.submit(commands.OPEN, request)
         assert isinstance(opened, link.Opened)
-        self._is_open = True
+        self.producer = message.node, message.worker
         log.info("link_opened", gateway=self._gateway)
         self._send(opened)
 

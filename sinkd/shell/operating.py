@@ -62,6 +62,7 @@ class Operator:
             "last_error": sink.last_error,
             "logs": self._logs(),
             "rebuild": sink.rebuilding.facts() if replica.number == 0 and group.leads else None,
+            "coverage": sink.coverage.status(replica),
             "mirrors": [row for row in sink.mirroring.rows() if row["group"] == replica.number],
         }
 

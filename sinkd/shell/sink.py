@@ -28,6 +28,7 @@ from typing import Any
 import structlog
 
 from protocol import config, limits
+from protocol.coverage import STREAM as COVERAGE_STREAM
 from protocol.errors import DamagedFile, FrameError
 from protocol.streams import StreamDefinition
 from sinkd.core.commands import Configure
@@ -35,6 +36,7 @@ from sinkd.core.machine import Machine
 from sinkd.core.mirroring import TokenBucket
 from sinkd.core.raft_messages import Note
 from sinkd.shell.audit import AuditNotes
+from sinkd.shell.coverage import Coverage, Signing
 from sinkd.shell.folder import DataFolder, Identity
 from sinkd.shell.group import Group, UnknownOutcome
 from sinkd.shell.journal import Journal
@@ -71,10 +73,11 @@ class Sink:
         segment_bytes: int = limits.SEGMENT_BYTES,
         embedded: bool = False,
         tls: NodeTls | None = None,
+        signing: Signing | None = None,
     ) -> None:
         """`embedded`: only this process's gateway is served, by `connect`; no port is opened.
 
-        `tls` is for the links to gateways and to other sinks.
+        `tls` is for the links to gateways and to other sinks, `signing` for what it writes into `$COVERAGE`.
         """
         self._configuration, self.node = configuration, configuration.sink(node)
         self.mesh, self.zone, self.tls = configuration.mesh.name, configuration.zone_of(node), tls
@@ -86,11 +89,14 @@ class Sink:
         self.links_by_group: dict[int, LinkServer] = {}
         self._buckets: dict[str, TokenBucket] = {}  # by zone
         self.audit = AuditNotes(self)
+        self.coverage = Coverage(self, configuration.coverage.gap_grace_ms, signing)
         self.mirroring = Mirroring(self, [configuration.zones[name] for name in self.other_zones])
         self.rebuilding = Rebuilding(self)
         self._mirroring: asyncio.Task[None] | None = None
         self._rebuilding: asyncio.Task[None] | None = None
         self._auditing: asyncio.Task[None] | None = None
+        self._noting: asyncio.Task[None] | None = None
+        self._covering: asyncio.Task[None] | None = None
         self._port: RaftPort | None = None
         self._listener: Port | None = None
         self._folder: DataFolder | None = None
@@ -116,6 +122,8 @@ class Sink:
         for replica in self.replicas:
             replica.keep_house()
         self._auditing = self.main.watch(self.audit.run())
+        self._noting = self.main.watch(self.coverage.notes.run())
+        self._covering = self.main.watch(self.coverage.run())
         self._mirroring = self.main.watch(self.mirroring.run())
         self._rebuilding = self.main.watch(self.rebuilding.run())
         if not self.is_embedded:
@@ -132,7 +140,10 @@ class Sink:
 
     def take_note(self, note: Note) -> None:
         """What another sink would have written into a stream whose group this one leads."""
-        self.audit.take(note)
+        if note.stream == COVERAGE_STREAM:
+            self.coverage.take(note)
+        else:
+            self.audit.take(note)
 
     def _not_secured(self, what: str, host: str, why: str) -> None:
         """A peer has shown no certificate of use, or does not like ours."""
@@ -189,7 +200,7 @@ class Sink:
         if not self.replicas:  # it never opened; what it had is closed
             self.writer.shutdown()
             return
-        for task in (self._auditing, self._mirroring, self._rebuilding):
+        for task in (self._covering, self._noting, self._auditing, self._mirroring, self._rebuilding):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
