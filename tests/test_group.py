@@ -11,6 +11,7 @@ from pysyncobj.journal import MemoryJournal
 from protocol import envelope
 from protocol.envelope import Envelope
 from protocol.errors import FrameError, LogError
+from protocol.gaps import LOST, Gap
 from protocol.link import Appended, Refused
 from protocol.records import Event, encode_batch
 from protocol.streams import StreamDefinition
@@ -18,6 +19,7 @@ from sinkd.core import commands
 from sinkd.core.commands import Configure, OpenProducer
 from sinkd.core.formats import Checkpoint
 from sinkd.core.machine import Configured, Machine
+from sinkd.core.state import Recorded
 from sinkd.shell.group import SYNC_AT_ONCE_BYTES, Group, UnknownOutcome
 from sinkd.shell.journal import Journal
 
@@ -60,11 +62,11 @@ class Running:
         await asyncio.gather(self.task, return_exceptions=True)
         self.group.close()
 
-    async def configure(self):
+    async def configure(self, *, covered=False):
         definition = StreamDefinition(
             name="orders", incarnation=b"i" * 16, subjects=("orders.>",), partitions=1, key="subject", ack="quorum",
             reply="always", dedup_window_ms=1000, dedup_ids_max=10, outbox_bytes=1 << 20, outbox_overflow="block",
-            outbox_stall_ms=1000, retention_age_ms=0, retention_bytes=0,
+            outbox_stall_ms=1000, retention_age_ms=0, retention_bytes=0, covered=covered,
         )  # fmt: skip
         assert await self.group.submit(commands.CONFIGURE, Configure(1, (definition,))) == Configured(1)
         return await self.group.submit(commands.OPEN, OpenProducer("gw1", 0, b"n"))
@@ -86,6 +88,25 @@ async def test_an_append_is_answered_with_its_offset(tmp_path):
         answers = await asyncio.gather(*(running.append(opened, sequence) for sequence in (1, 2, 3)))
         assert [answer.base_offset for answer in answers] == [0, 1, 2]
         assert [offset for offset, _, _ in running.store.noted] == [0, 1, 2]
+
+
+async def test_who_records_a_gap_or_asks_for_a_statement_gets_what_became_of_it(tmp_path):
+    head = commands.RecordGap("gw1", 0, "orders", b"i" * 16, 0, b"run-one!", LOST)
+    gap, asked = Gap(LOST, 3, 1, 2, "gw1"), commands.MakeStatement("orders", b"i" * 16, 0, b"s" * 16)
+    async with Running(tmp_path) as running:
+        opened = await running.configure(covered=True)
+        await running.append(opened, 1)
+        recorded = await running.group.record_gap(head, gap)
+        assert recorded.recorded == Recorded(b"run-one!", LOST, 3, 1)
+        again = await running.group.record_gap(head, gap)
+        assert (again.recorded, again.placement) == (recorded.recorded, None)
+        stated = await running.group.submit(commands.STATEMENT, asked)
+        assert (stated.statement.end_offset, stated.statement.tree.size) == (2, 2)
+        noted = running.store.noted
+        assert [offset for offset, _, _ in noted] == [0, 1]
+    async with Running(tmp_path) as running:  # what is in the journal is applied again
+        assert running.store.noted == noted
+        assert await running.group.submit(commands.STATEMENT, asked) == stated
 
 
 async def test_nothing_is_answered_or_committed_before_the_journal_is_synced(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from typing import Any
 from gateway.shell.gateway import Gateway
 from mesh.daemon import dial_sinks
 from protocol import config, envelope, link
+from protocol.coverage import RUN_BYTES
 from protocol.records import Event, encode_batch, read_records, split_batches
 from sinkd.shell.sink import Sink
 from support.processes import free_ports
@@ -183,6 +184,7 @@ class LinkedGateway:
         self.send(link.Open("gw1", 0, os.urandom(16)))
         self.opened = (await self.get(link.Opened)).message
         self.sequence = max((r.last_sequence for r in self.opened.last if r.stream == "orders"), default=0)
+        self.run, self.base = os.urandom(RUN_BYTES), self.sequence
         return self
 
     async def append(self, *payloads: bytes) -> None:
@@ -192,7 +194,7 @@ class LinkedGateway:
             head = envelope.Envelope(
                 producer_id=self.opened.producer_id, epoch=self.opened.epoch, stream="orders", partition=0,
                 incarnation=self.stream.incarnation, first_sequence=self.sequence, sequence_count=1,
-                revision=self.stream.revision,
+                revision=self.stream.revision, run=self.run if self.sequence == self.base + 1 else b"",
             )  # fmt: skip
             batch = encode_batch([Event(b"orders.a", b"orders.a", 5_000, b"", payload)])
             self.send(link.Append(), envelope.pack(head, batch))
