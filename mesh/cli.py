@@ -523,6 +523,8 @@ def _change_sinks(context: click.Context, file: str, zone: str | None, add: str,
 @cli.command()
 @global_options(on_group=False)
 @_zone_options
+@click.argument("log", required=False, metavar="[LOG")
+@click.argument("partition", required=False, type=click.IntRange(min=0), metavar="PARTITION]")
 @click.option("--group", type=click.IntRange(min=0), metavar="NUMBER", help="Which Raft group, if there are several.")
 @click.option("--accept-loss", is_flag=True, help="What only lost disks held is lost. The only way there is.")
 @click.option("--gone", multiple=True, metavar="SINK", help="This member will never come back. May be repeated.")
@@ -532,19 +534,31 @@ def repair(
     context: click.Context,
     config: str,
     zone: str | None,
+    log: str | None,
+    partition: int | None,
     group: int | None,
     accept_loss: bool,
     gone: tuple[str, ...],
     yes: bool,
 ) -> None:
-    """Have a group that has lost too many disks go on with what one sink holds."""
+    """Have a group that has lost too many disks go on with what one sink holds.
+
+    Or have readers of a LOG (a stream, a mirror) pass over what the disks of all sinks have spoilt of a PARTITION.
+    """
+    from mesh.commands import giving_up
     from mesh.commands import repair as repairing
 
     if not accept_loss:
         raise click.UsageError("say --accept-loss: there is no repair that loses nothing")
 
+    if log is not None and (partition is None or group is not None or gone):
+        raise click.UsageError("of a log say which partition, and neither --group nor --gone")
+
     async def go_on() -> None:
-        await repairing.run(_zone(context, config, zone), group, gone, yes=yes)
+        if log is None:
+            await repairing.run(_zone(context, config, zone), group, gone, yes=yes)
+        else:
+            await giving_up.run(_zone(context, config, zone), log, partition or 0, yes=yes, as_json=wants_json(context))
 
     run(go_on())
 

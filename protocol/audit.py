@@ -38,6 +38,7 @@ REBUILD_BEGUN: Final = "rebuild_begun"
 REBUILD_ENDED: Final = "rebuild_ended"
 SEGMENT_MENDED: Final = "segment_mended"
 LOSS_ACCEPTED: Final = "loss_accepted"
+REPLICA_DIFFERS: Final = "replica_differs"
 BEACON_REFUSED: Final = "beacon_refused"
 SUPPRESSED: Final = "suppressed"
 

@@ -10,8 +10,10 @@ import struct
 
 import msgspec
 
+from protocol.coverage import digest_of
 from protocol.errors import UNREADABLE, FrameError
-from protocol.records import encode_control, place_batch, read_control
+from protocol.merkle import HASH_BYTES
+from protocol.records import CONTROL, BatchHeader, encode_control, place_batch, read_control
 
 GAP_OFFSETS_MAX = 2**31 - 1  # of one record: Kafka counts them in 32 bits
 _KEY = struct.pack(">hh", 0, 100)
@@ -23,7 +25,8 @@ class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
     Of offsets that are missing nobody knows the times (0), and `events` is how many there were at most. `source` is who
     says so: the zone whose log it is, "" for a gateway of this one, or of what sinks find missing the gateway's name.
     After an accepted loss nobody knows how many there were (0): they had stood at this offset and behind it. It was
-    accepted at `to_ms` by the operator at `source`.
+    accepted at `to_ms` by the operator at `source`. So it is with what the disks of all sinks have spoilt: each record
+    is of one batch then, whose `digest` (hexadecimal digits) stays its leaf in the tree of the log.
     """
 
     reason: str
@@ -31,12 +34,15 @@ class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
     from_ms: int
     to_ms: int
     source: str = ""
+    digest: str = ""
 
 
 ACCEPTED_LOSS = "accepted_loss"
 TRIMMED = "trimmed"
+DAMAGED = "damaged"
 LOST, GATEWAY_LOST = "lost", "gateway_lost"
 REASONS = {
+    DAMAGED: "the disks of all sinks that held these offsets have spoilt them, and an operator had readers go on",
     ACCEPTED_LOSS: "too few sinks were whole, and an operator had the log go on with what one of them held",
     "outbox_overflow": "a gateway's outbox was full for longer than outbox.stall",
     TRIMMED: "the origin of a mirror had let go of these offsets before the mirror had them",
@@ -59,6 +65,37 @@ def missing(first: int, end_offset: int, reason: str, source: str) -> list[bytes
         batches.append(place_batch(encode_gap(Gap(reason, span, 0, 0, source), span), first, 0))
         first += span
     return batches
+
+
+def lost_batch(first: int, end_offset: int, digest: bytes, time_ms: int, who: str) -> bytes:
+    """The control batch in the place of one that all disks have spoilt. Its own time says nothing, so that no search
+    by time finds it.
+    """
+    gap = Gap(DAMAGED, end_offset - first, 0, time_ms, who, digest.hex())
+    return place_batch(encode_control(_KEY, msgspec.json.encode(gap), 0, end_offset - first), first, 0)
+
+
+def is_of_damage(header: BatchHeader, batch: bytes | memoryview) -> bool:
+    """Whether this whole batch stands in the place of one that all disks have spoilt."""
+    return header.attributes == CONTROL and _reason(batch) == DAMAGED
+
+
+def _reason(batch: bytes | memoryview) -> str:
+    try:
+        return read_gap(batch)[1].reason
+    except FrameError:
+        return ""
+
+
+def leaf_digest(header: BatchHeader, batch: bytes | memoryview) -> bytes:
+    """What the tree of the log has of a whole batch: its digest, or that of the one in whose place it stands."""
+    if header.attributes != CONTROL or not is_of_damage(header, batch):
+        return digest_of(batch)
+    try:
+        digest = bytes.fromhex(read_gap(batch)[1].digest)
+    except ValueError:
+        digest = b""
+    return digest if len(digest) == HASH_BYTES else digest_of(batch)
 
 
 def read_gap(batch: bytes | memoryview) -> tuple[int, Gap]:

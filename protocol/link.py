@@ -10,7 +10,7 @@ request number for reads), never by order alone.
                       Fetched + batches · OffsetsAre · Described · ContractIs · Failed · Pong
     sink → sink of another zone   Hello · Subscribe · Durable · Cancel · Ping
     ... and back                  Welcome · Streams · Mirrors · MirrorEnds · Mirrored + batches · Behind · Failed · Pong
-    operator → sink   Hello · Status · ChangeMembers · Transfer · Rebuild · AcceptLoss · Scrub
+    operator → sink   Hello · Status · ChangeMembers · Transfer · Rebuild · AcceptLoss · Scrub · GiveUp
     sink → operator   StatusIs · Done · Failed
 """
 
@@ -432,7 +432,19 @@ class AcceptLoss(Message, frozen=True):
     only_check: bool
 
 
-Question = Status | ChangeMembers | Transfer | Rebuild | Scrub | AcceptLoss
+class GiveUp(Message, frozen=True):
+    """Asks the leader which batches of a partition no sink has whole, of a mirror too: `StatusIs`, with an array.
+
+    Those that begin at one of `offsets` become gap records on all sinks.
+    """
+
+    request: int
+    stream: str
+    partition: int
+    offsets: tuple[int, ...] = ()
+
+
+Question = Status | ChangeMembers | Transfer | Rebuild | Scrub | AcceptLoss | GiveUp
 """What an operator may ask of a sink."""
 
 
@@ -480,6 +492,7 @@ KINDS: dict[int, type[Message]] = {
     35: Copies,
     36: AcceptLoss,
     37: Scrub,
+    40: GiveUp,
 }
 _CODEC = Codec("sink link", LINK_VERSION, KINDS)
 pack = _CODEC.pack

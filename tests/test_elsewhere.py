@@ -75,7 +75,7 @@ async def test_a_log_of_ones_own_is_mended_from_a_zone_that_mirrors_it(tmp_path)
             await scrub(zones, "e1")
             assert segment(zones, "e1").read_bytes() == before
             assert (scrubber(zones, "e1").mended, scrubber(zones, "e1").damaged) == (count, {})
-        assert [why.split()[-5:] for why in await mended(zones, "e1")] == [["from", "u1", "of", "zone", "us"]] * 2
+        assert [why.split()[-5:] for why in await mended(zones, "e1")] == [["sink", "u1", "of", "zone", "us"]] * 2
 
 
 async def test_who_reads_what_is_bad_on_all_sinks_gets_what_was_written(tmp_path):
@@ -99,7 +99,7 @@ async def test_a_mirror_whose_origin_is_gone_is_mended_from_another_one(tmp_path
         path.write_bytes(b"")
         await scrub(zones, "u1")
         assert path.read_bytes() == before
-        assert all(why.endswith("from a1 of zone ap") for why in await mended(zones, "u1"))
+        assert all(why.endswith("from sink a1 of zone ap") for why in await mended(zones, "u1"))
 
 
 async def test_what_is_bad_everywhere_stays_bad_and_the_zones_do_not_wait_for_each_other(tmp_path):
@@ -162,7 +162,7 @@ async def test_a_sink_that_answers_otherwise_than_it_should_is_passed_over(tmp_p
         for name in ("u1", "u2", "u3"):
             zones.sinks[name].main.scrubber.damaged[str(segment(zones, name))] = "is mended by nobody in this test"
         await scrub(zones, "e1")
-        assert (await mended(zones, "e1"))[-1].endswith("from u3 of zone us")
+        assert (await mended(zones, "e1"))[-1].endswith("from sink u3 of zone us")
 
 
 def test_a_gap_that_says_that_offsets_are_missing_there_too_is_no_batch():

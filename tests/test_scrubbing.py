@@ -179,14 +179,14 @@ def test_a_copy_takes_no_more_than_its_segment_has(tmp_path):
     log = reopen(tmp_path, segment_bytes=2_000)
     batches = fill(log, 12)
     log.sync()
-    segment = log.finished()[0]
+    segment = log.finished()[1]
     whole = segment.path.read_bytes()
     os.truncate(segment.path, 100)
-    copy = Copy(log.files, segment, begins_anew=False)
+    copy = Copy(log, segment, {}, {})
     assert not copy.take_own()
     copy.take(b"".join(batches), "s2")
     assert copy.is_complete
-    copy.put_in_place(log.put)
+    copy.put_in_place()
     copy.close()
     assert segment.path.read_bytes() == whole
     assert read_all(log) == batches

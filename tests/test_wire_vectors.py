@@ -13,7 +13,7 @@ import pytest
 
 from protocol import envelope, link
 from protocol.frames import FrameReader
-from protocol.gaps import Gap, encode_gap, read_gap
+from protocol.gaps import DAMAGED, Gap, encode_gap, lost_batch, read_gap
 from protocol.records import Event, check_batch, encode_batch, place_batch, read_records
 from sinkd.core import commands
 from sinkd.core.raft_messages import CODEC
@@ -34,7 +34,11 @@ def build(structure: type, fields: dict[str, object]) -> msgspec.Struct:
 @pytest.mark.parametrize(("row", "data"), vectors("record_batch.json"))
 def test_record_batch(row, data):
     if "gap" in row:
-        batch = encode_gap(Gap(**row["gap"]), row.get("offsets", 1))
+        gap, offsets = Gap(**row["gap"]), row.get("offsets", 1)
+        batch = encode_gap(gap, offsets)
+        if gap.reason == DAMAGED:
+            batch = lost_batch(row["base_offset"], row["base_offset"] + offsets, bytes.fromhex(gap.digest), gap.to_ms,
+                               gap.source)  # fmt: skip
         assert read_gap(data) == (row["base_offset"], Gap(**row["gap"]))
     else:
         events = [

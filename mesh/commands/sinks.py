@@ -129,6 +129,15 @@ class Zone:
         except (OSError, TimeoutError) as error:
             raise Failure(f"sink {name}: {why(error)}; `mesh status` shows what is so") from error
 
+    async def give_up(self, name: str, question: link.GiveUp, group: int, timeout_s: float) -> list[dict[str, Any]]:
+        """What sink `name`, which leads, finds of which no sink has it. Failure: it refuses, or cannot be asked."""
+        try:
+            frame = await self._ask(self.sinks[name], question, group, timeout_s)
+        except (OSError, TimeoutError) as error:
+            raise Failure(f"sink {name}: {why(error)}; `mesh status` shows what is so") from error
+        rows: list[dict[str, Any]] = msgspec.json.decode(frame.tail)
+        return rows
+
     async def _ask(self, sink: config.Sink, question: link.Question, group: int, timeout_s: float = 0) -> link.Frame:
         hello = link.Hello(self._mesh, self.name, link.OPERATOR, group)
         return await ask(sink.link, hello, question, timeout_s or self._timeout_s, self._expected.get(sink.name))

@@ -26,6 +26,7 @@ CONFIGURE, OPEN, APPEND, TRIM, MEMBERS, ADOPT, CONTRACT, MIRROR, MIRRORED, DIVER
 BEGIN_REBUILD, END_REBUILD = 11, 12
 LOSS = 13
 RECORD_GAP, STATEMENT = 14, 15
+GIVE_UP = 16
 _PREFIX = struct.Struct("<BBQ")
 _HEAD_SIZE = struct.Struct("<I")
 BODY_POSITION = _PREFIX.size
@@ -162,10 +163,23 @@ class MakeStatement(msgspec.Struct, array_like=True, frozen=True):
     statement_id: bytes
 
 
+class GiveUp(msgspec.Struct, array_like=True, frozen=True):
+    """No sink has these `batches` whole any more, (base offset, next offset, D) each: gap records stand for them.
+
+    The operator at address `who` has accepted it. `log` may be a mirror.
+    """
+
+    log: str
+    incarnation: bytes
+    partition: int
+    batches: tuple[tuple[int, int, bytes], ...]
+    who: str
+
+
 Head = TypeVar("Head", MirroredHead, AcceptLoss, RecordGap)
 Body = TypeVar(
     "Body", Configure, OpenProducer, Trim, MembersAre, Adopt, ChangeContract, MakeMirror, Diverged, BeginRebuild,
-    EndRebuild, MakeStatement,
+    EndRebuild, MakeStatement, GiveUp,
 )  # fmt: skip
 
 

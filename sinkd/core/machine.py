@@ -29,7 +29,7 @@ from protocol.limits import PRODUCER_RESULTS_KEPT
 from protocol.link import Answer, Appended, Opened, Reached, Refused
 from protocol.records import CONTROL, BatchHeader, read_header
 from protocol.streams import StreamDefinition, StreamState
-from sinkd.core import accounts, commands, mirrors, rebuilding
+from sinkd.core import accounts, commands, damage, mirrors, rebuilding
 from sinkd.core.accounts import Stated
 from sinkd.core.commands import (
     BODY_POSITION,
@@ -41,6 +41,7 @@ from sinkd.core.commands import (
     Configure,
     Diverged,
     EndRebuild,
+    GiveUp,
     MakeMirror,
     MakeStatement,
     MembersAre,
@@ -49,6 +50,7 @@ from sinkd.core.commands import (
     RecordGap,
     Trim,
 )
+from sinkd.core.damage import GivenUp
 from sinkd.core.mirrors import MirrorMade
 from sinkd.core.rebuilding import RebuildChanged
 from sinkd.core.state import (
@@ -143,6 +145,7 @@ Result: TypeAlias = (
     | MirrorMade
     | Mirrored
     | RebuildChanged
+    | GivenUp
     | GapRecorded
     | Stated
     | None
@@ -201,6 +204,8 @@ class Machine:
             return rebuilding.end(self.state, commands.read_body(command, EndRebuild))
         if command.kind == commands.RECORD_GAP:
             return self._record_gap(command)
+        if command.kind == commands.GIVE_UP:
+            return damage.give_up(self.state, self.number, commands.read_body(command, GiveUp))
         if command.kind == commands.STATEMENT:
             return accounts.make_statement(self.state, self.number, commands.read_body(command, MakeStatement))
         raise FrameError(f"raft command of unknown kind {command.kind}")
@@ -446,6 +451,7 @@ class Machine:
             return None
         partition = stream.partitions[request.partition]
         accounts.trim(partition, request)
+        damage.trim(partition)
         return Trimmed(stream.state, request.partition, partition.start_offset)
 
 

@@ -16,9 +16,8 @@ from typing import Final
 
 import zstandard
 
-from protocol.coverage import digest_of
 from protocol.errors import FrameError, MeshError
-from protocol.gaps import TRIMMED, missing, read_gap
+from protocol.gaps import TRIMMED, leaf_digest, missing, read_gap
 from protocol.limits import BATCH_BYTES_MAX, MIRROR_FRAME_BYTES
 from protocol.link import Mirrored
 from protocol.records import CONTROL, check_batch, read_header, split_batches
@@ -192,7 +191,7 @@ def check_end(offset: int, high_watermark: int, *, leads: bool) -> None:
 
 def check_last(last_offset: int, digest: bytes, batch: bytes | memoryview) -> None:
     """SubscriptionRefused: the log holds another batch where the mirror's last one stands."""
-    here = digest_of(batch)
+    here = leaf_digest(read_header(batch), batch)
     if here != digest:
         what = f"the batch at offset {last_offset} is {here.hex()} here, {digest.hex()} in the mirror"
         raise SubscriptionRefused("DIVERGED", what)

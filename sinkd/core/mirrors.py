@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from protocol.coverage import digest_of
 from protocol.errors import FrameError
+from protocol.gaps import leaf_digest
 from protocol.records import BatchHeader, read_header
 from protocol.streams import StreamState, mirror_name
 from sinkd.core import accounts
@@ -113,7 +113,7 @@ def append(state: State, number: int, head: MirroredHead, batches: memoryview) -
     if partition.tree is not None:
         for number, (position, header) in enumerate(found):
             batch = batches[position : position + header.size_bytes]
-            digests[number] = digest_of(batch)
+            digests[number] = leaf_digest(header, batch)
             accounts.place_mirrored(partition.tree, header, digests[number], batch)
     partition.end_offset = end_offset
     mirror.last_crcs[head.partition] = found[-1][1].crc

@@ -39,6 +39,19 @@ class TreeStart(msgspec.Struct, array_like=True, frozen=True):
     frontier: tuple[bytes, ...]
 
 
+class Damaged(msgspec.Struct, array_like=True, frozen=True):
+    """The batch of offsets [base, next), with that D, has been spoilt by all disks that held it.
+
+    The operator at address `who` has accepted it at `time_ms`: a gap record may stand in its place.
+    """
+
+    base_offset: int
+    next_offset: int
+    digest: bytes
+    time_ms: int
+    who: str
+
+
 class Totals(msgspec.Struct, array_like=True):
     """What sequences came to, in events, and what was appended."""
 
@@ -110,7 +123,7 @@ class Statement(msgspec.Struct, array_like=True, frozen=True):
 class PartitionState(msgspec.Struct, array_like=True):
     """Offsets [start, end) exist. `ids` maps deduplication ids to (offset, time ms), oldest first.
 
-    A log that is covered has a `tree`; once it was trimmed, its `tree_start` too.
+    A log that is covered has a `tree`; once it was trimmed, its `tree_start` too. `damaged` are in no order.
     """
 
     start_offset: int = 0
@@ -119,6 +132,7 @@ class PartitionState(msgspec.Struct, array_like=True):
     ids: dict[bytes, tuple[int, int]] = {}
     tree: Tree | None = None
     tree_start: TreeStart | None = None
+    damaged: list[Damaged] = []
 
     def find(self, message_id: bytes, now_ms: int, window_ms: int) -> int | None:
         """The offset under which the window knows `message_id`."""

@@ -21,6 +21,7 @@ from protocol import audit
 from protocol.errors import UNREADABLE
 from protocol.limits import AUDIT_NOTES_MAX
 from sinkd.core.commands import MembersAre
+from sinkd.core.damage import GivenUp
 from sinkd.core.machine import Configured, LossAccepted
 from sinkd.core.membership import Members
 from sinkd.core.raft_messages import Note
@@ -85,6 +86,10 @@ class AuditNotes:
             what = f"group {group}: goes on with what {', '.join(result.members)} held"
             why = f"members were {', '.join(change.members_before)}"
             self._add(at, self._event(audit.LOSS_ACCEPTED, change.time_ms, source=result.who, what=what, why=why))
+        elif isinstance(result, GivenUp) and result.stream is not None and result.batches:
+            offsets = ", ".join(f"{one.base_offset} to {one.next_offset - 1}" for one in result.batches)
+            what, why = f"{result.stream.name}/{result.partition}: offsets {offsets}", "no sink has them whole any more"
+            self._add(at, self._event(audit.LOSS_ACCEPTED, change.time_ms, source=result.who, what=what, why=why))
 
     def configuration_problems(self, sink: str, revision: int, in_force: int, problems: tuple[str, ...]) -> None:
         """The file of `sink` (this one: "") is not in force, or not all of it. Said once within the window."""
@@ -103,6 +108,12 @@ class AuditNotes:
         """Something that this disk had spoilt is whole again."""
         event = self._event(audit.SEGMENT_MENDED, self._sink.now_ms(), what=what, why=why)
         self._add_own(f"{event.time}: {what}", event)
+
+    def replica_differs(self, log: str, source: str, why: str) -> None:
+        """A sink holds other bytes than what the log has committed: `source`, "" for this one."""
+        what = f"{log}: {source or f'sink {self._sink.node.name}'}"
+        event = self._event(audit.REPLICA_DIFFERS, self._sink.now_ms(), what=what, why=why)
+        self._add_own(f"{event.time}: differs {what}", event)
 
     def link_refused(self, host: str, what: str, why: str) -> None:
         self._refused(audit.LINK_REFUSED, host, what, why)

@@ -30,6 +30,7 @@ from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from protocol.link import Appended, Refused
 from sinkd.core import commands
 from sinkd.core.commands import MembersAre
+from sinkd.core.damage import GivenUp
 from sinkd.core.formats import Checkpoint
 from sinkd.core.machine import (
     Configured,
@@ -77,7 +78,7 @@ class Change(NamedTuple):
 
     log_index: int
     time_ms: int
-    result: Configured | MembersAre | RebuildChanged | LossAccepted
+    result: Configured | MembersAre | RebuildChanged | LossAccepted | GivenUp
     revision_before: int
     members_before: Members
 
@@ -227,7 +228,8 @@ class Group:
         | commands.Diverged
         | commands.BeginRebuild
         | commands.EndRebuild
-        | commands.MakeStatement,
+        | commands.MakeStatement
+        | commands.GiveUp,
     ) -> Result:
         """The result of a command once it is committed, fsynced and applied. UnknownOutcome: see there.
 
@@ -668,7 +670,7 @@ class Group:
         elif isinstance(result, (Configured, ContractChanged, MirrorMade, RebuildChanged)):
             self._store.renew()
             self._decided.append(self._configured)
-        if isinstance(result, Configured | MembersAre | RebuildChanged | LossAccepted):
+        if isinstance(result, Configured | MembersAre | RebuildChanged | LossAccepted | GivenUp):
             self._decided.append(partial(self._seen, Change(index, state.now_ms, result, revision, members)))
         return result
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, NamedTuple, overload
 
 import structlog
 
-from protocol.coverage import digest_of
 from protocol.errors import DamagedFile, LogError
+from protocol.gaps import leaf_digest
 from protocol.limits import LEAVES_KEPT_BYTES_MAX
 from protocol.merkle import HASH_BYTES, Tree, grow, leaf_hash, root_of
 from sinkd.core.formats import (
@@ -135,19 +135,24 @@ def write_leaves(files: SegmentFiles, segment: Segment, leaves: bytes) -> None:
     write_atomically(segment.leaves_path, encode_leaves(LeavesHeader(*names), leaves))
 
 
+def kept_leaves(files: SegmentFiles, segment: Segment) -> bytes:
+    """Those in the file of a finished segment. BadBytes: it has none, or they are wrong."""
+    header, leaves = decode_leaves(_read_file(segment.leaves_path))
+    names = files.incarnation, files.partition, segment.base_offset, segment.next_offset, segment.size_bytes
+    if header != LeavesHeader(*names):
+        raise BadBytes("leaves: they are of another segment, or of the segment at another size")
+    return leaves
+
+
 def leaves_of(files: SegmentFiles, segment: Segment) -> bytes:
     """Of a finished segment. DamagedFile: it has none, and cannot be read. FileNotFoundError: it was trimmed."""
     try:
-        header, leaves = decode_leaves(_read_file(segment.leaves_path))
-        names = files.incarnation, files.partition, segment.base_offset, segment.next_offset, segment.size_bytes
-        if header != LeavesHeader(*names):
-            raise BadBytes("leaves: they are of another segment, or of the segment at another size")
-        return leaves
+        return kept_leaves(files, segment)
     except BadBytes as error:
         reason = str(error)
     with files.opened_alone(segment) as opened:
         found = read_bytes(opened, SEGMENT_HEADER_BYTES, segment.size_bytes, segment.base_offset, check=True)
-        leaves = b"".join(pack(header.base_offset, digest_of(data)) for _, header, data in found)
+        leaves = b"".join(pack(header.base_offset, leaf_digest(header, data)) for _, header, data in found)
     if segment.path.exists():
         log.info("segment_leaves_written", file=str(segment.leaves_path), reason=reason)
         write_if_there_is_space(lambda: write_leaves(files, segment, leaves))
@@ -251,7 +256,7 @@ class LogTree:
             return part(known, here, end)
         found, reached = bytearray(), here
         for header, data in self._log.batches_from(view, segment, here, min(end, known_from)):
-            found += pack(header.base_offset, digest_of(data))
+            found += pack(header.base_offset, leaf_digest(header, data))
             reached = header.next_offset
         if reached < end:
             return bytes(found) + self._of_written(view, segment, reached, end)
@@ -326,7 +331,7 @@ def _from_disk(files: SegmentFiles, segment: Segment, from_offset: int, to_offse
             while reached < to_offset and (batch := next(found, None)) is not None:
                 _, header, data = batch
                 if header.base_offset >= reached:
-                    yield Leaf(header.base_offset, digest_of(data)), header.size_bytes
+                    yield Leaf(header.base_offset, leaf_digest(header, data)), header.size_bytes
                     reached = header.next_offset
         except OSError as error:
             if error.errno != errno.EIO:

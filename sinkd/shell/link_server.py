@@ -20,7 +20,7 @@ import structlog
 from protocol import envelope, link
 from protocol.contracts import whose
 from protocol.errors import DamagedFile, FrameError, LogError
-from protocol.gaps import read_gap
+from protocol.gaps import DAMAGED, read_gap
 from protocol.limits import FETCH_WAIT_MS_MAX, LINK_FETCH_BYTES_MAX, LINK_REQUESTS_MAX, MIRROR_SILENCE_MS_MAX
 from protocol.link import MIRROR_ROLE, OPERATOR, Message
 from protocol.records import CONTROL, check_batch
@@ -386,6 +386,10 @@ class LinkConnection(asyncio.BufferedProtocol):
         if isinstance(message, link.Status):
             self._send(link.StatusIs(message.request), msgspec.json.encode(operator.status()))
             return
+        if isinstance(message, link.GiveUp):
+            rows = await operator.give_up(message, self._host)
+            self._send(link.StatusIs(message.request), msgspec.json.encode(rows))
+            return
         if isinstance(message, link.Transfer):
             operator.transfer(message.to, self._host)
         elif isinstance(message, link.Rebuild):
@@ -439,7 +443,8 @@ def _checked(parcel: bytes) -> envelope.Envelope:
     header = check_batch(batch)
     indexes = [index for index, _ in head.ids]
     if header.attributes == CONTROL:
-        read_gap(batch)
+        if read_gap(batch)[1].reason == DAMAGED:
+            raise FrameError("append: a gap record of damage, which no gateway has seen")
     elif header.attributes:
         raise FrameError(f"append: a batch with attributes {header.attributes:#x}")
     if header.last_offset_delta + 1 != header.record_count:

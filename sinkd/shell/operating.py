@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from protocol.errors import LogError
 from protocol.limits import RAFT_DOUBT_MS_MAX
-from protocol.link import AcceptLoss
+from protocol.link import AcceptLoss, Attest, GiveUp, Message, Prove, Statement
 from sinkd.core.raft_messages import Hello
 from sinkd.core.replication import Follower, Phase
 from sinkd.shell.raft import STATES
@@ -139,9 +139,16 @@ class Operator:
                 "end_offset": partition.end_offset,
                 "bytes": sizes.get((stream.incarnation, number), 0),
                 "retired": stream.retired,
+                "given_up": [[one.base_offset, one.next_offset - 1] for one in partition.damaged],
             }
             for stream, number, partition in self._replica.machine.partitions()
         ]
+
+    # -- certificates -------------------------------------------------------------------------------------------------
+
+    async def certify(self, asked: Statement | Attest | Prove) -> tuple[Message, bytes]:
+        """The answer and its tail. LogError: see `Attesting`."""
+        return await self._sink.attesting.answer(self._replica, asked)
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -193,6 +200,10 @@ class Operator:
     async def accept_loss(self, asked: AcceptLoss, source: str = "") -> None:
         """Goes on with what this sink holds. LogError: see `Repair`."""
         await Repair(self._sink, self._replica).accept_loss(asked, source)
+
+    async def give_up(self, asked: GiveUp, source: str = "") -> list[dict[str, Any]]:
+        """What nobody has of a partition; what of that is asked for is given up. LogError: see `GivingUp`."""
+        return await self._replica.giving_up.answer(asked, source)
 
     def transfer(self, to: str, source: str = "") -> None:
         """Begins to hand over. LogError as above."""

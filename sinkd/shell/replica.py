@@ -30,6 +30,7 @@ from protocol.frames import Parts
 from protocol.streams import StreamState
 from sinkd.core import commands
 from sinkd.core.birth import ACTIVE
+from sinkd.core.damage import GivenUp
 from sinkd.core.machine import Machine, Trimmed
 from sinkd.core.replication import Follower, Phase
 from sinkd.core.retention import trims
@@ -41,15 +42,17 @@ from sinkd.shell.elsewhere import Elsewhere
 from sinkd.shell.files import NO_SPACE
 from sinkd.shell.filling import Filling
 from sinkd.shell.folder import GroupFolder, boot_id
-from sinkd.shell.group import Group, UnknownOutcome
+from sinkd.shell.giving_up import GivingUp
+from sinkd.shell.group import Change, Group, UnknownOutcome
 from sinkd.shell.holding import Holding
 from sinkd.shell.journal import Journal
 from sinkd.shell.link_server import LinkServer
 from sinkd.shell.operating import Operator
 from sinkd.shell.peers import UNBORN, Peers
 from sinkd.shell.raft_links import RaftPort
+from sinkd.shell.scrub_notes import ScrubNotes
 from sinkd.shell.scrubbing import Scrubber
-from sinkd.shell.store import Partition, Store
+from sinkd.shell.store import Store
 
 if TYPE_CHECKING:
     from sinkd.shell.sink import Sink
@@ -67,6 +70,7 @@ class Replica:
         self.peers: Peers | None = None
         self.filling: Filling | None = None
         self.holding = Holding(sink.other_zones, self._tell_soon)
+        self.giving_up = GivingUp(self)
         self._tells_soon = False
         self._running: asyncio.Task[None] | None = None  # the group
         self._keeping_house: asyncio.Task[None] | None = None
@@ -103,7 +107,7 @@ class Replica:
             checkpoint=partial(checkpoints.read_with_bytes, folder.path),
             send=self._send, changed=self._leadership_changed, offered=self._checkpoint_offered,
             unmute=partial(folder.update, muted=""), unmuted=self._tell_peers, configured=self._configured,
-            seen=partial(sink.audit.applied, self.number),
+            seen=self._seen,
         )  # fmt: skip
         self.group.no_space = not has_spare
         zone = self.machine if self.number == 0 else sink.main.machine
@@ -117,9 +121,8 @@ class Replica:
         )  # fmt: skip
         sink.links_by_group[self.number] = self.links
         rate_bytes = node.scrub_rate_bytes_per_second
-        self.scrubber = Scrubber(
-            self.store, sink.writer, self._pull, self._sources, self._mended, rate_bytes, Elsewhere(sink)
-        )
+        tells = ScrubNotes(sink.audit)
+        self.scrubber = Scrubber(self.store, sink.writer, self._pull, self._sources, Elsewhere(sink), tells, rate_bytes)
         if not sink.is_alone or sink.other_zones:
             self.store.mend, self.store.mend_later = self.scrubber.mend, self.scrubber.mend_later
 
@@ -252,6 +255,12 @@ class Replica:
         if not self._sink.is_alone:
             self.configuring.propose_soon()
 
+    def _seen(self, change: Change) -> None:
+        """The group has carried out what operators decide."""
+        self._sink.audit.applied(self.number, change)
+        if isinstance(change.result, GivenUp):
+            self.giving_up.decided(change.result)
+
     def _configured(self) -> None:
         """Streams were committed, or came with a checkpoint."""
         self.links.streams_changed()
@@ -309,11 +318,6 @@ class Replica:
     ) -> tuple[int, bytes]:
         assert self.peers is not None
         return await self.peers.pull(name, stream, partition, offset, bytes_max)
-
-    def _mended(self, partition: Partition, base_offset: int, pulled: dict[str, int]) -> None:
-        what = f"{partition.stream.name}/{partition.number}: segment from offset {base_offset}"
-        came = "; ".join(f"{size_bytes} bytes came from {source}" for source, size_bytes in pulled.items())
-        self._sink.audit.segment_mended(what, f"the disk had spoilt it; {came}")
 
     @property
     def is_being_filled(self) -> bool:

@@ -1,16 +1,16 @@
-"""Segments whose bytes went bad on the disk: found by reading them again, and made whole from what peers hold.
+"""Segments whose bytes went bad on the disk: found by reading them again, and made whole from what others hold.
 
     finished segments ─► read from the disk at a bounded rate, every batch checked ─► bad ─┐
     a fetch meets bad bytes ───────────────────────────────────────────────────────────────┴─► mend, then read again
 
-    mend:  own batches as far as they are good ┐
-           each bad one, as another sends it   ┴─► new file, fsynced ─► the bad one is set aside ─► the new one is there
+Replicas hold the same bytes at the same places, and so do mirrors. Only what is bad crosses the network, from a sink of
+the zone or else from one of another zone (`sinkd.shell.elsewhere`); `sinkd.shell.mending` says what is good, and makes
+the new file. Serving goes on. What nobody has stays as it is, a fact in log and metrics: it is never served, and a
+fetch that asks for it fails by name, until an operator has gap records stand in its place (`sinkd.shell.giving_up`).
+Then each round looks whether another sink has the batches again.
 
-Replicas hold the same bytes at the same places, and so do mirrors: the new file is as long as the old one. Only what is
-bad crosses the network, from a sink of the zone or else from one of another zone (`sinkd.shell.elsewhere`). Serving
-goes on. What nobody has stays as it is, a fact in log and metrics: it is never served, and a fetch that asks for it
-fails by name. Only finished segments are mended: damage to the one that is written, to the
-journal or to a checkpoint ends the sink, which its peers then fill.
+Only finished segments are mended: damage to the one that is written, to the journal or to a checkpoint ends the sink,
+which its peers then fill.
 
 A page cache hides what the disk has become, so the pages of a segment are dropped before it is read again. How often a
 disk errs without a word: Bairavasundaram et al., An Analysis of Data Corruption in the Storage Stack (FAST 2008).
@@ -18,34 +18,29 @@ disk errs without a word: Bairavasundaram et al., An Analysis of Data Corruption
 
 import asyncio
 import contextlib
-import errno
-import os
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import structlog
 
 from protocol.errors import DamagedFile, FrameError, LogError
-from protocol.limits import (
-    LINK_FRAME_BYTES_MAX,
-    PULL_BYTES,
-    SCRUB_BEGIN_MS,
-    SCRUB_ROUND_MS_MIN,
-    SEGMENT_SCAN_BYTES,
-)
-from protocol.records import HEADER_BYTES, check_batch, read_header, split_batches
+from protocol.limits import PULL_BYTES, SCRUB_BEGIN_MS, SCRUB_ROUND_MS_MIN, SEGMENT_SCAN_BYTES
 from protocol.streams import StreamState
-from sinkd.core.formats import SEGMENT_HEADER_BYTES, SegmentHeader, encode_segment_header
+from sinkd.core.formats import BadBytes
+from sinkd.core.state import Damaged
 from sinkd.shell.elsewhere import Elsewhere
-from sinkd.shell.files import NO_SPACE, SharedFile, read_at, temporary_of, write_at
-from sinkd.shell.segment_files import Segment, SegmentFiles, check_offset, read_batches
+from sinkd.shell.files import NO_SPACE
+from sinkd.shell.leaves import kept_leaves, leaves_of, unpack
+from sinkd.shell.mending import AlteredBatch, Copy, Digests, LostThere, WrongBatch, checked, holds
+from sinkd.shell.segment_files import Segment
 from sinkd.shell.store import Partition, Store
 
 Pull = Callable[[str, StreamState, int, int, int], Awaitable[tuple[int, bytes]]]
 """(sink, stream, partition, offset, most bytes) → (start offset, whole batches); LogError: it has none."""
+Asker = Callable[[int], Awaitable[tuple[str, bytes]]]
+"""offset → (who has sent them, whole batches from the one that holds it). LogError, FrameError: it has none."""
 
 log = structlog.get_logger()
 
@@ -59,6 +54,19 @@ class Progress(NamedTuple):
     is_under_way: bool
 
 
+class Tells(Protocol):
+    """Who is told what was found and done."""
+
+    def mended(self, partition: Partition, base_offset: int, pulled: dict[str, int]) -> None:
+        """A segment is whole again; so many bytes came from whom."""
+
+    def lost(self, partition: Partition, offsets: list[int]) -> None:
+        """Gap records stand in the place of the batches that begin there."""
+
+    def differs(self, partition: Partition, source: str, why: str) -> None:
+        """`source`, "" for this sink's own disk, has a whole batch that is another one than what was committed."""
+
+
 class Scrubber:
     """Of one replica. `damaged` names the files that are bad now, `mended` counts those that are whole again."""
 
@@ -68,24 +76,21 @@ class Scrubber:
         writer: Executor,
         pull: Pull,
         sources: Callable[[], list[str]],
-        tell_mended: Callable[[Partition, int, dict[str, int]], None],
-        rate_bytes: int,
         elsewhere: Elsewhere,
+        tells: Tells,
+        rate_bytes: int,
     ) -> None:
-        """`sources` names the peers that may be asked, best first; then sinks `elsewhere` are.
-
-        `tell_mended` gets partition, base offset and how many bytes came from whom. `rate_bytes` a second are read, by
-        a round that was asked for as fast as it can; 0: by no other.
+        """`sources` names the peers that may be asked, best first; then sinks `elsewhere` are. `rate_bytes` a second
+        are read, by a round that was asked for as fast as it can; 0: by no other.
         """
         self._store, self._writer, self._pull, self._sources = store, writer, pull, sources
-        self._elsewhere = elsewhere
-        self._tell_mended, self._rate_bytes = tell_mended, rate_bytes
+        self._elsewhere, self._tells, self._rate_bytes = elsewhere, tells, rate_bytes
         self._mending = asyncio.Lock()
         self._due: dict[str, tuple[Partition, DamagedFile]] = {}  # by file
         self._wake, self._is_asked = asyncio.Event(), False
         self.damaged: dict[str, str] = {}  # by file: what is wrong
         self.progress = Progress(0, 0, 0, False)
-        self.read_bytes = self.found = self.mended = 0
+        self.read_bytes = self.found = self.mended = self.altered = self.refused = 0
 
     # -- rounds -------------------------------------------------------------------------------------------------------
 
@@ -115,7 +120,8 @@ class Scrubber:
         self.progress = Progress(0, of_bytes, rounds, True)
         for partition, segment in work:
             await self._mend_due()
-            await self._look_at(partition, segment)
+            if segment in partition.log.finished():  # not trimmed, nor written anew
+                await self._look_at(partition, segment)
             self.progress = self.progress._replace(read_bytes=self.progress.read_bytes + segment.size_bytes)
         self.progress = self.progress._replace(rounds=rounds + 1, is_under_way=False)
         if work:
@@ -128,21 +134,39 @@ class Scrubber:
             await self.mend(partition, damage)
         else:
             self.damaged.pop(str(segment.path), None)
+            if await self._is_found_again(partition, segment):
+                await self._restore(partition, segment)
 
     async def _check(self, partition: Partition, segment: Segment, *, paced: bool) -> None:
         """DamagedFile: some of it is bad."""
-        batches = checked(partition.log.files, segment)
+        digests = await self._digests(partition, segment)
+        batches = checked(partition.log.files, segment, digests)
         is_read = False
         while not is_read:
             try:
                 is_read, read_bytes = await self._store.on_reader(lambda: _some_of(batches))
             except FileNotFoundError:
                 if segment not in partition.log.finished():
-                    return  # trimmed meanwhile
+                    return  # trimmed meanwhile, or written anew
                 raise DamagedFile(str(segment.path), 0, "it is gone") from None
             self.read_bytes += read_bytes
             if paced and not self._is_asked:
                 await asyncio.sleep(read_bytes / self._rate_bytes)
+        tree = partition.replicated.tree
+        if not digests and tree is not None and segment.base_offset >= tree.begin_offset:
+            with contextlib.suppress(FileNotFoundError):
+                await self._store.on_reader(partial(leaves_of, partition.log.files, segment))
+
+    async def _digests(self, partition: Partition, segment: Segment) -> Digests:
+        """What the log has committed of a segment's batches, as far as the leaves beside it can be read."""
+
+        def read() -> Digests:
+            try:
+                return {leaf.base_offset: leaf.digest for leaf in unpack(kept_leaves(partition.log.files, segment))}
+            except BadBytes:
+                return {}
+
+        return await self._store.on_reader(read)
 
     # -- mending ------------------------------------------------------------------------------------------------------
 
@@ -155,6 +179,14 @@ class Scrubber:
             self._wake.set()
         return "it has to be mended first"
 
+    def given_up(self, partition: Partition, offsets: list[int]) -> None:
+        """An operator has: the segments that hold these offsets are written anew, where they are bad."""
+        for segment in partition.log.finished():
+            if any(segment.base_offset <= offset < segment.next_offset for offset in offsets):
+                what = "some of it was given up"
+                self._due[str(segment.path)] = partition, DamagedFile(str(segment.path), 0, what)
+        self._wake.set()
+
     async def _mend_due(self) -> None:
         while self._due:
             _, due = self._due.popitem()
@@ -162,10 +194,13 @@ class Scrubber:
 
     async def mend(self, partition: Partition, damage: DamagedFile) -> str | None:
         """Makes the finished segment whole that `damage` is about: "", or why it cannot be. None: it is about none."""
-        segment = next((one for one in partition.log.finished() if str(one.path) == damage.file), None)
+        segment = self._at(partition, damage.file)
         if segment is None:
             return None
         async with self._mending:
+            segment = self._at(partition, damage.file)  # it may have been written anew meanwhile
+            if segment is None:
+                return ""
             try:
                 await self._check(partition, segment, paced=False)
             except DamagedFile as found:
@@ -177,63 +212,181 @@ class Scrubber:
                     raise
             return ""  # mended by another one meanwhile, or trimmed
 
+    @staticmethod
+    def _at(partition: Partition, file: str) -> Segment | None:
+        return next((one for one in partition.log.finished() if str(one.path) == file), None)
+
     async def _mend(self, partition: Partition, segment: Segment, damage: DamagedFile) -> str:
         if damage.file not in self.damaged:
-            self.found += 1
-            self.damaged[damage.file] = str(damage)
-            log.error("segment_damaged", error=str(damage), consequence="its peers are asked for what is bad")
-        pulled: dict[str, int] = {}
-        try:
-            problem, pulled = await self._write_anew(partition, segment)
-        except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise
-            problem = str(error)
+            self._note_damage(partition, damage)
+        problem = await self._write_anew(partition, segment)
         if problem:
             log.error("segment_not_mended", file=damage.file, error=problem)
             return problem
         self.mended += 1
         self.damaged.pop(damage.file, None)
-        log.info("segment_mended", file=damage.file, pulled_bytes=sum(pulled.values()), sources=list(pulled))
-        self._tell_mended(partition, segment.base_offset, pulled)
         return ""
 
-    async def _write_anew(self, partition: Partition, segment: Segment) -> tuple[str, dict[str, int]]:
-        """(why that cannot be done or "", bytes that others have sent, by who has)."""
-        begins_anew = segment.base_offset == partition.log.start_offset
-        copy = Copy(partition.log.files, segment, begins_anew=begins_anew)
+    def _note_damage(self, partition: Partition, damage: DamagedFile) -> None:
+        self.found += 1
+        self.damaged[damage.file] = str(damage)
+        log.error("segment_damaged", error=str(damage), consequence="others are asked for what is bad")
+        if isinstance(damage, AlteredBatch):
+            self.altered += 1
+            self._tells.differs(partition, "", str(damage))
+
+    async def _write_anew(self, partition: Partition, segment: Segment, *, restores: bool = False) -> str:
+        """Why that cannot be done, or ""."""
+        digests = await self._digests(partition, segment)
+        copy = Copy(partition.log, segment, digests, _lost(partition, segment), restores=restores)
         try:
             while not copy.is_complete:
-                if not await self._store.on_reader(copy.take_own) and (problem := await self._pulled(copy, partition)):
-                    return problem, {}
-            await asyncio.get_running_loop().run_in_executor(self._writer, copy.put_in_place, partition.log.put)
-            return "", copy.pulled
+                if not await self._store.on_reader(copy.take_own) and (problem := await self._others(copy, partition)):
+                    return problem
+            await asyncio.get_running_loop().run_in_executor(self._writer, copy.put_in_place)
+        except OSError as error:
+            if error.errno not in NO_SPACE:
+                raise
+            return str(error)
         finally:
             copy.close()
             self._elsewhere.close()
+        pulled_bytes, sources = sum(copy.pulled.values()), list(copy.pulled)
+        log.info("segment_mended", file=str(segment.path), pulled_bytes=pulled_bytes, sources=sources)
+        if copy.pulled:
+            self._tells.mended(partition, segment.base_offset, copy.pulled)
+        if copy.given_up and not restores:
+            log.error("segment_has_lost", file=str(segment.path), offsets=copy.given_up)
+            self._tells.lost(partition, copy.given_up)
+        return ""
 
-    async def _pulled(self, copy: "Copy", partition: Partition) -> str:
-        """Brings the copy at least one batch further by what another sink has; why that cannot be done, or ""."""
-        problem = "no other sink is there to ask"
-        place = partition.stream, partition.number, copy.offset
-        for name in self._sources():
-            for bytes_max in (PULL_BYTES, 1):  # there may be damage behind the batch that is wanted
-                try:
-                    _, data = await self._pull(name, *place, bytes_max)
-                    await self._store.on_reader(partial(copy.take, data, name))
-                except (LogError, FrameError) as error:
-                    problem = f"{name}: {error}"
-                else:
-                    return ""
-        for zone in self._elsewhere.zones(partition.stream):
-            try:
-                name, data = await self._elsewhere.pull(zone, *place)
-                await self._store.on_reader(partial(copy.take, data, f"{name} of zone {zone}"))
-            except (LogError, FrameError) as error:
-                problem = f"{problem}; {error}"
-            else:
+    async def _others(self, copy: Copy, partition: Partition) -> str:
+        """Brings the copy at least one batch further, by what others have or are known not to have; why not, or ""."""
+        problem, gap = await self._pulled(copy, partition)
+        if not problem or copy.give_up():
+            return ""
+        if gap is not None:
+            with contextlib.suppress(FrameError):
+                await self._store.on_reader(partial(copy.take, *gap, gaps=True))
                 return ""
         return f"offset {copy.offset}: {problem}"
+
+    async def _pulled(self, copy: Copy, partition: Partition) -> tuple[str, tuple[bytes, str] | None]:
+        """Brings the copy at least one batch further by what another sink has.
+
+        (why that cannot be done, or "", the gap record that somebody has instead and who that is).
+        """
+        problems, gap = [], None
+        for ask in self._askers(partition):
+            source, data = "", b""
+            try:
+                source, data = await ask(copy.offset)
+                await self._store.on_reader(partial(copy.take, data, source))
+            except LostThere as error:
+                problems.append(f"{source}: {error}")
+                gap = data, source
+            except WrongBatch as error:
+                problems.append(f"{source}: {error}")
+                self._refuse(partition, source, error)
+            except (LogError, FrameError) as error:
+                problems.append(f"{source}: {error}" if source else str(error))
+            else:
+                return "", None
+        return "; ".join(problems) or "no other sink is there to ask", gap
+
+    def _refuse(self, partition: Partition, source: str, error: WrongBatch) -> None:
+        self.refused += 1
+        log.error("batch_refused", stream=partition.stream.name, partition=partition.number, source=source,
+                  error=str(error))  # fmt: skip
+        self._tells.differs(partition, source, str(error))
+
+    def _askers(self, partition: Partition) -> list[Asker]:
+        """Each that may be asked, in turn."""
+        peers = [partial(self._ask_peer, partition, name) for name in self._sources()]
+        zones = [partial(self._ask_zone, partition, zone) for zone in self._elsewhere.zones(partition.stream)]
+        return [*peers, *zones]
+
+    async def _ask_peer(self, partition: Partition, name: str, offset: int) -> tuple[str, bytes]:
+        place = partition.stream, partition.number, offset
+        try:
+            _, data = await self._pull(name, *place, PULL_BYTES)
+        except LogError:  # there may be damage behind the batch that is wanted
+            _, data = await self._pull(name, *place, 1)
+        return f"sink {name}", data
+
+    async def _ask_zone(self, partition: Partition, zone: str, offset: int) -> tuple[str, bytes]:
+        name, data = await self._elsewhere.pull(zone, partition.stream, partition.number, offset)
+        return f"sink {name} of zone {zone}", data
+
+    # -- what was given up --------------------------------------------------------------------------------------------
+
+    async def missing(self, partition: Partition) -> list[tuple[int, int, bytes, str]]:
+        """Mends what can be, and tells what cannot: (base offset, next offset, D or b"", why not) of batches that no
+        sink has whole that can be asked.
+
+        LogError STORAGE_ERROR: it is not known where they end.
+        """
+        found: list[tuple[int, int, bytes, str]] = []
+        for segment in partition.log.finished():
+            try:
+                await self._check(partition, segment, paced=False)
+            except DamagedFile as damage:
+                if await self.mend(partition, damage):
+                    found += await self._missing(partition, segment)
+        return found
+
+    async def _missing(self, partition: Partition, segment: Segment) -> list[tuple[int, int, bytes, str]]:
+        digests = await self._digests(partition, segment)
+        found = []
+        async with self._mending:
+            copy = Copy(partition.log, segment, digests, _lost(partition, segment))
+            try:
+                while not copy.is_complete:
+                    if await self._store.on_reader(copy.take_own):
+                        continue
+                    problem, base_offset = await self._others(copy, partition), copy.offset
+                    if not problem:
+                        continue
+                    next_offset = copy.next_offset()
+                    if next_offset is None:
+                        what = f"{segment.path}: where the batch at offset {base_offset} ends is not known any more"
+                        raise LogError("STORAGE_ERROR", what)
+                    found.append((base_offset, next_offset, digests[base_offset], problem))
+                    copy.pass_over(next_offset)
+            finally:
+                copy.close()
+                self._elsewhere.close()
+        return found
+
+    async def _is_found_again(self, partition: Partition, segment: Segment) -> bool:
+        """Whether another sink has a batch of which this segment has a gap record."""
+        try:
+            for lost in _lost(partition, segment).values():
+                own = await self._store.on_reader(partial(partition.log.read, lost.base_offset, 1))
+                if holds(bytes(own), lost):
+                    continue
+                for ask in self._askers(partition):
+                    with contextlib.suppress(LogError, FrameError):
+                        source, data = await ask(lost.base_offset)
+                        if holds(data, lost):
+                            log.info("batch_found_again", offset=lost.base_offset, source=source)
+                            return True
+        except (DamagedFile, LogError):  # trimmed, or bad once more: the next round sees
+            return False
+        finally:
+            self._elsewhere.close()
+        return False
+
+    async def _restore(self, partition: Partition, segment: Segment) -> None:
+        async with self._mending:
+            if segment in partition.log.finished() and not await self._write_anew(partition, segment, restores=True):
+                self.mended += 1
+
+
+def _lost(partition: Partition, segment: Segment) -> dict[int, Damaged]:
+    """Batches of the segment that were given up, by base offset."""
+    within = range(segment.base_offset, segment.next_offset)
+    return {lost.base_offset: lost for lost in partition.replicated.damaged if lost.base_offset in within}
 
 
 def _some_of(batches: Iterator[int]) -> tuple[bool, int]:
@@ -244,106 +397,3 @@ def _some_of(batches: Iterator[int]) -> tuple[bool, int]:
         if read_bytes >= SEGMENT_SCAN_BYTES:
             return False, read_bytes
     return True, read_bytes
-
-
-def checked(files: SegmentFiles, segment: Segment) -> Iterator[int]:
-    """Reads a finished segment from the disk: the bytes of each batch. DamagedFile. FileNotFoundError: it is gone."""
-    with files.opened_alone(segment) as opened:
-        os.posix_fadvise(opened.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        size_bytes, offset = os.fstat(opened.descriptor).st_size, segment.base_offset
-        try:
-            for _, header in read_batches(opened, SEGMENT_HEADER_BYTES, size_bytes, offset, check=True):
-                offset = header.next_offset
-                yield header.size_bytes
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            raise DamagedFile(str(segment.path), 0, f"behind offset {offset} the disk cannot read it") from error
-        if (size_bytes, offset) != (segment.size_bytes, segment.next_offset):
-            what = f"it ends at offset {offset}, byte {size_bytes}: {segment.next_offset}, {segment.size_bytes} are due"
-            raise DamagedFile(str(segment.path), size_bytes, what)
-
-
-class Copy:
-    """A finished segment written anew beside the old file. Its methods are for threads, one at a time."""
-
-    def __init__(self, files: SegmentFiles, segment: Segment, *, begins_anew: bool) -> None:
-        self._segment = segment
-        self.offset, self._position = segment.base_offset, SEGMENT_HEADER_BYTES
-        self.pulled: dict[str, int] = {}  # bytes, by who has sent them
-        flags = os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC  # if it is gone, there is nothing of it to take
-        self._old = SharedFile(segment.path, os.open(segment.path, flags, 0o600))
-        path = temporary_of(segment.path)
-        self._new = SharedFile(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
-        header = SegmentHeader(files.incarnation, files.partition, segment.base_offset, int(begins_anew))
-        write_at(self._new.descriptor, [encode_segment_header(header)], 0)
-
-    @property
-    def is_complete(self) -> bool:
-        return self.offset >= self._segment.next_offset
-
-    def take_own(self) -> bool:
-        """Takes the good batches of the old file from here on; whether there was one."""
-        good, next_offset = self._good(self._own(LINK_FRAME_BYTES_MAX))
-        self._append(good, next_offset)
-        return bool(good)
-
-    def _own(self, size_bytes: int) -> bytes:
-        """So many bytes of the old file from here on, or fewer; b"" where the disk cannot read them."""
-        size_bytes = min(size_bytes, self._segment.size_bytes - self._position)
-        try:
-            with self._old.reading() as descriptor:
-                return read_at(descriptor, size_bytes, self._position)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return b""
-
-    def _good(self, data: bytes) -> tuple[memoryview, int]:
-        """(the batches that `data` begins with, as long as they are good and where they are due, the next offset)."""
-        view, end, offset = memoryview(data), 0, self.offset
-        with contextlib.suppress(FrameError):
-            while len(view) - end >= HEADER_BYTES and offset < self._segment.next_offset:
-                header = read_header(view, end)
-                check_offset(header, offset)
-                check_batch(view[end : end + header.size_bytes])
-                end, offset = end + header.size_bytes, header.next_offset
-        return view[:end], offset
-
-    def take(self, data: bytes, source: str) -> None:
-        """Takes what `source` sent, up to where the old file is good again. FrameError: not the batches due."""
-        before = self.offset
-        for batch in split_batches(data):
-            header = check_batch(batch)
-            if header.next_offset <= self.offset:
-                continue
-            if self.is_complete or (self.offset > before and self._own(len(batch)) == batch):
-                break  # what comes next is in the next segment here, or good
-            check_offset(header, self.offset)
-            self._append(batch, header.next_offset)
-            self.pulled[source] = self.pulled.get(source, 0) + len(batch)
-        if self.offset == before:
-            raise FrameError(f"no batch for offset {before}")
-
-    def _append(self, batches: memoryview, next_offset: int) -> None:
-        end = self._position + len(batches)
-        due = self._segment.next_offset, self._segment.size_bytes
-        if next_offset > due[0] or end > due[1] or (next_offset == due[0] and end != due[1]):
-            raise FrameError(
-                f"batches to offset {next_offset}, byte {end}: the segment ends at {due[0]}, byte {due[1]}"
-            )
-        with self._new.reading() as descriptor:
-            write_at(descriptor, [bytes(batches)], self._position)
-        self.offset, self._position = next_offset, end
-
-    def put_in_place(self, put: Callable[[Segment, Path], None]) -> None:
-        """Durable, then in the place of the old one. On the writer's thread."""
-        with self._new.reading() as descriptor:
-            os.fsync(descriptor)
-        put(self._segment, self._new.path)
-
-    def close(self) -> None:
-        """In any case; a thread may still be at it, if nobody waits for it any more."""
-        self._old.retire()
-        self._new.retire()
-        self._new.path.unlink(missing_ok=True)

@@ -26,10 +26,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from protocol.coverage import digest_of
 from protocol.errors import DamagedFile, DataError, FrameError, LogError
+from protocol.gaps import is_of_damage, leaf_digest
 from protocol.limits import SEGMENTS_OPEN_MAX
-from protocol.records import HEADER_BYTES, BatchHeader, check_batch, place_batch, read_header
+from protocol.records import HEADER_BYTES, BatchHeader, check_batch, place_batch, read_header, split_batches
 from sinkd.core.blocks import Block
 from sinkd.core.retention import SegmentFacts
 from sinkd.shell.files import (
@@ -181,7 +181,7 @@ class PartitionLog:
             active.index.note(header, position)
             segment.note(header)
         if self.keeps_leaves:
-            self.written.note(header.base_offset, header.next_offset, digest or digest_of(batch))
+            self.written.note(header.base_offset, header.next_offset, digest or leaf_digest(header, batch))
         else:
             self.written.begin_at(header.next_offset)
 
@@ -256,16 +256,28 @@ class PartitionLog:
                     opened.retire()
         _remove(dropped)
 
-    def put(self, segment: Segment, path: Path) -> None:
-        """Has the file at `path`, of the same folder and with the same batches, be a finished segment, unless that was
-        trimmed; the old file is set aside. On the writer's thread. The index stays true: every batch is where it was.
+    def put(self, segment: Segment, path: Path, *, is_as_before: bool = True) -> None:
+        """Has the file at `path`, of the same folder and offsets, be a finished segment, unless that was trimmed; the
+        old file is set aside. On the writer's thread.
+
+        `is_as_before`: every batch is where it was, so the index stays true. Else index and leaves are made anew.
         """
         if segment not in self.finished():
             return
         segment.aside_path.unlink(missing_ok=True)
         os.link(segment.path, segment.aside_path)
+        if is_as_before:
+            rename(path, segment.path)
+            self._replace(segment, segment)
+            return
+        unlink(segment.index_path)  # a crash in between has both made anew
+        segment.leaves_path.unlink(missing_ok=True)
         rename(path, segment.path)
+        self._replace(segment, self.files.summary(segment.path))
+
+    def _replace(self, segment: Segment, by: Segment) -> None:
         with self._lock:
+            self._segments = tuple(by if one is segment else one for one in self._segments)
             opened = self._opened.pop(segment.base_offset, None)
             if opened is not None:
                 opened.retire()
@@ -318,6 +330,11 @@ class PartitionLog:
             return header.crc if header.base_offset == base_offset else None
 
         return self._with_view(crc, durable=False)
+
+    def is_given_up(self, offset: int) -> bool:
+        """Whether a gap record stands there in the place of a batch that all disks had spoilt. DamagedFile."""
+        batch = next(iter(split_batches(self.read(offset, 1))))
+        return is_of_damage(read_header(batch), batch)
 
     def offset_for_time(self, timestamp_ms: int) -> int | None:
         """The base offset of the first batch with a record at or after `timestamp_ms`; None if there is none.

@@ -20,8 +20,8 @@ from typing import NamedTuple, TypeVar
 import structlog
 from msgspec import structs
 
-from protocol.coverage import digest_of
 from protocol.errors import DamagedFile, DataError, FrameError, LogError
+from protocol.gaps import leaf_digest
 from protocol.limits import FLUSH_BYTES
 from protocol.merkle import grow, leaf_hash
 from protocol.records import CONTROL, check_batch, place_batch, read_header, read_records, split_batches
@@ -186,7 +186,8 @@ class Store:
         if next_offset <= partition.log.end_offset:
             # What lies below the log's start was trimmed, or was let go when a sink that is being filled began anew.
             is_here = base_offset >= partition.log.start_offset
-            if is_here and partition.log.batch_crc_at(base_offset) != header.crc:
+            is_same = not is_here or partition.log.batch_crc_at(base_offset) == header.crc
+            if not is_same and not partition.log.is_given_up(base_offset):
                 what = f"offset {base_offset} holds another batch than the journal's entry {index}"
                 raise DamagedFile(str(partition.log.folder), 0, what)
             return
@@ -354,12 +355,16 @@ class Store:
         frontier, size, offset = list(here.frontier), here.size, here.offset
         for batch in hot:
             if here.offset <= batch.base_offset < end_offset:
-                leaf = leaf_hash(batch.base_offset, batch.digest or digest_of(self.read_hot(batch)))
+                leaf = leaf_hash(batch.base_offset, batch.digest or self._leaf_digest(batch))
                 grow(frontier, size, leaf)
                 size, offset = size + 1, batch.next_offset
         if offset != end_offset:
             raise LogError("OFFSET_OUT_OF_RANGE", f"no batch of {_named(partition)} ends at offset {end_offset}")
         return TreePosition(here.begin_offset, offset, size, tuple(frontier))
+
+    def _leaf_digest(self, batch: HotBatch) -> bytes:
+        data = self.read_hot(batch)
+        return leaf_digest(read_header(data), data)
 
     async def with_tree(self, trim: Trim) -> Trim:
         """The trim with how the tree is there, so that what goes stays under the root.

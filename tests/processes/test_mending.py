@@ -53,7 +53,7 @@ async def test_what_is_bad_on_all_sinks_of_a_zone_comes_from_another_one_while_i
             offsets = {answer["offset"]: number for number, answer in publisher.answers.items()}
             assert all(publisher.sent[offsets[event.offset]] == event.payload for event in events)
             mended = await audited(connection, "segment_mended")
-            assert any(line["why"].endswith("from us1 of zone us") for line in mended), mended
+            assert any(line["why"].endswith("from sink us1 of zone us") for line in mended), mended
             assert not any(daemon.has_ended for daemon in sinks.values())
 
 
