@@ -8,7 +8,7 @@ from protocol import link
 from protocol.records import read_header
 from simulation.zones import Receiver, Violation, World, simulate
 from simulation.zones_geo import Publishers
-from sinkd.core import mirrors
+from sinkd.core import accounts, mirrors
 from sinkd.core.mirroring import Pull
 
 SEEDS = 60
@@ -120,6 +120,11 @@ def found(world: type[World], first: int = 0) -> str:
 )
 def test_without_a_rule_a_violation_is_found(world, says, first):
     assert says in found(world, first)
+
+
+def test_a_tree_that_does_not_know_what_its_mirror_lacks_is_found(monkeypatch):
+    monkeypatch.setattr(accounts, "_is_trimmed", lambda batch: False)
+    assert "the tree of orders@eu is" in found(World)
 
 
 def test_without_the_join_check_a_violation_is_found(monkeypatch):

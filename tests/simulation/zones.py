@@ -9,14 +9,17 @@ A leader's proposals are committed in order, some later; when another leads, wha
 subscribes from where the mirror ends. Everything is chosen by the seed.
 
 What must hold is in `Audit`: at every moment each mirror is a prefix of what its origin wrote under that incarnation,
-at the same offsets, but for gaps, and those only where the origin had nothing any more. What a mirror has called
-durable is in it. And publishers of the origin wait until the other zone holds their events (`simulation.zones_geo`):
-then either zone may be lost for ever.
+at the same offsets, but for gaps, and those only where the origin had nothing any more; its tree is that of its
+batches, and says how many of its offsets are such gaps. What a mirror has called durable is in it. And publishers of
+the origin wait until the other zone holds their events (`simulation.zones_geo`): then either zone may be lost for ever.
 """
 
+import hashlib
 import itertools
 import random
+import struct
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -44,10 +47,12 @@ from sinkd.core.mirroring import (
     pack_batches,
 )
 from sinkd.core.mirrors import mirror_of, was_left
+from sinkd.core.state import Mirror
 
 NAME = "orders@eu"
 FRAME_BATCHES_MAX = 4
 WINDOW_BYTES = 1_200
+ANOTHER = encode_batch([event(b"another")])  # what an origin has in the place of a batch that it no longer has
 
 
 @dataclass
@@ -124,7 +129,7 @@ class Origin:
     def stream(self, sink: int) -> StreamState:
         """What a sink says that the zone has; one that lags may say what was."""
         log = self.before if sink and self.before is not None and self._chance.random() < 0.5 else self.log
-        return state("orders", incarnation=log.incarnation)
+        return state("orders", incarnation=log.incarnation, covered=True)
 
 
 class Wire:
@@ -146,6 +151,7 @@ class Audit:
         self.starts: dict[bytes, int] = {}  # the furthest that each has let go
         self.branches: dict[bytes, list[dict[int, bytes]]] = {}
         self.took: dict[bytes, list[bytes]] = {}
+        self._leaves: dict[bytes, list[bytes]] = {}
         self.gaps = self.refused = self.anew = self.diverged = self.answers = self.lost = 0
         self.copied = Copied()
 
@@ -167,6 +173,8 @@ class Audit:
         if header.base_offset != end:
             raise Violation(f"a batch at {header.base_offset} in a mirror that ends at {end}")
         taken.append(batch)
+        leaf = b"\x00" + struct.pack(">Q", header.base_offset) + hashlib.sha256(batch[21:]).digest()
+        self._leaves.setdefault(incarnation, []).append(hashlib.sha256(leaf).digest())
         self.copied.took(incarnation, batch)
         if header.attributes == CONTROL:
             self.gaps += 1
@@ -182,15 +190,40 @@ class Audit:
         if header.next_offset > self.starts.get(incarnation, 0):
             raise Violation(f"a gap up to {header.next_offset}, the origin begins at {self.starts.get(incarnation, 0)}")
 
+    def check_trees(self, mirrors: Iterable[Mirror]) -> None:
+        """Each is made of the batches that its mirror took, and all of what it lacks is known to it."""
+        for mirror in mirrors:
+            taken, tree = self.took.get(mirror.state.incarnation, []), mirror.partitions[0].tree
+            gaps = [header for header in map(read_header, taken) if header.attributes == CONTROL]
+            lacks = sum(header.next_offset - header.base_offset for header in gaps)
+            wanted = len(taken), _root(self._leaves.get(mirror.state.incarnation, [])), lacks
+            if tree is None or (tree.size, _root_of(tree.frontier), tree.trimmed) != wanted:
+                raise Violation(f"the tree of {mirror.state.name} is {tree}, not {wanted}")
+
     def note_loss(self) -> None:
         """All that us had is lost."""
-        self.took = {}
+        self.took, self._leaves = {}, {}
         self.lost += 1
 
     @staticmethod
     def _is_prefix(taken: list[bytes], branch: dict[int, bytes]) -> bool:
         whole = [batch for batch in taken if read_header(batch).attributes != CONTROL]
         return all(is_same(branch.get(read_header(batch).base_offset, b""), batch) for batch in whole)
+
+
+def _root(leaves: list[bytes]) -> bytes:
+    """MTH of RFC 9162, section 2.1.1, over hashes of leaves."""
+    if len(leaves) < 2:
+        return leaves[0] if leaves else hashlib.sha256().digest()
+    half = 1 << (len(leaves) - 1).bit_length() - 1
+    return hashlib.sha256(b"\x01" + _root(leaves[:half]) + _root(leaves[half:])).digest()
+
+
+def _root_of(frontier: list[bytes]) -> bytes:
+    root = frontier[-1] if frontier else hashlib.sha256().digest()
+    for left in reversed(frontier[:-1]):
+        root = hashlib.sha256(b"\x01" + left + root).digest()
+    return root
 
 
 class Receiver:
@@ -284,6 +317,7 @@ class Receiver:
         for place in result.placements:
             batch = command[place.position : place.position + place.header.size_bytes]
             audit.took_batch(place.stream.incarnation, batch)
+        audit.check_trees(self.machine.state.mirrors.values())
         is_current = self.wire is not None and self.pull is not None and self.wire.number == number
         if result.refusal and is_current:
             self.pull = None  # subscribes anew
@@ -422,7 +456,7 @@ class World:
                 raise SubscriptionRefused("RECREATED", "another incarnation")
             check_end(message.offset, applied, leads=wire.sink == 0)
             if self.checks_digest and message.last_offset >= log.start and message.digest:
-                check_last(message.last_offset, message.digest, log.batches.get(message.last_offset, bytes(61)))
+                check_last(message.last_offset, message.digest, log.batches.get(message.last_offset, ANOTHER))
         except SubscriptionRefused as refusal:
             self.audit.diverged += refusal.name == "DIVERGED"
             wire.to_receiver.append((link.Failed(message.subscription, refusal.name, str(refusal)), b""))
