@@ -144,6 +144,57 @@ class Operator:
             for stream, number, partition in self._replica.machine.partitions()
         ]
 
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    async def change_members(self, add: str, remove: str, source: str = "") -> None:
+        """Adds sink `add`, which must hold nearly everything already, or removes sink `remove`; on the leader alone.
+        `source` is the address that asked for it.
+
+        LogError INVALID_REQUEST: it cannot be done so; LEADER_NOT_AVAILABLE: another one leads, or leads now.
+        """
+        members = dict(self._replica.group.member.members)
+        if add:
+            members[add] = self._address_of(add)
+        if remove:
+            if remove not in members:
+                known = ", ".join(sorted(members))
+                raise LogError("INVALID_REQUEST", f"sink {remove} is no member; members are {known}")
+            if remove == self._sink.node.name:
+                self.transfer("", source)
+                raise LogError("LEADER_NOT_AVAILABLE", f"sink {remove} leads: it hands over first; ask the next leader")
+            del members[remove]
+        with self._sink.audit.asked_by(source):
+            await self._replica.group.change_members(members)
+
+    def _address_of(self, name: str) -> str:
+        """The raft address of a sink that may be added now."""
+        group, peers = self._replica.group, self._replica.peers
+        if peers is None:
+            what = "this sink is the only one of its zone: name the others in the file of every sink and restart them"
+            raise LogError("INVALID_REQUEST", what)
+        if not group.leads:
+            raise LogError("LEADER_NOT_AVAILABLE", f"another sink leads: {group.leader or 'not known which'}")
+        if name in group.member.members:
+            raise LogError("INVALID_REQUEST", f"sink {name} is a member already")
+        hello, follower = peers.hellos.get(name), group.member.followers.get(name)
+        if hello is None or follower is None:
+            why = peers.links.errors.get(name, "it has never been seen")
+            raise LogError("INVALID_REQUEST", f"sink {name} is not connected to the leader: {why}")
+        lag = self._replica.journal.last_index - follower.match_index
+        # One that may not vote yet would count in majorities and help none: the group could bear no loss until it may.
+        if follower.phase is not Phase.REPLICATE or lag > JOIN_LAG_ENTRIES_MAX or hello.muted:
+            why = follower.why or hello.muted or f"it lacks {lag} entries"
+            raise LogError("INVALID_REQUEST", f"sink {name} is still being filled ({why}); try again when it is whole")
+        return hello.address
+
+    def scrub(self) -> None:
+        """Begins a round; `status` says how far it is."""
+        self._replica.scrubber.begin()
+
+    async def accept_loss(self, asked: AcceptLoss, source: str = "") -> None:
+        """Goes on with what this sink holds. LogError: see `Repair`."""
+        await Repair(self._sink, self._replica).accept_loss(asked, source)
+
     async def give_up(self, asked: GiveUp, source: str = "") -> list[dict[str, Any]]:
         """What nobody has of a partition; what of that is asked for is given up. LogError: see `GivingUp`."""
         return await self._replica.giving_up.answer(asked, source)
