@@ -388,6 +388,17 @@ def test_a_gap_record_of_a_producer_that_has_sent_nothing_yet(log):
     log.open(nonce=b"again")  # its gateway is told of a partition that it has reached nothing in
 
 
+def test_a_gap_record_of_a_gateway_that_nobody_has_heard_of_counts_for_it_when_it_comes(log):
+    assert log.record(node="later").recorded.offset == 0
+    assert log.record(node="gw", worker=3).recorded.offset == 1
+    log.open(node="later")
+    producer = log.machine.state.producer_of("later", 0)
+    assert (producer.producer_id, producer.epoch) == (2, 1)
+    log.append(parcel(1, b"a", run=NEXT_RUN, producer_id=2))
+    assert (log.progress(2).account.held, log.progress(2).lost) == (1, 3)
+    assert log.record(node="later").recorded.offset == 0
+
+
 def test_what_is_recorded_is_bounded(log):
     for number in range(2 * GAPS_RECORDED_KEPT):
         log.record(run=b"run-%04d" % number, events=1)
@@ -404,8 +415,6 @@ def test_what_is_recorded_is_bounded(log):
         ({"incarnation": b"other"}, "there is no log orders of that incarnation"),
         ({"partition": 1}, "partition 1 of orders is not in group 0"),
         ({"partition": -1}, "partition -1 of orders is not in group 0"),
-        ({"node": "nobody"}, "worker 0 of gateway nobody is not known here"),
-        ({"worker": 7}, "worker 7 of gateway gw is not known here"),
     ],
 )
 def test_a_gap_record_of_what_is_not_here_is_refused(log, wrong, says):

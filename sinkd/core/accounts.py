@@ -176,9 +176,7 @@ def record_gap(state: State, number: int, request: RecordGap, events: int) -> No
     refusal = _not_covered(stream, number, request.stream, request.incarnation, request.partition)
     if stream is None or refusal:
         return Noted(None, refusal=refusal)
-    producer = state.producer_of(request.node, request.worker)
-    if producer is None:
-        return Noted(None, refusal=f"worker {request.worker} of gateway {request.node} is not known here")
+    producer = state.made_producer_of(request.node, request.worker)  # what is left after a loss may not know it
     progress = producer.progress.setdefault((request.incarnation, request.partition), Progress())
     for known in progress.recorded:
         if (known.run, known.reason) == (request.run, request.reason):

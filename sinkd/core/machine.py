@@ -58,7 +58,6 @@ from sinkd.core.state import (
     STATE_VERSION,
     Mirror,
     PartitionState,
-    Producer,
     Progress,
     Recorded,
     State,
@@ -333,10 +332,7 @@ class Machine:
     # -- producers ----------------------------------------------------------------------------------------------------
 
     def _open(self, request: OpenProducer) -> Opened:
-        producer = self.state.producer_of(request.node, request.worker)
-        if producer is None:
-            producer = Producer(len(self.state.producers) + 1, request.node, request.worker, 0, b"", {})
-            self.state.producers[producer.producer_id] = producer
+        producer = self.state.made_producer_of(request.node, request.worker)
         if producer.nonce != request.nonce:
             producer.nonce = request.nonce
             producer.epoch += 1

@@ -230,3 +230,11 @@ class State(msgspec.Struct, array_like=True):
 
     def producer_of(self, node: str, worker: int) -> Producer | None:
         return next((p for p in self.producers.values() if (p.node, p.worker) == (node, worker)), None)
+
+    def made_producer_of(self, node: str, worker: int) -> Producer:
+        """The same; a new one, which nobody has opened, if it is not known yet."""
+        producer = self.producer_of(node, worker)
+        if producer is None:
+            producer = Producer(len(self.producers) + 1, node, worker, 0, b"", {})
+            self.producers[producer.producer_id] = producer
+        return producer
