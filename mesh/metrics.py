@@ -81,6 +81,7 @@ class GatewayMetrics(Collector):
         yield requests
         yield _counter("mesh_gateway_log_records_shown", "Records shown to readers", gateway.history.records_shown)
         yield from _audit(gateway.audit)
+        yield from _beacons(gateway)
 
 
 def _geo(geo: "GeoAnswers") -> Iterator[Metric]:
@@ -104,6 +105,22 @@ def _audit(trail: "AuditTrail") -> Iterator[Metric]:
     too_many = "Occurrences of more sources than are told apart"
     yield _counter("mesh_audit_events_suppressed", too_many, trail.summary.suppressed)
     yield _counter("mesh_audit_events_lost", "Audit events for which a gap is written instead", trail.lost)
+
+
+def _beacons(gateway: "Gateway") -> Iterator[Metric]:
+    written = CounterMetricFamily("mesh_coverage_beacons", "Beacons written, by kind", labels=["kind"])
+    for kind, count in sorted(gateway.beacons.written.items()):
+        written.add_metric([kind], count)
+    yield written
+    over = "Accounts that ended because the log knew less, or otherwise, than was acknowledged"
+    yield _counter("mesh_coverage_runs_over", over, gateway.outbox.accounts.runs_over)
+    labels = ["why", "stream"]
+    events = CounterMetricFamily("mesh_coverage_uncovered_events", "Events that no account is kept of", labels=labels)
+    sizes = CounterMetricFamily("mesh_coverage_uncovered_bytes", "Bytes of those", labels=labels)
+    for row in gateway.beacons.uncovered():
+        events.add_metric([row.why, row.stream], row.events)
+        sizes.add_metric([row.why, row.stream], row.bytes)
+    yield from (events, sizes)
 
 
 def _contracts(gateway: "Gateway") -> Iterator[Metric]:

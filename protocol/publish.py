@@ -66,6 +66,10 @@ def wrong_last_id(found: str) -> Refusal:
     return Refusal(400, 10070, f"wrong last msg ID: {found}")
 
 
+SPENT_CODES = frozenset({wrong_last_sequence("").err_code, wrong_last_id("").err_code})
+"""Of refusals that the log itself has decided: they have spent a sequence."""
+
+
 def breaks_contract(name: str, what: str) -> Refusal:
     """`mesh.contracts = "enforce"`. The number is ours: JetStream's begin with 10."""
     return Refusal(400, 20001, f"breaks contract {name}: {what}")

@@ -110,7 +110,7 @@ include "_messages.pxi"
 @cython.final
 cdef class Forwarder:
     cdef readonly object stats
-    cdef public bint keeps_events, asks_to_subscribe, tells_peers, interest_waits
+    cdef public bint keeps_events, keeps_log, asks_to_subscribe, tells_peers, interest_waits
     cdef object policy
     cdef Py_ssize_t stall_bytes
     cdef uint32_t random
@@ -127,7 +127,7 @@ cdef class Forwarder:
 
     def __init__(self, policy, seed, stall_bytes):
         self.stats = Stats()
-        self.keeps_events = True
+        self.keeps_events = self.keeps_log = True
         self.policy = policy
         self.stall_bytes = stall_bytes
         self.random = (seed & 0xFFFFFFFF) or 1
@@ -343,6 +343,9 @@ cdef class Forwarder:
         self.stats.in_msgs += 1
         self.stats.in_bytes += size_bytes
         plan = self._plan(session, PyBytes_AS_STRING(subject), PyBytes_GET_SIZE(subject))
+        if plan.is_unkept:
+            self.stats.unkept_msgs += 1
+            self.stats.unkept_bytes += size_bytes
         if plan.kind and (plan.lane is None or not self._keep(
             plan, PyBytes_AS_STRING(header_block), len(header_block), PyBytes_AS_STRING(payload), len(payload),
             PyBytes_AS_STRING(reply), len(reply),
@@ -408,6 +411,9 @@ cdef class Forwarder:
             way = self.policy.lane(session, subject) if plan.kind == _KEPT else None
             if way is not None:
                 plan.lane, plan.key = way
+        plan.is_unkept = first != c"$" and first != c"_" and (
+            plan.kind == 0 or (plan.kind == _KEPT and not self.keeps_log)
+        )
         if sublist.count == 0:
             queues = None
         else:
@@ -428,7 +434,7 @@ cdef class Forwarder:
         cdef const char* after
         cdef Py_ssize_t subject_size, max_line, max_payload, managed
         cdef Py_ssize_t receivers
-        cdef int64_t in_msgs = 0, in_bytes = 0
+        cdef int64_t in_msgs = 0, in_bytes = 0, unkept_msgs = 0, unkept_bytes = 0
         cdef int numbers
         cdef bint answered
         if session.verbose or session.pedantic or not session.connected:
@@ -474,6 +480,9 @@ cdef class Forwarder:
                 self.turn_bytes += line - subject
                 if plan is None:
                     plan = self._plan(session, subject, subject_size)
+                if plan.is_unkept:
+                    unkept_msgs += 1
+                    unkept_bytes += message.header_size + message.payload_size
                 if plan.kind and (plan.lane is None or not self._keep(
                     plan, message.payload - message.header_size, message.header_size, message.payload,
                     message.payload_size, message.reply, message.reply_size,
@@ -503,6 +512,9 @@ cdef class Forwarder:
                 session.last_heard_ms = session.last_activity_ms = self.now_ms
                 self.stats.in_msgs += in_msgs
                 self.stats.in_bytes += in_bytes
+            if unkept_msgs:
+                self.stats.unkept_msgs += unkept_msgs
+                self.stats.unkept_bytes += unkept_bytes
         return 0
 
     cdef Py_ssize_t _manage(self, Session session, const char* line, const char* end) except -1:

@@ -117,6 +117,7 @@ cdef class Plan:
     cdef uint32_t bucket
     cdef uint64_t generation
     cdef int kind
+    cdef bint is_unkept
     cdef Receivers receivers
     cdef Lane lane  # of events on it that ask nothing, or None
     cdef bytes key  # of theirs

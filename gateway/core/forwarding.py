@@ -72,6 +72,8 @@ class Stats:
         self.out_msgs = 0
         self.in_bytes = 0
         self.out_bytes = 0
+        self.unkept_msgs = 0  # events that no log takes
+        self.unkept_bytes = 0
         self.slow_consumers = 0
         self.stale_connections = 0
         self.stalled_clients = 0
@@ -186,6 +188,7 @@ class Plan(NamedTuple):
     receivers: Receivers
     generation: int
     lane: tuple[Lane, bytes] | None = None
+    is_unkept: bool = False  # an event on it is in no log
 
 
 class Plans:
@@ -251,6 +254,7 @@ class Forwarder:
     def __init__(self, policy: Policy, seed: int, stall_bytes: int = MAX_PENDING_BYTES) -> None:
         self.stats = Stats()
         self.keeps_events = True  # False: no subject is `Kind.KEPT`, and the policy need not be asked
+        self.keeps_log = True  # False: what is `Kind.KEPT` is in no log
         self.asks_to_subscribe = False  # True: the policy acts on every SUB and UNSUB, however ordinary
         self.tells_peers = False  # True: of an ordinary SUB it suffices that the policy is told
         self.interest_waits = False  # peers have to hear what our clients want before they get another message
@@ -396,6 +400,9 @@ class Forwarder:
         self.stats.in_msgs += 1
         self.stats.in_bytes += size_bytes
         plan = self._plan(session, subject)
+        if plan.is_unkept:
+            self.stats.unkept_msgs += 1
+            self.stats.unkept_bytes += size_bytes
         if plan.kind and (plan.lane is None or not self._keep(plan.lane, event)):
             self._policy.special(session, event, plan.kind)
             return
@@ -430,7 +437,9 @@ class Forwarder:
             subject = subjects.decode(wire_subject)
             kind = self._policy.kind(session, subject)
             lane = self._policy.lane(session, subject) if kind == Kind.KEPT else None
-            plan = Plan(kind, Receivers.of(account.sublist.match(subject), session), generation, lane)
+            is_unkept = wire_subject[:1] not in (b"$", b"_") and kind in ((0,) if self.keeps_log else (0, Kind.KEPT))
+            receivers = Receivers.of(account.sublist.match(subject), session)
+            plan = Plan(kind, receivers, generation, lane, is_unkept)
             plans.keep(wire_subject, plan)
         return plan
 

@@ -36,9 +36,8 @@ do so only while the link is up: for how long they have waited is then told by t
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 
-import msgspec
-
 from gateway.core.acks import Answer, AnswerMany, Askers, PubAcks, held_bytes
+from gateway.core.coverage import Accounts, NewRun
 from gateway.core.engine import BEST, Engine
 from gateway.core.geo import UNKNOWN, GeoAnswers, Waiting
 from gateway.core.lanes import REPLY_BYTES, Lane, Room
@@ -53,6 +52,7 @@ from gateway.core.partition_outbox import (
 from gateway.core.routes import StreamRoutes, place
 from gateway.core.spool import Spool
 from protocol import link, publish, subjects
+from protocol.coverage import RUN_BYTES, Row
 from protocol.gaps import Gap
 from protocol.limits import (
     BATCH_BYTES_MAX,
@@ -109,8 +109,9 @@ class Outbox:
         answer_many: AnswerMany | None = None,
         engine: Engine = BEST,
         other_zones: Collection[str] = (),
+        new_run: NewRun = lambda: bytes(RUN_BYTES),
     ) -> None:
-        """`other_zones` keep logs too, and so may hold copies.
+        """`other_zones` keep logs too, and so may hold copies. `new_run` makes names for runs (`protocol.coverage`).
 
         With `spool`, `answer_when_kept` gets answers that may leave only when what is noted there is written.
 
@@ -123,6 +124,7 @@ class Outbox:
         self._partitions: dict[_Place, PartitionOutbox] = {}
         self._ways: dict[int, _Way] = {}
         self._rooms: dict[bytes, Room] = {}
+        self._accounts = Accounts(new_run)
         self.geo = GeoAnswers(other_zones, self._acks, self._free)
         self._now_ms = 0  # as of the last call that told it
         self._leaving: list[PartitionOutbox] = []  # gone, and something of theirs is in flight
@@ -215,7 +217,7 @@ class Outbox:
         self._counters.given_up += 1
         last = partition.pending[-1] if partition.pending else None
         if isinstance(last, Entry) and last.gap is not None:
-            last.gap = msgspec.structs.replace(last.gap, events=last.gap.events + 1, to_ms=timestamp_ms)
+            partition.widen_gap(last, timestamp_ms)
             if self._spool is not None:
                 self._spool.add(partition, last)
             return
@@ -304,6 +306,7 @@ class Outbox:
             lane = self._engine.lane(self._room(stream))
             last_sequence = self._way(stream.group_of(number)).last_sequences.get(key, 0)
             partition = PartitionOutbox(stream, number, last_sequence + 1, lane)
+            partition.account = self._accounts.of(stream, number)
             self._partitions[key] = partition
             _configure(lane, stream)
         return partition
@@ -329,23 +332,43 @@ class Outbox:
         rooms = [self._rooms[incarnation] for incarnation in incarnations if incarnation in self._rooms]
         return sum(room.used_bytes for room in rooms) < stream.outbox_bytes and not self.is_shut
 
+    def holds(self, stream: str) -> bool:
+        """Whether it holds anything of this one."""
+        own = (each for each in self._partitions.values() if each.stream.name == stream)
+        return any(partition.waits or partition.in_flight for partition in own)
+
+    def is_linked(self, stream: StreamState) -> bool:
+        """Whether what is published to its first partition now can leave at once."""
+        return self._way(stream.group_of(0)).producer is not None
+
     @property
     def size_bytes(self) -> int:
         return sum(room.used_bytes for room in self._rooms.values())
 
     @property
     def is_empty(self) -> bool:
-        return self.is_empty_but("")
+        return self.is_empty_but()
 
-    def is_empty_but(self, stream: str) -> bool:
-        """Whether it holds nothing of other streams than this one."""
-        others = (each for each in self._partitions.values() if each.stream.name != stream)
+    def is_empty_but(self, *streams: str) -> bool:
+        """Whether it holds nothing of other streams than these."""
+        others = (each for each in self._partitions.values() if each.stream.name not in streams)
         return not any(partition.waits or partition.in_flight for partition in others)
 
     def restore(self, partition: PartitionOutbox) -> None:
         """Goes on with what an earlier process of this gateway held, as if the link had just been lost."""
         self._partitions[partition.stream.incarnation, partition.number] = partition
+        partition.account = self._accounts.of(partition.stream, partition.number)
         self._room(partition.stream).used_bytes += sum(entry.held_bytes for entry in partition.entries())
+
+    # -- what is accounted for ----------------------------------------------------------------------------------------
+
+    @property
+    def accounts(self) -> Accounts:
+        return self._accounts
+
+    def coverage_rows(self, *, whole: bool) -> list[Row]:
+        """For the next beacon: of the partitions that have changed since the one before, or of all."""
+        return self._accounts.rows(self._partitions.values(), whole=whole)
 
     # -- towards the sink ---------------------------------------------------------------------------------------------
 
@@ -388,6 +411,7 @@ class Outbox:
                 self._settle(partition, one)
             self._counters.batches_sent_again += partition.take_back()
             partition.next_sequence = one.last_sequence + 1 if one is not None else 1
+            partition.account.reached(partition.next_sequence - 1)
         self._let_go()
         for incarnation, number in self.geo.link_up(group, way.last_sequences):
             way.frames.append(link.pack(link.WatchCopies(incarnation, number)))
@@ -403,6 +427,7 @@ class Outbox:
             answer = answers.get((batch.first_sequence, batch.crc))
             if answer is None:
                 # Another gateway has our name and went on under our sequences: nobody can say what became of ours.
+                partition.account.unknown(batch)
                 for held in partition.in_flight.popleft().entries:
                     self._forget(partition, held)
             elif answer.reason:
@@ -461,6 +486,7 @@ class Outbox:
             partition.lane.builder = None  # an event may have to go another way from now on
             partition.lane.room.bytes_max = stream.outbox_bytes
             _configure(partition.lane, stream)
+            self._accounts.follow(partition)
             present = self.routes.by_name.get(partition.stream.name)
             partition.is_gone = present is None or present.incarnation != partition.stream.incarnation
         self._let_go()
@@ -555,12 +581,14 @@ class Outbox:
     def _refuse_for_good(self, partition: PartitionOutbox, batch: Batch, reason: str, found: str) -> None:
         """An expectation has failed; the batch's sequence is spent."""
         partition.in_flight.remove(batch)
+        partition.account.spent(batch)
         batch.split_awaited()
         wrong = publish.wrong_last_sequence if reason == "WRONG_LAST_SEQUENCE" else publish.wrong_last_id
         self._refuse(partition, batch.entries, wrong(found))
 
     def _acknowledge_batch(self, partition: PartitionOutbox, batch: Batch, base_offset: int) -> None:
         partition.in_flight.remove(batch)
+        partition.account.appended(batch)
         sequence = batch.first_sequence - 1
         for held in batch.entries:
             self._counters.appended += held.events

@@ -12,7 +12,10 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple, TypeAlias
 
+import msgspec
+
 from gateway.core.acks import Asker
+from gateway.core.coverage import NOBODY, Account, Unaccounted
 from gateway.core.lanes import Lane, Replies, Room
 from protocol import envelope, subjects
 from protocol.engine import BEST
@@ -117,10 +120,30 @@ Held: TypeAlias = Entry | Run
 
 
 class Batch(NamedTuple):
+    """`is_marked`: the sinks are to remember the chain behind it."""
+
     first_sequence: int
     entries: list[Held]
     data: bytes
     crc: int
+    is_marked: bool = False
+
+    @property
+    def sequences(self) -> int:
+        """How many it spans."""
+        return sum(held.sequences for held in self.entries)
+
+    @property
+    def records(self) -> int:
+        return sum(held.records for held in self.entries)
+
+    @property
+    def events(self) -> int:
+        return sum(held.events for held in self.entries)
+
+    @property
+    def is_gap(self) -> bool:
+        return bool(self.entries) and self.entries[0].gap is not None
 
     def by_record(self) -> dict[int, Entry]:
         """The entries by the number of their record in the batch, as long as none was taken out."""
@@ -140,14 +163,14 @@ class Batch(NamedTuple):
 
 
 class PartitionOutbox:
-    """The outbox of one partition of one stream incarnation."""
+    """The outbox of one partition of one stream incarnation. `account` is told what becomes of its batches."""
 
     def __init__(self, stream: StreamState, number: int, next_sequence: int, lane: Lane | None = None) -> None:
         """`lane` leads to it, if there is one."""
         self.stream, self.number, self.group = stream, number, stream.group_of(number)
         self.lane = lane or Lane(Room())
         self._pending: deque[Held] = deque()
-        self._pending_bytes = 0
+        self._pending_bytes = self._pending_sequences = 0
         self._run: Run | None = None  # behind those in `_pending`: events may still be added to it
         self.in_flight: deque[Batch] = deque()
         self.awaited = 0  # answers that the link still owes us
@@ -156,15 +179,26 @@ class PartitionOutbox:
         self.next_sequence = next_sequence
         self.not_before_ms = 0
         self.ids: dict[bytes, Entry] = {}
+        self.account: Account | Unaccounted = NOBODY
 
     # -- what waits ---------------------------------------------------------------------------------------------------
 
     def add(self, held: Held) -> None:
         """At the end."""
         self.close_run()
+        self._push(held)
+        self._know(held)
+
+    def _push(self, held: Held) -> None:
         self._pending.append(held)
         self._pending_bytes += held.size_bytes
-        self._know(held)
+        self._pending_sequences += held.sequences
+
+    def widen_gap(self, gap: Entry, timestamp_ms: int) -> None:
+        """One event more is given up where `gap` waits; it happened at that time."""
+        assert gap.gap is not None
+        gap.gap = msgspec.structs.replace(gap.gap, events=gap.gap.events + 1, to_ms=timestamp_ms)
+        self._pending_sequences += 1
 
     def hold(self, batch: Batch) -> None:
         """A batch that an earlier process of this gateway has sent, as the next one on its way."""
@@ -205,8 +239,7 @@ class PartitionOutbox:
         run, self._run = self._run, None
         if run is not None:
             run.close()
-            self._pending.append(run)
-            self._pending_bytes += run.size_bytes
+            self._push(run)
 
     @property
     def pending(self) -> deque[Held]:
@@ -219,11 +252,17 @@ class PartitionOutbox:
         self.close_run()
         self._pending = pending
         self._pending_bytes = sum(held.size_bytes for held in pending)
+        self._pending_sequences = sum(held.sequences for held in pending)
 
     @property
     def waits(self) -> bool:
         """Whether anything waits."""
         return bool(self._pending) or self._run is not None
+
+    @property
+    def next_waiting_sequence(self) -> int:
+        """The sequence of the next event that comes, if all that wait get theirs."""
+        return self.next_sequence + self._pending_sequences + (self._run.builder.count if self._run is not None else 0)
 
     def split_runs(self, *, awaited: bool = False) -> None:
         """Makes every event that waits an entry, to be looked at by itself; with `awaited` where publishers wait."""
@@ -272,8 +311,9 @@ class PartitionOutbox:
             size_bytes += entries[-1].size_bytes
         gap = entries[0].gap
         data = _encode(entries) if gap is None else encode_gap(gap)
-        batch = Batch(self.next_sequence, entries, data, read_header(data).crc)
-        self.next_sequence += sum(entry.sequences for entry in entries)
+        is_marked = self.account.formed(self.next_sequence)
+        batch = Batch(self.next_sequence, entries, data, read_header(data).crc, is_marked)
+        self.next_sequence += batch.sequences
         self.in_flight.append(batch)
         return batch
 
@@ -286,19 +326,23 @@ class PartitionOutbox:
     def _pop(self) -> Held:
         held = self._pending.popleft()
         self._pending_bytes -= held.size_bytes
+        self._pending_sequences -= held.sequences
         return held
 
     def take_back(self) -> int:
         """Everything in flight is known not to be in the log: back to pending, in order. The number of batches."""
-        count = len(self.in_flight)
+        count, is_marked = len(self.in_flight), False
         while self.in_flight:
             batch = self.in_flight.pop()
             self.next_sequence = batch.first_sequence
+            is_marked = is_marked or batch.is_marked
             for held in reversed(batch.entries):
                 entries = held.split(batch.data) if isinstance(held, Run) else [held]
                 self._pending.extendleft(reversed(entries))
                 self._pending_bytes += held.size_bytes
+                self._pending_sequences += held.sequences
         self.rewinding = False
+        self.account.taken_back(self.next_sequence, is_marked=is_marked)
         return count
 
     def parcel(self, batch: Batch, producer_id: int, epoch: int) -> bytes:
@@ -310,11 +354,13 @@ class PartitionOutbox:
             incarnation=self.stream.incarnation,
             partition=self.number,
             first_sequence=batch.first_sequence,
-            sequence_count=sum(entry.sequences for entry in batch.entries),
+            sequence_count=batch.sequences,
             revision=self.stream.revision,
             ids=tuple((n, e.headers.msg_id) for n, e in batch.by_record().items() if e.headers.msg_id is not None),
             expect_last_sequence=first.expect_last_sequence,
             expect_last_id=first.expect_last_id,
+            run=self.account.run_of(batch.first_sequence),
+            mark=batch.is_marked,
         )
         return envelope.pack(head, batch.data)
 

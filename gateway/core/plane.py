@@ -282,9 +282,9 @@ class Plane:
             self.peers.flush()
         return self.forwarder.take_dirty()
 
-    def routes_changed(self, *, keeps_events: bool = True) -> None:
-        """The log keeps other subjects than before, or none at all."""
-        self.forwarder.keeps_events = keeps_events
+    def routes_changed(self, *, keeps_events: bool = True, keeps_log: bool = True) -> None:
+        """Other subjects are kept than before, or none at all; and in a log, or in memory alone."""
+        self.forwarder.keeps_events, self.forwarder.keeps_log = keeps_events, keeps_log
         self.forwarder.invalidate()
 
     # -- messages of the mesh itself ----------------------------------------------------------------------------------

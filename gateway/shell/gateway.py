@@ -32,6 +32,7 @@ from gateway.core.session import Session
 from gateway.core.spool_format import Owner
 from gateway.shell import lame_duck
 from gateway.shell.audit import AuditTrail
+from gateway.shell.beacons import Beacons, Speaker, Unkept
 from gateway.shell.contracts import PREFIX as CONTRACTS
 from gateway.shell.contracts import ContractService
 from gateway.shell.discovery import Cluster, DiscoveredLinks
@@ -44,8 +45,15 @@ from gateway.shell.ring import RingLog
 from gateway.shell.server import ClientServer
 from gateway.shell.spool import SpoolFolder
 from gateway.shell.tls import ClientTls
-from protocol import audit, config, link, publish
-from protocol.limits import AUDIT_DRAIN_MS_MAX, CONTRACTS_WAIT_MS_MAX, NONCE_BYTES, OUTBOX_DRAIN_MS_MAX
+from protocol import audit, config, coverage, link, publish
+from protocol.coverage import RUN_BYTES, Sign
+from protocol.limits import (
+    AUDIT_DRAIN_MS_MAX,
+    BEACON_DRAIN_MS_MAX,
+    CONTRACTS_WAIT_MS_MAX,
+    NONCE_BYTES,
+    OUTBOX_DRAIN_MS_MAX,
+)
 from protocol.routes import ZSTD, Hello
 from protocol.streams import StreamDefinition, StreamState
 from protocol.subjects import SYSTEM_TOKENS
@@ -67,7 +75,7 @@ class Gateway:
     """`await start()`, `await stop()`. `sinks` are those of the zone; none where it keeps no log.
 
     `link_tls` is for the links to other gateways; None where they are plain. With `cluster` no file names these, and
-    it says how they are found.
+    it says how they are found. `sign` is for what it says of what it took in; None where no node has a certificate.
     """
 
     def __init__(
@@ -82,6 +90,7 @@ class Gateway:
         link_tls: LinkTls | None = None,
         engine: Engine = BEST,
         cluster: Cluster | None = None,
+        sign: Sign | None = None,
     ) -> None:
         self.configuration = configuration
         self.node = configuration.gateway(node)
@@ -96,9 +105,10 @@ class Gateway:
         self.spool = _spool(configuration, self.node, worker, self._answer) if sinks else None
         self.outbox = self._outbox(engine)
         self.audit = AuditTrail(self.outbox, self.zone, node, monotonic_ms, wall_ms, self._flush_outbox_soon)
+        self.beacons = self._beacons(sign, keeps_log=bool(sinks))
         self.rings = None if sinks else _rings(configuration, engine)
         self.ring_log = None if self.rings is None else RingLog(node, self.rings)
-        self.plane.routes_changed(keeps_events=bool(sinks) or self.rings is not None)
+        self.plane.routes_changed(keeps_events=bool(sinks) or self.rings is not None, keeps_log=bool(sinks))
         self._streams = _provisional(configuration, self.zone)
         mode, flush = configuration.mesh.contracts, self.server.flush_history
         self.contracts = ContractService(self.plane, mode, self.zone, self.plane.routes_changed, flush, monotonic_ms)
@@ -120,11 +130,28 @@ class Gateway:
         spool = self.spool
         if spool is None:
             many = self.plane.answer
-            return Outbox(self.zone, self._answer, answer_many=many, engine=engine, other_zones=others)
-        held = spool.hold
+            return Outbox(
+                self.zone, self._answer, answer_many=many, engine=engine, other_zones=others, new_run=_new_run
+            )
         return Outbox(
-            self.zone, self._answer, spool=spool.spool, answer_when_kept=held, engine=engine, other_zones=others
+            self.zone,
+            self._answer,
+            spool=spool.spool,
+            answer_when_kept=spool.hold,
+            engine=engine,
+            other_zones=others,
+            new_run=_new_run,
         )
+
+    def _beacons(self, sign: Sign | None, *, keeps_log: bool) -> Beacons:
+        mesh, node, has_spool = self.configuration.mesh.name, self.node.name, self.spool is not None
+        speaker = Speaker(mesh, self.zone, node, self._worker.number, secrets.token_hex(RUN_BYTES), has_spool)
+        clocks = monotonic_ms, self._wall_ms
+        return Beacons(self.outbox, speaker, sign, self._unkept, *clocks, self._flush_outbox_soon, keeps_log=keeps_log)
+
+    def _unkept(self) -> Unkept:
+        stats = self.plane.stats
+        return Unkept(stats.unkept_msgs, stats.unkept_bytes)
 
     def _mesh(self, link_tls: LinkTls | None, cluster: Cluster | None) -> GatewayLinks | None:
         """The links to other gateways, of this zone and of others; None where there are none."""
@@ -256,6 +283,8 @@ class Gateway:
         while self.links is not None and monotonic_ms() < since_ms + self._drain_ms() * drain:
             self._flush_outbox()
             await asyncio.sleep(LINGER_S)
+        if drain and self.beacons.close():
+            await self._last_beacon()
         self._flush_outbox()
         if not self.outbox.is_empty:
             log.warning("outbox_abandoned" if self.spool is None else "outbox_kept", bytes=self.outbox.size_bytes)
@@ -278,7 +307,15 @@ class Gateway:
         """How long a stop waits for what the outbox holds now."""
         if self.outbox.is_empty:
             return 0
-        return AUDIT_DRAIN_MS_MAX if self.outbox.is_empty_but(audit.STREAM) else OUTBOX_DRAIN_MS_MAX
+        of_nodes = self.outbox.is_empty_but(audit.STREAM, coverage.STREAM)
+        return AUDIT_DRAIN_MS_MAX if of_nodes else OUTBOX_DRAIN_MS_MAX
+
+    async def _last_beacon(self) -> None:
+        """Until it is in the log, or that has taken too long."""
+        until_ms = monotonic_ms() + BEACON_DRAIN_MS_MAX
+        while self.outbox.holds(coverage.STREAM) and monotonic_ms() < until_ms:
+            self._flush_outbox()
+            await asyncio.sleep(LINGER_S)
 
     def health(self) -> str | None:
         """What is wrong, or None."""
@@ -314,6 +351,9 @@ class Gateway:
     def admits(self, session: Session, subject: str, reply: str, header_block: bytes, payload: bytes) -> bool:
         refusal = self.contracts.refusal(session, subject, header_block, payload)
         if refusal is None:
+            if not self.keeps(session.account.name, subject):
+                self.plane.stats.unkept_msgs += 1
+                self.plane.stats.unkept_bytes += len(header_block) + len(payload)
             return True
         account = session.account.name
         plan = self.outbox.routes.plan(account, subject, b"")
@@ -461,11 +501,16 @@ class Gateway:
             await asyncio.sleep(TICK_S)
             self.outbox.tick(monotonic_ms())
             self.audit.tick()
+            self.beacons.tick()
             if self.spool is not None:
                 self.spool.look_at_disk()
             self._flush_outbox()
             self._resume_waiting()
             self.server.flush()
+
+
+def _new_run() -> bytes:
+    return secrets.token_bytes(RUN_BYTES)
 
 
 def new_server_id() -> str:
