@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from gateway.shell.gateway import Gateway
     from gateway.shell.gateway_links import LinkTls
     from gateway.shell.link import Dial, SinkDial
+    from protocol.coverage import Sign
     from mesh.pages import GatewayPages
     from sinkd.shell.sink import Sink
 
@@ -213,7 +214,8 @@ def run_gateway(file: str, node: str) -> int:
 
     def make() -> Node:
         sinks, tls = dial_sinks(configuration, gateway), _link_tls(configuration, node)
-        made = Gateway(configuration, node, sinks, VERSION, link_tls=tls)
+        sign = gateway_signs(configuration, gateway)
+        made = Gateway(configuration, node, sinks, VERSION, link_tls=tls, sign=sign)
         reloading = Reloading(file, configuration, made.zone, "live_rate", load, made.take_rates)
         return Node(made, None, reloading=reloading)
 
@@ -326,6 +328,19 @@ def dial_sinks(configuration: config.Config, gateway: config.Gateway) -> "tuple[
         SinkDial(sink.name, partial(node_tls.connect, sink.link, context, node_tls.name_of(configuration, sink.name)))
         for sink in keeper.sinks.values()
     )
+
+
+def gateway_signs(configuration: config.Config, gateway: config.Gateway) -> "Sign | None":
+    """How a gateway signs what it says of what it took in; None where nothing is kept, or links are plain.
+
+    ConfigError: certificates of `[tls.nodes]` are of no use.
+    """
+    if configuration.tls_nodes is None or configuration.mode_of(gateway.name) == "delivery-fabric":
+        return None
+    from mesh import node_signing
+
+    signing = node_signing.signing_of(configuration, gateway.name)
+    return signing.sign if signing is not None else None
 
 
 def _link_tls(configuration: config.Config, node: str) -> "LinkTls | None":

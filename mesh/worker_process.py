@@ -17,7 +17,7 @@ import uvloop
 
 from gateway.shell.gateway import Gateway
 from gateway.shell.peers import Worker
-from mesh.daemon import VERSION, Node, dial_sinks, load, on_retire
+from mesh.daemon import VERSION, Node, dial_sinks, gateway_signs, load, on_retire
 from mesh.worker_folder import Orders, Report, WorkerFolder
 from protocol.errors import MeshError
 from protocol.limits import WORKER_ORDERS_BYTES_MAX
@@ -35,8 +35,9 @@ def run(node: str, number: int, count: int, folder_path: str) -> int:
         worker = Worker(number, count, orders.server_id, orders.client_port, folder_path)
 
         def make() -> Node:
-            sinks = dial_sinks(configuration, configuration.gateway(node))
-            gateway = Gateway(configuration, node, sinks, VERSION, worker=worker)
+            settings = configuration.gateway(node)
+            sinks, sign = dial_sinks(configuration, settings), gateway_signs(configuration, settings)
+            gateway = Gateway(configuration, node, sinks, VERSION, worker=worker, sign=sign)
             return Node(gateway, None, monitor_path=folder.monitor(number))
 
         return uvloop.run(_serve(make, folder))

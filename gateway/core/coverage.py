@@ -78,8 +78,8 @@ class Unaccounted:
     def reached(self, last_sequence: int) -> None:
         """A link is open anew, everything that it told is settled, and the log knows us up to there."""
 
-    def take_rows(self, next_sequence: int, *, whole: bool) -> Iterator[Row]:
-        """For a beacon: what has changed since the one before, or all."""
+    def take_rows(self, next_sequence: int, *, whole: bool, closing: bool) -> Iterator[Row]:
+        """For a beacon: what has changed since the one before, or all; `closing` is the last one."""
         return iter(())
 
 
@@ -172,11 +172,13 @@ class Account:
 
     # -- what is said of it -------------------------------------------------------------------------------------------
 
-    def take_rows(self, next_sequence: int, *, whole: bool) -> Iterator[Row]:
+    def take_rows(self, next_sequence: int, *, whole: bool, closing: bool) -> Iterator[Row]:
         over, self._over = self._over, []
         yield from over
         if not self.run:
             return
+        if closing and next_sequence == self.acknowledged + 1:
+            self._is_marked_anew = False  # where the log ends now it ends for good
         row = self._row(next_sequence)
         self._is_marked_anew, self._mark_due = False, True
         if whole or row != self._told:
@@ -220,13 +222,13 @@ class Accounts:
         if partition.stream.covered != isinstance(partition.account, Account):
             partition.account = self.of(partition.stream, partition.number)
 
-    def rows(self, partitions: "Iterable[PartitionOutbox]", *, whole: bool) -> list[Row]:
+    def rows(self, partitions: "Iterable[PartitionOutbox]", *, whole: bool, closing: bool = False) -> list[Row]:
         """What the next beacon says of them: what has changed, or all; of streams that are gone what has changed."""
         rows = [
             row
             for partition in partitions
             for row in partition.account.take_rows(
-                partition.next_waiting_sequence, whole=whole and not partition.is_gone
+                partition.next_waiting_sequence, whole=whole and not partition.is_gone, closing=closing
             )
         ]
         self.runs_over += sum(row.is_over for row in rows)

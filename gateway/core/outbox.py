@@ -366,9 +366,9 @@ class Outbox:
     def accounts(self) -> Accounts:
         return self._accounts
 
-    def coverage_rows(self, *, whole: bool) -> list[Row]:
+    def coverage_rows(self, *, whole: bool, closing: bool = False) -> list[Row]:
         """For the next beacon: of the partitions that have changed since the one before, or of all."""
-        return self._accounts.rows(self._partitions.values(), whole=whole)
+        return self._accounts.rows(self._partitions.values(), whole=whole, closing=closing)
 
     # -- towards the sink ---------------------------------------------------------------------------------------------
 

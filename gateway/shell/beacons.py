@@ -105,7 +105,8 @@ class Beacons:
         stream = self._stream()
         if stream is None:
             return False
-        self._write(self._outbox.coverage_rows(whole=True), self._now_ms(), whole=True, closing=True)
+        rows = self._outbox.coverage_rows(whole=True, closing=True)
+        self._write(rows, self._now_ms(), whole=True, closing=True)
         self._is_closed = True
         return True
 

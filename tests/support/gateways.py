@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gateway.shell.gateway import Gateway
 from mesh import node_tls
-from mesh.daemon import dial_sinks
+from mesh.daemon import dial_sinks, gateway_signs
 from protocol import config
 from support.processes import free_ports, until
 
@@ -30,8 +30,9 @@ def url_of(configuration: config.Config, name: str) -> str:
 
 def make_gateway(configuration: config.Config, name: str) -> Gateway:
     """Not started yet."""
-    sinks = dial_sinks(configuration, configuration.gateway(name))
-    return Gateway(configuration, name, sinks, "test", link_tls=node_tls.for_gateway(configuration, name))
+    settings = configuration.gateway(name)
+    sinks, sign = dial_sinks(configuration, settings), gateway_signs(configuration, settings)
+    return Gateway(configuration, name, sinks, "test", link_tls=node_tls.for_gateway(configuration, name), sign=sign)
 
 
 @contextlib.asynccontextmanager
