@@ -201,11 +201,15 @@ WHYS: Final = {
 
 
 class Root(msgspec.Struct, frozen=True, kw_only=True):
-    """The Merkle root of the first `size` batches of a log, behind which stands `end_offset`; `log` as `orders@eu`."""
+    """The Merkle root of the `size` batches of a log between two offsets; `log` as `orders@eu`.
+
+    Where the tree began depends on when the stream was covered, in each zone by itself.
+    """
 
     log: str
     incarnation: str
     partition: int
+    begin_offset: int
     size: int
     end_offset: int
     root: str

@@ -202,6 +202,11 @@ class LogTree:
             self._latest = here
             return here
 
+    def forget(self) -> None:
+        """The next walk begins where the log does, whatever an earlier one has come by."""
+        with self._walking:
+            self._is_read, self._saved, self._latest = True, None, None
+
     def root_at(self, start: TreePosition, to_offset: int) -> tuple[int, bytes]:
         """(number of leaves, root) then."""
         position = self.position_at(start, to_offset)

@@ -52,6 +52,8 @@ class Operator:
             "fsync": sink.node.fsync,
             "scrub": {**replica.scrubber.progress._asdict(), "mended": replica.scrubber.mended},
             "damaged": list(replica.scrubber.damaged.values()),
+            "suspected": list(replica.scrubber.suspected.values()),
+            "digests": sink.comparing.facts() if replica.number == 0 else None,
             "journal_bytes": replica.journal.size_bytes,
             "journal_files": replica.journal.file_count,
             "hot_bytes": replica.store.hot_bytes,

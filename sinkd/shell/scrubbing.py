@@ -30,6 +30,7 @@ from protocol.limits import PULL_BYTES, SCRUB_BEGIN_MS, SCRUB_ROUND_MS_MIN, SEGM
 from protocol.streams import StreamState
 from sinkd.core.formats import BadBytes
 from sinkd.core.state import Damaged
+from sinkd.shell.correcting import Asker, correct, problem_of
 from sinkd.shell.elsewhere import Elsewhere
 from sinkd.shell.files import NO_SPACE
 from sinkd.shell.leaves import kept_leaves, leaves_of, unpack
@@ -39,8 +40,6 @@ from sinkd.shell.store import Partition, Store
 
 Pull = Callable[[str, StreamState, int, int, int], Awaitable[tuple[int, bytes]]]
 """(sink, stream, partition, offset, most bytes) → (start offset, whole batches); LogError: it has none."""
-Asker = Callable[[int], Awaitable[tuple[str, bytes]]]
-"""offset → (who has sent them, whole batches from the one that holds it). LogError, FrameError: it has none."""
 
 log = structlog.get_logger()
 
@@ -89,6 +88,7 @@ class Scrubber:
         self._due: dict[str, tuple[Partition, DamagedFile]] = {}  # by file
         self._wake, self._is_asked = asyncio.Event(), False
         self.damaged: dict[str, str] = {}  # by file: what is wrong
+        self.suspected: dict[tuple[bytes, int], str] = {}  # logs whose root is not the committed one: which it is
         self.progress = Progress(0, 0, 0, False)
         self.read_bytes = self.found = self.mended = self.altered = self.refused = 0
 
@@ -98,6 +98,18 @@ class Scrubber:
         """Begins a round now, or has the one that is under way not wait any more."""
         self._is_asked = True
         self._wake.set()
+
+    def suspect(self, partition: Partition, why: str) -> None:
+        """What is here of a log is not what was committed, and nobody knows where: the next round finds out."""
+        self._suspect(partition, why)
+        self.begin()
+
+    def _suspect(self, partition: Partition, why: str) -> None:
+        key = partition.stream.incarnation, partition.number
+        if key not in self.suspected:
+            log.error("replica_differs", log=partition.stream.name, partition=partition.number, why=why)
+            self._tells.differs(partition, "", why)
+        self.suspected[key] = why
 
     async def run(self) -> None:
         """Rounds without end. OSError: this disk fails."""
@@ -123,6 +135,9 @@ class Scrubber:
             if segment in partition.log.finished():  # not trimmed, nor written anew
                 await self._look_at(partition, segment)
             self.progress = self.progress._replace(read_bytes=self.progress.read_bytes + segment.size_bytes)
+        for partition in self._store.partitions:
+            await self._compare(partition)
+        await self._mend_due()
         self.progress = self.progress._replace(rounds=rounds + 1, is_under_way=False)
         if work:
             log.info("scrubbed", group=self._store.group, bytes=of_bytes, segments=len(work), damaged=len(self.damaged))
@@ -156,6 +171,23 @@ class Scrubber:
         if not digests and tree is not None and segment.base_offset >= tree.begin_offset:
             with contextlib.suppress(FileNotFoundError):
                 await self._store.on_reader(partial(leaves_of, partition.log.files, segment))
+
+    async def _compare(self, partition: Partition) -> None:
+        """Looks whether all leaves, read again, lead to the committed root; corrects them if not."""
+        try:
+            why = await problem_of(self._store, partition)
+        except (LogError, DamagedFile, FrameError) as error:  # trimmed, or damaged, which was said
+            log.info("root_not_known", log=partition.stream.name, partition=partition.number, error=str(error))
+            return
+        if not why:
+            self.suspected.pop((partition.stream.incarnation, partition.number), None)
+            return
+        self._suspect(partition, why)
+        for segment in await correct(self._store, partition, self._askers(partition)):
+            what = "its leaves were corrected"
+            self._due[str(segment.path)] = partition, DamagedFile(str(segment.path), 0, what)
+            self.suspected.pop((partition.stream.incarnation, partition.number), None)
+        self._elsewhere.close()
 
     async def _digests(self, partition: Partition, segment: Segment) -> Digests:
         """What the log has committed of a segment's batches, as far as the leaves beside it can be read."""

@@ -37,6 +37,7 @@ from sinkd.core.mirroring import TokenBucket
 from sinkd.core.raft_messages import Note
 from sinkd.shell.audit import AuditNotes
 from sinkd.shell.coverage import Coverage, Signing
+from sinkd.shell.digests import Comparing
 from sinkd.shell.folder import DataFolder, Identity
 from sinkd.shell.group import Group, UnknownOutcome
 from sinkd.shell.journal import Journal
@@ -90,6 +91,8 @@ class Sink:
         self._buckets: dict[str, TokenBucket] = {}  # by zone
         self.audit = AuditNotes(self)
         self.coverage = Coverage(self, configuration.coverage.gap_grace_ms, signing)
+        self.comparing = Comparing(self, signing)
+        self.coverage.heard_roots = self.comparing.heard
         self.mirroring = Mirroring(self, [configuration.zones[name] for name in self.other_zones])
         self.rebuilding = Rebuilding(self)
         self._mirroring: asyncio.Task[None] | None = None
@@ -97,6 +100,7 @@ class Sink:
         self._auditing: asyncio.Task[None] | None = None
         self._noting: asyncio.Task[None] | None = None
         self._covering: asyncio.Task[None] | None = None
+        self._comparing: asyncio.Task[None] | None = None
         self._port: RaftPort | None = None
         self._listener: Port | None = None
         self._folder: DataFolder | None = None
@@ -124,6 +128,7 @@ class Sink:
         self._auditing = self.main.watch(self.audit.run())
         self._noting = self.main.watch(self.coverage.notes.run())
         self._covering = self.main.watch(self.coverage.run())
+        self._comparing = self.main.watch(self.comparing.run())
         self._mirroring = self.main.watch(self.mirroring.run())
         self._rebuilding = self.main.watch(self.rebuilding.run())
         if not self.is_embedded:
@@ -200,7 +205,7 @@ class Sink:
         if not self.replicas:  # it never opened; what it had is closed
             self.writer.shutdown()
             return
-        for task in (self._covering, self._noting, self._auditing, self._mirroring, self._rebuilding):
+        for task in (self._comparing, self._covering, self._noting, self._auditing, self._mirroring, self._rebuilding):
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
