@@ -24,9 +24,9 @@ def chain_at(sequence: int) -> bytes:
 def row(run: str, base: int, acknowledged: int, named: int, **fields: Any) -> Row:
     """Of which all that is acknowledged is held, with a mark at it; `named` is the last one taken in."""
     given = {
-        "stream": "orders", "incarnation": LOG, "partition": 0, "run": RUNS[run].hex() if run in RUNS else run, "base": base,
-        "acknowledged": acknowledged, "mark": acknowledged, "chain": chain_at(acknowledged).hex(), "next": named + 1,
-        "held": acknowledged - base, "batches": 1, "bytes": 100,
+        "stream": "orders", "incarnation": LOG, "partition": 0, "run": RUNS[run].hex() if run in RUNS else run,
+        "base": base, "acknowledged": acknowledged, "mark": acknowledged, "chain": chain_at(acknowledged).hex(),
+        "next": named + 1, "held": acknowledged - base, "batches": 1, "bytes": 100,
     }  # fmt: skip
     return Row(**given | fields)
 
@@ -158,6 +158,18 @@ def test_what_was_acknowledged_and_is_not_there_is_lost_and_recorded_when_its_ru
     assert (world.open, world.orders.records) == ([], [])
     assert world.reports == [(GAP, LOST, 11, 20, False), (GAP, LATE, 21, 30, False), (GAP, LOST, 11, 20, True)]
     assert world.keeper.reported == {}
+
+
+def test_a_run_is_judged_by_the_one_behind_it_also_when_that_is_over_by_then(world: World) -> None:
+    world.has = account("A", 0, 10)
+    world.pass_by(1, row("A", 0, 10, 10))
+    world.has = account("C", 20, 21)  # 11 to 20 of A were lost, and 21 to 25 of B, which began at 11
+    world.pass_by(1, row("A", 0, 20, 20, is_over=True), row("B", 10, 25, 25, is_over=True), row("C", 20, 21, 21))
+    world.pass_by(1, row("C", 20, 21, 21))
+    assert world.open == [(LOST, 11, 20), (LOST, 21, 25)]
+    assert sorted((each.run, each.events) for each in world.orders.records) == [
+        (RUNS["A"].hex(), 10), (RUNS["B"].hex(), 5),
+    ]  # fmt: skip
 
 
 def test_another_chain_at_a_mark_is_altered_for_good(world: World) -> None:

@@ -303,7 +303,9 @@ class _Look:
             return has.last
         if not self._is_later:
             return min(has.last, line.row.base)
-        return has.last if line.over == FOLLOWED and line.spool else has.base
+        if line.over == FOLLOWED and line.spool:
+            return has.last
+        return has.base if line.next_base is None else min(has.base, line.next_base)  # others may lie in between
 
     def _compare(self) -> None:
         """The chains, at a sequence where both know them."""

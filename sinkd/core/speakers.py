@@ -99,6 +99,7 @@ class Line:
         self.over_ms = 0
         self.spool = False
         self.is_followed = False  # the worker names another run there
+        self.next_base: int | None = None  # where the run behind it begins: no more of it was there then
 
     @property
     def place(self) -> Place:
@@ -208,6 +209,9 @@ class Speaker:
         line = next((each for each in self.all_lines() if each.run == run and each.place == place), None)
         if line is None:
             line = Line(row, beacon.process, beacon.time)
+            for before in self.all_lines():
+                if before.place == place and before.next_base is None:
+                    before.next_base = row.base
             if row.is_over:
                 self.olds.append(line)
             else:
