@@ -236,6 +236,11 @@ class SinkMetrics(Collector):
         for replicas in (_raft, _member_state, _peers, _logs):
             yield from replicas(sink.replicas)
         yield from _mirrors(sink.mirroring)
+        digests = sink.comparing.digests
+        compared = "Roots of other sinks that were compared with those here"
+        yield _counter("mesh_coverage_replicas_compared", compared, digests.compared)
+        differing = "Logs of other sinks that have another root than here"
+        yield _gauge("mesh_coverage_replicas_differing", differing, len(digests.differing))
         yield _gauge("mesh_sink_disk_free_bytes", "Free bytes on the data folder's disk", sink.free_bytes)
         yield _gauge("mesh_sink_storage_full", "1 while appends are refused for lack of space", sink.is_storage_full())
         written = CounterMetricFamily("mesh_audit_notes", "Audit events that this sink has written", labels=["kind"])
@@ -278,6 +283,16 @@ _GAUGES: tuple[tuple[str, str, _Value], ...] = (
     ("mesh_sink_hot_bytes", "Committed bytes that are not in segments yet", lambda it: it.store.hot_bytes),
     ("mesh_sink_links", "Links to gateways now", lambda it: len(it.links.connections)),
     ("mesh_sink_damaged_segments", "Segments that are bad on the disk now", lambda it: len(it.scrubber.damaged)),
+    (
+        "mesh_sink_logs_differing",
+        "Logs whose Merkle root is not the one that was committed",
+        lambda it: len(it.scrubber.suspected),
+    ),
+    (
+        "mesh_sink_given_up_batches",
+        "Batches for which gap records may stand, since the disks of all sinks had spoilt them",
+        lambda it: sum(len(partition.replicated.damaged) for partition in it.store.partitions),
+    ),
 )
 _COUNTERS: tuple[tuple[str, str, _Value], ...] = (
     (
@@ -307,6 +322,16 @@ _COUNTERS: tuple[tuple[str, str, _Value], ...] = (
     ("mesh_sink_scrubbed_bytes", "Bytes of segments that were read again", lambda it: it.scrubber.read_bytes),
     ("mesh_sink_segments_found_damaged", "Segments that the disk had spoilt", lambda it: it.scrubber.found),
     ("mesh_sink_segments_mended", "Segments made whole from other sinks", lambda it: it.scrubber.mended),
+    (
+        "mesh_sink_segments_found_altered",
+        "Segments with whole batches that were not what was committed",
+        lambda it: it.scrubber.altered,
+    ),
+    (
+        "mesh_sink_batches_refused",
+        "Whole batches of other sinks that were not what was committed",
+        lambda it: it.scrubber.refused,
+    ),
 )
 
 

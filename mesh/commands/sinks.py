@@ -201,7 +201,7 @@ def _problem(one: dict[str, Any]) -> str:
     for key in ("error", "waits", "last_error", "muted", "busy"):
         if one.get(key):
             return str(one[key])
-    return "storage full" if one["storage_full"] else "; ".join(one["damaged"])
+    return "storage full" if one["storage_full"] else "; ".join([*one["damaged"], *one.get("suspected", ())])
 
 
 def _headline(group: str, told: Told) -> str:
@@ -243,6 +243,7 @@ def _members(told: Told) -> Table:
             one["filling"],
             one["last_error"],
             *one["damaged"],
+            *one.get("suspected", ()),
         ]
         table.add_row(
             name, state, *map(str, numbers), str(one["checkpoint_index"]), *sizes, one["fsync"],
