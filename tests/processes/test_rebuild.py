@@ -78,7 +78,7 @@ async def test_a_zone_that_was_destroyed_has_every_event_again(tmp_path: Path) -
             out, err = await asyncio.wait_for(rebuilding.communicate(), 90)
             again = await cli.invoked(*asked)
             assert (rebuilding.returncode, again.status) == (0, 1), (out, err, again)
-            assert f"$AUDIT@eu~1, events@eu~1, {OLD}: " in out.decode()
+            assert f"$AUDIT@eu~1, $COVERAGE@eu~1, events@eu~1, {OLD}: " in out.decode()
             assert "offsets are back from zone us" in err.decode()
             assert "zone eu still has all that zone us mirrors of it" in again.err
             await readable(connection, OLD)
