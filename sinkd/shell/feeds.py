@@ -4,8 +4,9 @@
     one loop:    the next feed with something to send ─► read, compress ─► the pair's rate ─► Mirrored
     once a second, for each feed: Behind
 
-One frame is made at a time, for whichever feed is due: those at the tail first, the others in turn. So a mirror that
-catches up takes what the live ones leave, and the memory of a link is that of its windows.
+One frame is made at a time, for whichever feed is due: what nodes say of what they hold (`$COVERAGE`) first, then those
+at the tail, the others in turn. So a mirror that catches up takes what the live ones leave, and the memory of a link is
+that of its windows.
 
 Any sink of a zone serves: what it has applied is committed. Only the leader of a group says that a mirror goes beyond
 the log. What a mirror holds for good is told to the leader, whose retention keeps the rest (`sinkd.shell.holding`).
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from protocol import link
+from protocol import coverage, link
 from protocol.errors import DamagedFile, FrameError, LogError
 from protocol.limits import (
     MIRROR_FRAME_BYTES,
@@ -48,6 +49,7 @@ class _Served:
     def __init__(self, number: int, feed: Feed, server: "LinkServer", partition: Partition) -> None:
         self.number, self.feed, self.server, self.partition = number, feed, server, partition
         self.turn = 0  # when it was served last
+        self.is_first = partition.stream.account == coverage.ACCOUNT
         self.waiter: asyncio.Future[None] | None = None
 
     @property
@@ -141,7 +143,7 @@ class Feeds:
         await self._pace(len(packed))
         await self._may_write()
         begins_at, _ = _span(batches, asked.offset)
-        facts = len(batches), compressed, partition.start_offset, partition.high_watermark
+        facts = len(batches), compressed, partition.start_offset, partition.high_watermark, _tree_begin(partition)
         self._send(link.Mirrored(asked.subscription, asked.incarnation, begins_at, *facts), packed)
 
     def _find(self, asked: link.Subscribe) -> "tuple[LinkServer, Partition]":
@@ -213,7 +215,7 @@ class Feeds:
         due = [each for each in self._served.values() if each.has_more and each.feed.has_room]
         if not due or under_way_bytes >= MIRROR_LINK_BYTES_MAX:
             return None
-        return min(due, key=lambda each: (not each.is_at_tail, each.turn))
+        return min(due, key=lambda each: (not each.is_first, not each.is_at_tail, each.turn))
 
     def _watch(self, served: _Served) -> None:
         """Has the loop woken when the log grows."""
@@ -244,7 +246,7 @@ class Feeds:
         if self._served.get(served.number) is not served:
             return
         begins_at, next_offset = _span(batches, offset)
-        facts = len(batches), compressed, partition.start_offset, partition.high_watermark
+        facts = len(batches), compressed, partition.start_offset, partition.high_watermark, _tree_begin(partition)
         self._send(link.Mirrored(served.number, partition.stream.incarnation, begins_at, *facts), packed)
         feed.sent(next_offset, len(batches))
 
@@ -303,6 +305,11 @@ class Feeds:
         size_bytes = served.store.bytes_from(partition, offset)
         oldest_ms = first.base_timestamp_ms
         return link.Behind(served.number, partition.high_watermark, size_bytes, oldest_ms, self._is_limited)
+
+
+def _tree_begin(partition: "Partition") -> int:
+    tree = partition.replicated.tree
+    return tree.begin_offset if tree is not None else -1
 
 
 def _span(batches: bytes | memoryview, offset: int) -> tuple[int, int]:
