@@ -108,6 +108,7 @@ class Mirrored(Message, frozen=True):
     """The tail is whole batches back to back, `raw_bytes` of them, in one zstd frame if it is `compressed`.
 
     `offset` is that of the first; below `start_offset` the origin has no history. Without batches all of it is gone.
+    The log's Merkle tree began at `tree_begin`; -1: it has none.
     """
 
     subscription: int
@@ -117,6 +118,7 @@ class Mirrored(Message, frozen=True):
     compressed: bool
     start_offset: int
     high_watermark: int
+    tree_begin: int = -1
 
 
 class Durable(Message, frozen=True):

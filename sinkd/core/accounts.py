@@ -15,8 +15,9 @@ What a gateway has named and nobody has any more is written into the log by whoe
 (`RecordGap`). A *statement* freezes what the group says of a partition at one command, so that all its members, and
 whoever asks again, speak of the same.
 
-A mirror has a tree, and no accounts. Its tree is its origin's as long as both began at the same offset and the mirror
-lacks nothing: offsets that the origin had let go of are under a gap record that the origin does not have (`trimmed`).
+A mirror has a tree, and no accounts. It begins where that of its origin does, which comes with the batches, if that is
+not behind it already. It is its origin's as long as both began at the same offset and the mirror lacks nothing: offsets
+that the origin had let go of are under a gap record that the origin does not have (`trimmed`).
 """
 
 from typing import NamedTuple
@@ -74,8 +75,14 @@ def follow(state: State, log: Stream) -> None:
         return
     for partition in log.partitions:
         if partition.tree is None:
-            partition.tree = Tree(partition.end_offset)
-            state.version = max(state.version, COVERAGE_VERSION)
+            begin(state, partition, partition.end_offset)
+
+
+def begin(state: State, partition: PartitionState, offset: int) -> None:
+    """A tree begins there, unless it did."""
+    if partition.tree is None or partition.tree.begin_offset != offset:
+        partition.tree, partition.tree_start = Tree(offset), None
+        state.version = max(state.version, COVERAGE_VERSION)
 
 
 def _end(state: State, log: Stream) -> None:

@@ -95,12 +95,16 @@ class MakeMirror(msgspec.Struct, array_like=True, frozen=True):
 
 
 class MirroredHead(msgspec.Struct, array_like=True, frozen=True):
-    """Which mirror's partition the batches are for, and the CRC of the batch that they follow there; 0 for none."""
+    """Which mirror's partition the batches are for, and the CRC of the batch that they follow there; 0 for none.
+
+    The origin's tree began at `tree_begin`; -1: there is none, or its offset is not told.
+    """
 
     name: str
     incarnation: bytes
     partition: int
     after: int = 0
+    tree_begin: int = -1
 
 
 class Diverged(msgspec.Struct, array_like=True, frozen=True):

@@ -110,8 +110,10 @@ def append(state: State, number: int, head: MirroredHead, batches: memoryview) -
     if not _follows(mirror, head):
         return refused._replace(refusal="the mirror ends with another batch")
     digests = [b""] * len(found)
-    if partition.tree is not None:
-        for number, (position, header) in enumerate(found):
+    for number, (position, header) in enumerate(found):
+        if header.base_offset == head.tree_begin:
+            accounts.begin(state, partition, head.tree_begin)
+        if partition.tree is not None:
             batch = batches[position : position + header.size_bytes]
             digests[number] = leaf_digest(header, batch)
             accounts.place_mirrored(partition.tree, header, digests[number], batch)

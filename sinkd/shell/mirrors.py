@@ -135,9 +135,9 @@ class _Followed:
         self.is_asking = False
         self.lag = Lag()
 
-    def head(self, after: int) -> MirroredHead:
-        """Of batches that follow one with this CRC."""
-        return MirroredHead(self.stream.name, self.stream.incarnation, self.number, after)
+    def head(self, after: int, tree_begin: int) -> MirroredHead:
+        """Of batches that follow one with this CRC, of an origin whose tree began there."""
+        return MirroredHead(self.stream.name, self.stream.incarnation, self.number, after, tree_begin)
 
 
 class Origin:
@@ -398,7 +398,7 @@ class Origin:
         if not data:
             return
         try:
-            future = followed.replica.group.append_mirrored(followed.head(after), data)
+            future = followed.replica.group.append_mirrored(followed.head(after, message.tree_begin), data)
         except (LogError, UnknownOutcome) as error:
             self._pause(connection, followed, str(error))
         else:

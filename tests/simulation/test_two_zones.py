@@ -10,6 +10,7 @@ from simulation.zones import Receiver, Violation, World, simulate
 from simulation.zones_geo import Publishers
 from sinkd.core import accounts, mirrors
 from sinkd.core.mirroring import Pull
+from sinkd.core.state import Tree
 
 SEEDS = 60
 NOT_HELD = "was acknowledged geo, and us does not hold it"
@@ -125,6 +126,16 @@ def test_without_a_rule_a_violation_is_found(world, says, first):
 def test_a_tree_that_does_not_know_what_its_mirror_lacks_is_found(monkeypatch):
     monkeypatch.setattr(accounts, "_is_trimmed", lambda batch: False)
     assert "the tree of orders@eu is" in found(World)
+
+
+def test_a_tree_that_does_not_begin_where_that_of_its_origin_does_is_found(monkeypatch):
+    monkeypatch.setattr(accounts, "begin", begins_once)
+    assert "that of its origin began at" in found(World)
+
+
+def begins_once(state, partition, offset):
+    if partition.tree is None:
+        partition.tree = Tree(offset)
 
 
 def test_without_the_join_check_a_violation_is_found(monkeypatch):

@@ -190,7 +190,8 @@ class Side(World):
             due = [batch for batch in held if read_header(batch).next_offset > feed.offset][:FRAME_BATCHES_MAX]
             data = b"".join(due)
             packed, compressed = pack_batches(data)
-            facts = read_header(due[0]).base_offset, len(data), compressed, 0, _end(held)
+            tree = self.peer.receiver.machine.mirror_of_incarnation(wire.incarnation).partitions[0].tree
+            facts = read_header(due[0]).base_offset, len(data), compressed, 0, _end(held), tree.begin_offset
             wire.to_receiver.append((link.Mirrored(wire.fed, wire.incarnation, *facts), bytes(packed)))
             feed.sent(_end(due), len(data))
 
@@ -215,7 +216,7 @@ class ThreeZones:
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
-        self._losses = random.Random(seed + 1)
+        self._losses, self._covers = random.Random(seed + 1), random.Random(seed + 2)
         self.origin = Origin(self.chance)
         self.sides = [self.side_class(name, self.chance, self.origin) for name in ("us", "ap")]
         copied = {side.name: side.audit.copied for side in self.sides}
@@ -230,6 +231,8 @@ class ThreeZones:
             self.publishers.step()
             if self._losses.random() < LOSSES:
                 self._losses.choice(self.sides).lose_all()
+            if self._covers.random() < 0.005:
+                self.origin.cover_anew()
         self.publishers.origin_lost()  # if it were lost now
         self._settle()
         self.publishers.origin_lost()
@@ -314,6 +317,8 @@ class ThreeZones:
             is_it = mirror is not None and mirror.state.incarnation == self.origin.log.incarnation
             if not is_it or not (mirror.diverged or mirror.partitions[0].end_offset == self.origin.log.end):
                 raise Violation(f"a mirror does not become level with an origin that ends at {self.origin.log.end}")
+            if not self.origin.is_rolled_back and not mirror.diverged:
+                side.audit.check_begin(mirror, self.origin.log)
 
     @staticmethod
     def _check_same(here: Side, there: Side, incarnation: bytes) -> None:

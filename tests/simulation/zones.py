@@ -30,7 +30,7 @@ from protocol.coverage import digest_of
 from protocol.errors import FrameError
 from protocol.gaps import read_gap
 from protocol.link import Message
-from protocol.records import CONTROL, check_batch, encode_batch, place_batch, read_header
+from protocol.records import CONTROL, BatchHeader, check_batch, encode_batch, place_batch, read_header
 from protocol.streams import StreamState
 from simulation.audit import Violation
 from simulation.zones_geo import Copied, Publishers, is_same
@@ -57,12 +57,16 @@ ANOTHER = encode_batch([event(b"another")])  # what an origin has in the place o
 
 @dataclass
 class Log:
-    """The origin's log under one incarnation: batches by base offset, of which those below `start` are gone."""
+    """The origin's log under one incarnation: batches by base offset, of which those below `start` are gone.
+
+    Its tree began anew at each of `begins`.
+    """
 
     incarnation: bytes
     batches: dict[int, bytes] = field(default_factory=dict)
     start: int = 0
     end: int = 0
+    begins: list[int] = field(default_factory=lambda: [0])
 
     def write(self, payload: bytes, records: int) -> None:
         batch = place_batch(encode_batch([event(payload)] * records), self.end, 3)
@@ -72,6 +76,10 @@ class Log:
     def read(self, offset: int, end: int) -> list[bytes]:
         bases = sorted(base for base in self.batches if offset <= base < end)
         return [self.batches[base] for base in bases[:FRAME_BATCHES_MAX]]
+
+    def tree_begin(self, applied: int) -> int:
+        """As a sink says that has come so far."""
+        return max(begin for begin in self.begins if begin <= applied)
 
     def trim(self, to_offset: int) -> None:
         self.start = max([base for base in (*self.batches, self.end) if base <= to_offset], default=self.start)
@@ -97,6 +105,10 @@ class Origin:
         self.log.write(self._chance.randbytes(self._chance.randint(1, 200)), self._chance.randint(1, 3))
         self.applied[0] = self.log.end
 
+    def cover_anew(self) -> None:
+        """Coverage is switched off and on."""
+        self.log.begins.append(self.log.end)
+
     def catch_up(self) -> None:
         for number in (1, 2):
             self.applied[number] = self._chance.choice((self.applied[number], self.log.end))
@@ -117,7 +129,8 @@ class Origin:
         self.applied, self.held, self.copy, self.is_rolled_back = [0, 0, 0], 0, None, False
 
     def save(self) -> None:
-        self.copy = Log(self.log.incarnation, dict(self.log.batches), self.log.start, self.log.end)
+        log = self.log
+        self.copy = Log(log.incarnation, dict(log.batches), log.start, log.end, list(log.begins))
 
     def roll_back(self) -> None:
         """All disks of the origin are replaced by an old copy: the same incarnation holds less, then other bytes."""
@@ -151,7 +164,7 @@ class Audit:
         self.starts: dict[bytes, int] = {}  # the furthest that each has let go
         self.branches: dict[bytes, list[dict[int, bytes]]] = {}
         self.took: dict[bytes, list[bytes]] = {}
-        self._leaves: dict[bytes, list[bytes]] = {}
+        self._leaves: dict[bytes, list[tuple[int, bytes]]] = {}
         self.gaps = self.refused = self.anew = self.diverged = self.answers = self.lost = 0
         self.copied = Copied()
 
@@ -174,7 +187,7 @@ class Audit:
             raise Violation(f"a batch at {header.base_offset} in a mirror that ends at {end}")
         taken.append(batch)
         leaf = b"\x00" + struct.pack(">Q", header.base_offset) + hashlib.sha256(batch[21:]).digest()
-        self._leaves.setdefault(incarnation, []).append(hashlib.sha256(leaf).digest())
+        self._leaves.setdefault(incarnation, []).append((header.base_offset, hashlib.sha256(leaf).digest()))
         self.copied.took(incarnation, batch)
         if header.attributes == CONTROL:
             self.gaps += 1
@@ -193,12 +206,27 @@ class Audit:
     def check_trees(self, mirrors: Iterable[Mirror]) -> None:
         """Each is made of the batches that its mirror took, and all of what it lacks is known to it."""
         for mirror in mirrors:
-            taken, tree = self.took.get(mirror.state.incarnation, []), mirror.partitions[0].tree
-            gaps = [header for header in map(read_header, taken) if header.attributes == CONTROL]
-            lacks = sum(header.next_offset - header.base_offset for header in gaps)
-            wanted = len(taken), _root(self._leaves.get(mirror.state.incarnation, [])), lacks
-            if tree is None or (tree.size, _root_of(tree.frontier), tree.trimmed) != wanted:
-                raise Violation(f"the tree of {mirror.state.name} is {tree}, not {wanted}")
+            name, tree = mirror.state.name, mirror.partitions[0].tree
+            if tree is None:
+                raise Violation(f"{name} has no tree")
+            leaves = [
+                leaf for base, leaf in self._leaves.get(mirror.state.incarnation, ()) if base >= tree.begin_offset
+            ]
+            gaps = self._gaps(mirror.state.incarnation, tree.begin_offset)
+            wanted = len(leaves), _root(leaves), sum(gap.next_offset - gap.base_offset for gap in gaps)
+            if (tree.size, _root_of(tree.frontier), tree.trimmed) != wanted:
+                raise Violation(f"the tree of {name} is {tree}, not {wanted}")
+
+    def _gaps(self, incarnation: bytes, begin: int) -> list[BatchHeader]:
+        taken = map(read_header, self.took.get(incarnation, []))
+        return [header for header in taken if header.attributes == CONTROL and header.base_offset >= begin]
+
+    def check_begin(self, mirror: Mirror, log: Log) -> None:
+        """A mirror that is level and lacks nothing has a tree that began where its origin's did."""
+        due = max([begin for begin in log.begins if begin < log.end], default=0)
+        tree = mirror.partitions[0].tree
+        if not self._gaps(log.incarnation, 0) and (tree is None or tree.begin_offset != due):
+            raise Violation(f"the tree of {mirror.state.name} is {tree}, that of its origin began at {due}")
 
     def note_loss(self) -> None:
         """All that us had is lost."""
@@ -290,7 +318,7 @@ class Receiver:
             elif message.name == "NOT_CAUGHT_UP":
                 self.wire = None
         elif self.pull is not None and message.subscription == self.wire.number:
-            head = msgspec.structs.replace(self.head, after=self.pull.last_crc)
+            head = msgspec.structs.replace(self.head, after=self.pull.last_crc, tree_begin=message.tree_begin)
             try:
                 data, end = self.pull.take(message, tail)
             except BadFrame:
@@ -358,7 +386,7 @@ class World:
         self.origin = Origin(self.chance)
         self.receiver = self.receiver_class(self)
         self.publishers = self.publishers_class(self.origin.log, {self.name: self.audit.copied}, seed)
-        self._losses = random.Random(seed + 1)
+        self._losses, self._covers = random.Random(seed + 1), random.Random(seed + 2)
 
     def run(self, steps: int = 400) -> Audit:
         for _ in range(steps):
@@ -366,6 +394,8 @@ class World:
             self.publishers.step()
             if self._losses.random() < 0.001:
                 self._lose_copies()
+            if self._covers.random() < 0.005:
+                self.origin.cover_anew()
         self.publishers.origin_lost()  # if it were lost now
         self.settle()
         self.audit.answers = self.publishers.answers
@@ -475,7 +505,7 @@ class World:
             data = b"".join(batches)
             packed, compressed = pack_batches(data)
             begin = read_header(batches[0]).base_offset if batches else log.start
-            facts = begin, len(data), compressed, log.start, applied
+            facts = begin, len(data), compressed, log.start, applied, log.tree_begin(applied)
             wire.to_receiver.append((link.Mirrored(wire.fed, log.incarnation, *facts), bytes(packed)))
             feed.sent(read_header(batches[-1]).next_offset if batches else log.start, len(data))
 
@@ -499,6 +529,8 @@ class World:
             raise Violation(f"the mirror does not become level: {receiver.mirror}, the origin ends at {origin.log.end}")
         if receiver.mirror.diverged and not origin.is_rolled_back:
             raise Violation(f"diverged without a reason: {receiver.mirror.diverged}")
+        if not origin.is_rolled_back:
+            self.audit.check_begin(receiver.mirror, origin.log)
 
 
 def simulate(seed: int, world: type[World] = World) -> Audit:
