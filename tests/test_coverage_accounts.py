@@ -84,8 +84,9 @@ class Log:
         told = mirror_of("eu", state(incarnation=b"origin", **settings))
         self.apply(commands.encode(commands.MIRROR, T, MakeMirror(told)))
 
-    def mirror(self, *batches: bytes) -> Mirrored:
-        head = MirroredHead("orders@eu", b"origin", 0, self.machine.state.mirrors["orders@eu"].last_crcs.get(0, 0))
+    def mirror(self, *batches: bytes, tree_begin: int = -1) -> Mirrored:
+        after = self.machine.state.mirrors["orders@eu"].last_crcs.get(0, 0)
+        head = MirroredHead("orders@eu", b"origin", 0, after, tree_begin)
         return self.apply(commands.encode_mirrored(T, head, b"".join(batches)))
 
     def progress(self, producer: int = 1, partition: int = 0, incarnation: bytes = b"orders"):
@@ -354,6 +355,28 @@ def test_a_mirror_follows_its_origin_in_being_covered(log):
     assert (log.tree("orders@eu").begin_offset, log.tree("orders@eu").size) == (1, 1)
     log.make_mirror()
     assert log.tree("orders@eu") is None
+
+
+@pytest.mark.parametrize("covered", [False, True])  # whether its settings have come already
+def test_the_tree_of_a_mirror_begins_where_that_of_its_origin_does(covered):
+    log = Log()
+    log.make_mirror(covered=covered)
+    log.mirror(mirrored(0, b"a"), mirrored(1, b"b"), tree_begin=-1)
+    log.mirror(mirrored(2, b"c"), mirrored(3, b"d"), mirrored(4, b"e"), tree_begin=3)
+    log.mirror(mirrored(5, b"f"), tree_begin=3)
+    log.make_mirror(covered=True)
+    log.check()
+    assert (log.tree("orders@eu").begin_offset, log.tree("orders@eu").size) == (3, 3)
+    assert log.machine.state.version == COVERAGE_VERSION
+    log.mirror(mirrored(6, b"g"), tree_begin=6)  # its origin was not covered for a while
+    log.check()
+    assert (log.tree("orders@eu").begin_offset, log.tree("orders@eu").size) == (6, 1)
+
+
+def test_a_gap_over_the_beginning_of_a_tree_leaves_the_tree_that_is_there(log):
+    log.make_mirror(covered=True)
+    log.mirror(*missing(0, 10, "trimmed", "eu"), mirrored(10, b"a"), tree_begin=4)
+    assert (log.tree("orders@eu").begin_offset, log.tree("orders@eu").trimmed) == (0, 10)
 
 
 def test_logs_that_come_back_have_trees(log):

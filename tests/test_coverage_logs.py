@@ -120,6 +120,32 @@ async def test_old_logs_come_back_with_the_tree_that_they_had(tmp_path):
         await zones.stop()
 
 
+async def test_coverage_begins_at_the_same_offset_in_all_zones_of_a_log_that_is_there(tmp_path):
+    zones = TwoZones(tmp_path, more="[coverage]\nenabled = false")
+    await zones.start()
+    try:
+        gateway = await zones.gateway()
+        await gateway.append(b"a", b"b", b"c")
+        await gateway.close()
+        await zones.level()
+        await zones.stop("e1")
+        text = zones.text
+        zones.text = lambda reader: text(reader).replace("revision = 1", "revision = 2").replace("= false", "= true")
+        await zones.start("e1")
+        e1, u1 = zones.sinks["e1"], zones.sinks["u1"]
+        await zones.until(lambda: e1.machine.state.revision == 2, "in force")
+        gateway = await zones.gateway()
+        await gateway.append(b"d", b"e")
+        await gateway.close()
+        await zones.level()
+        assert (tree_of(e1).begin_offset, tree_of(e1).size) == (3, 2)
+        assert tree_of(u1, MIRROR) == tree_of(e1)
+        await zones.until(lambda: u1.machine.log(MIRROR).state.covered, "its settings have come")
+        assert tree_of(u1, MIRROR) == tree_of(e1)
+    finally:
+        await zones.stop()
+
+
 async def test_an_origin_that_had_let_go_has_a_mirror_that_says_what_it_lacks(tmp_path):
     stream = 'retention = { bytes = "300KiB" }\nhold_for_zones = { bytes = "1B", age = "1s" }'
     zones = TwoZones(tmp_path, stream=stream)
