@@ -217,6 +217,10 @@ async def test_what_was_acknowledged_and_lost_becomes_a_gap_record(tmp_path: Pat
             while not told(sink)["gaps"]:
                 await gateway.tell(zone, over)
         assert [(gap["why"], gap["first"], gap["last"]) for gap in told(sink)["gaps"]] == [("lost", 2, 4)]
+        with pytest.raises(ConnectionError):
+            await gateway.get(link.Pong)
+        await gateway.close()
+        await gateway.reopen(zone)
         gateway.begin()
         await gateway.publish(b"b")
         await gateway.tell(zone, msgspec.structs.replace(over, is_over=True), gateway.row())
