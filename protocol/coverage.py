@@ -50,6 +50,7 @@ SIGNED_PREFIX: Final = b"event mesh coverage 1\n"
 VERSION: Final = 1
 RUN_BYTES: Final = 8
 CHAIN_START: Final = bytes(32)
+SEQUENCES_MAX: Final = 2**32 - 1  # of one batch: the chain counts them in 32 bits
 _DIGEST_FROM: Final = 21  # the attributes of a batch
 _SPAN: Final = struct.Struct(">QI")
 

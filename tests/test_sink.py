@@ -4,6 +4,7 @@ import asyncio
 import shutil
 import socket
 
+import msgspec
 import pytest
 
 from protocol import config, envelope, link, records
@@ -250,6 +251,23 @@ async def test_a_batch_that_is_not_what_its_gateway_made_closes_the_link(tmp_pat
         real_pack = envelope.pack
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(envelope, "pack", lambda head, batch: change(real_pack(head, batch)))
+            with pytest.raises(EOFError):
+                await bad.append(b"payload")
+        await bad.close()
+        assert (await running.peer.ask(link.Describe(1))).message.streams[0][1][0].high_watermark == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"sequence_count": 2**32}, {"sequence_count": 0}, {"first_sequence": 0}, {"run": b"1234567"}, {"run": bytes(9)}],
+)
+async def test_an_envelope_that_no_gateway_would_send_closes_the_link(tmp_path, wrong):
+    async with Running(tmp_path) as running:
+        bad = await (await Peer.of(running.sink)).open(b"another")
+        real_pack = envelope.pack
+        with pytest.MonkeyPatch.context() as patch:
+            wrongly = lambda head, batch: real_pack(msgspec.structs.replace(head, **wrong), batch)  # noqa: E731
+            patch.setattr(envelope, "pack", wrongly)
             with pytest.raises(EOFError):
                 await bad.append(b"payload")
         await bad.close()

@@ -19,6 +19,7 @@ import structlog
 
 from protocol import envelope, link
 from protocol.contracts import whose
+from protocol.coverage import RUN_BYTES, SEQUENCES_MAX
 from protocol.errors import DamagedFile, FrameError, LogError
 from protocol.gaps import DAMAGED, read_gap
 from protocol.limits import FETCH_WAIT_MS_MAX, LINK_FETCH_BYTES_MAX, LINK_REQUESTS_MAX, MIRROR_SILENCE_MS_MAX
@@ -451,6 +452,10 @@ def _checked(parcel: bytes) -> envelope.Envelope:
         raise FrameError(f"append: a gap of {header.last_offset_delta + 1} offsets; a gateway's takes one")
     if not 1 <= header.record_count <= head.sequence_count or head.first_sequence < 1:
         raise FrameError(f"append: {header.record_count} records for {head.sequence_count} sequences")
+    if head.sequence_count > SEQUENCES_MAX:
+        raise FrameError(f"append: {head.sequence_count} sequences in one batch, at most {SEQUENCES_MAX} are allowed")
+    if len(head.run) not in (0, RUN_BYTES):
+        raise FrameError(f"append: a run of {len(head.run)} bytes, {RUN_BYTES} are due")
     if indexes != sorted(set(indexes)) or any(not 0 <= index < header.record_count for index in indexes):
         raise FrameError("append: ids of records that the batch does not hold, or not in order")
     return head
