@@ -17,7 +17,7 @@ What no account is kept of is counted as that, by why (`Uncovered`).
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import msgspec
 
@@ -32,17 +32,6 @@ NOT_COVERED: Final = "not covered"
 NO_STREAM: Final = "no stream"
 DELIVERY_FABRIC: Final = "delivery-fabric"
 NewRun: TypeAlias = Callable[[], bytes]
-
-
-class _Outcome(NamedTuple):
-    """What became of a batch; `data` is None where it was refused for good and its sequences are spent."""
-
-    first_sequence: int
-    sequences: int
-    records: int
-    is_gap: bool
-    is_marked: bool
-    data: bytes | None
 
 
 class Unaccounted:
@@ -103,7 +92,7 @@ class Account:
         self.run, self.base, self.acknowledged = run, base, base
         self.chain, self.mark = CHAIN_START, (base, CHAIN_START)
         self.held = self.batches = self.bytes = self.duplicates = self.refused = self.gaps = 0
-        self._early: dict[int, _Outcome] = {}  # by first sequence: ahead of older batches' outcomes
+        self._early: dict[int, tuple[Batch, bool]] = {}  # by first sequence: ahead of older batches' outcomes
         self._is_marked_anew = False
         self._unknown = 0  # the last sequence of which nothing will be known
         self._told: Row | None = None
@@ -120,37 +109,41 @@ class Account:
         return self.run if first_sequence == self.base + 1 else b""
 
     def appended(self, batch: "Batch") -> None:
-        self._settle(_outcome(batch, batch.data))
+        self._settle(batch, is_spent=False)
 
     def spent(self, batch: "Batch") -> None:
-        self._settle(_outcome(batch, None))
+        self._settle(batch, is_spent=True)
 
     def unknown(self, batch: "Batch") -> None:
         self._unknown = batch.first_sequence + batch.sequences - 1
 
-    def _settle(self, outcome: _Outcome) -> None:
+    def _settle(self, batch: "Batch", *, is_spent: bool) -> None:
         """Outcomes of an older run, which this process or one before it has sent, are not of this account."""
-        if not self.run or outcome.first_sequence <= self.acknowledged:
-            return
-        self._early[outcome.first_sequence] = outcome
-        while (next_one := self._early.pop(self.acknowledged + 1, None)) is not None:
-            self._take(next_one)
+        ahead = batch.first_sequence - self.acknowledged
+        if ahead == 1:
+            self._take(batch, is_spent)
+            while self._early and (after := self._early.pop(self.acknowledged + 1, None)) is not None:
+                self._take(*after)
+        elif ahead > 1 and self.run:
+            self._early[batch.first_sequence] = batch, is_spent
 
-    def _take(self, outcome: _Outcome) -> None:
-        first, sequences, records, is_gap, is_marked, data = outcome
-        if data is None:
+    def _take(self, batch: "Batch", is_spent: bool) -> None:
+        if not self.run:
+            return
+        sequences = batch.sequences
+        if is_spent:
             self.refused += sequences
         else:
-            self.chain = chained(self.chain, first, sequences, digest_of(data))
+            self.chain = chained(self.chain, batch.first_sequence, sequences, digest_of(batch.data))
             self.batches += 1
-            self.bytes += len(data)
-            if is_gap:
+            self.bytes += len(batch.data)
+            if batch.is_gap:
                 self.gaps += sequences
             else:
-                self.held += records
-                self.duplicates += sequences - records
-        self.acknowledged = first + sequences - 1
-        if is_marked:
+                self.held += batch.records
+                self.duplicates += sequences - batch.records
+        self.acknowledged += sequences
+        if batch.is_marked:
             self.mark, self._is_marked_anew = (self.acknowledged, self.chain), True
 
     def taken_back(self, next_sequence: int, *, is_marked: bool) -> None:
@@ -193,10 +186,6 @@ class Account:
             acknowledged=self.acknowledged, mark=mark, chain=chain.hex(), next=next_sequence, held=self.held,
             batches=self.batches, bytes=self.bytes, duplicates=self.duplicates, refused=self.refused, gaps=self.gaps,
         )  # fmt: skip
-
-
-def _outcome(batch: "Batch", data: bytes | None) -> _Outcome:
-    return _Outcome(batch.first_sequence, batch.sequences, batch.records, batch.is_gap, batch.is_marked, data)
 
 
 NOBODY: Final = Unaccounted()

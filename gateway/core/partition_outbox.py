@@ -120,30 +120,23 @@ Held: TypeAlias = Entry | Run
 
 
 class Batch(NamedTuple):
-    """`is_marked`: the sinks are to remember the chain behind it."""
+    """It spans so many `sequences`. `is_marked`: the sinks are to remember the chain behind it.
+
+    Of one that an earlier process has sent nothing is known but what comes first.
+    """
 
     first_sequence: int
     entries: list[Held]
     data: bytes
     crc: int
+    sequences: int = 0
+    records: int = 0
+    is_gap: bool = False
     is_marked: bool = False
-
-    @property
-    def sequences(self) -> int:
-        """How many it spans."""
-        return sum(held.sequences for held in self.entries)
-
-    @property
-    def records(self) -> int:
-        return sum(held.records for held in self.entries)
 
     @property
     def events(self) -> int:
         return sum(held.events for held in self.entries)
-
-    @property
-    def is_gap(self) -> bool:
-        return bool(self.entries) and self.entries[0].gap is not None
 
     def by_record(self) -> dict[int, Entry]:
         """The entries by the number of their record in the batch, as long as none was taken out."""
@@ -311,9 +304,11 @@ class PartitionOutbox:
             size_bytes += entries[-1].size_bytes
         gap = entries[0].gap
         data = _encode(entries) if gap is None else encode_gap(gap)
-        is_marked = self.account.formed(self.next_sequence)
-        batch = Batch(self.next_sequence, entries, data, read_header(data).crc, is_marked)
-        self.next_sequence += batch.sequences
+        header, is_marked = read_header(data), self.account.formed(self.next_sequence)
+        sequences = sum(held.sequences for held in entries)
+        counts = sequences, header.record_count, gap is not None
+        batch = Batch(self.next_sequence, entries, data, header.crc, *counts, is_marked)
+        self.next_sequence += sequences
         self.in_flight.append(batch)
         return batch
 
