@@ -10,8 +10,9 @@ request number for reads), never by order alone.
                       Fetched + batches · OffsetsAre · Described · ContractIs · Failed · Pong
     sink → sink of another zone   Hello · Subscribe · Durable · Cancel · Ping
     ... and back                  Welcome · Streams · Mirrors · MirrorEnds · Mirrored + batches · Behind · Failed · Pong
-    operator → sink   Hello · Status · ChangeMembers · Transfer · Rebuild · AcceptLoss · Scrub · GiveUp
-    sink → operator   StatusIs · Done · Failed
+    operator → sink   Hello · Status · ChangeMembers · Transfer · Rebuild · AcceptLoss · Scrub · GiveUp ·
+                      Statement · Attest · Prove
+    sink → operator   StatusIs · Certified · Attested · Done · Failed
 """
 
 import msgspec
@@ -446,7 +447,45 @@ class GiveUp(Message, frozen=True):
     offsets: tuple[int, ...] = ()
 
 
-Question = Status | ChangeMembers | Transfer | Rebuild | Scrub | AcceptLoss | GiveUp
+class Statement(Message, frozen=True):
+    """Asks the leader what its group says of a partition, to be kept under `statement_id` (16 random bytes).
+
+    The answer is `Certified` with a `protocol.certificate.Stated`: it has read the partition again from its disk.
+    """
+
+    request: int
+    stream: str
+    partition: int
+    statement_id: bytes
+
+
+class Attest(Message, frozen=True):
+    """Asks a sink whether `certificate`, without signatures, says what it has on its disk, and if it `signs`, to sign.
+
+    The certificate names the sink among its signers then. Answered with `Attested`, or `Failed` with what differs.
+    """
+
+    request: int
+    certificate: bytes
+    signs: bool
+
+
+class Prove(Message, frozen=True):
+    """Asks for a proof from the tree of a log when that ended at `end_offset`, -1 for now: `Certified` with JSON.
+
+    With an `offset`: that its batch is in it (`protocol.certificate.Proof`). Else: that the tree of the first `size`
+    leaves is its beginning (`Consistency`).
+    """
+
+    request: int
+    stream: str
+    partition: int
+    end_offset: int
+    offset: int = -1
+    size: int = -1
+
+
+Question = Status | ChangeMembers | Transfer | Rebuild | Scrub | AcceptLoss | GiveUp | Statement | Attest | Prove
 """What an operator may ask of a sink."""
 
 
@@ -454,6 +493,20 @@ class Done(Message, frozen=True):
     """What a request asked for is so."""
 
     request: int
+
+
+class Certified(Message, frozen=True):
+    """The tail is JSON."""
+
+    request: int
+
+
+class Attested(Message, frozen=True):
+    """`certificate` (DER) is the sink's; `signature` is that of `protocol.certificate`, if it was asked to sign."""
+
+    request: int
+    certificate: bytes
+    signature: bytes
 
 
 KINDS: dict[int, type[Message]] = {
@@ -495,6 +548,11 @@ KINDS: dict[int, type[Message]] = {
     36: AcceptLoss,
     37: Scrub,
     40: GiveUp,
+    41: Statement,
+    42: Attest,
+    43: Prove,
+    44: Certified,
+    45: Attested,
 }
 _CODEC = Codec("sink link", LINK_VERSION, KINDS)
 pack = _CODEC.pack

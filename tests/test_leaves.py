@@ -248,7 +248,7 @@ def test_what_is_read_again_is_what_the_leaves_say(folder):
     batches = fill(log, 60)
     for first, last in ((0, 60), (7, 51), (30, 31)):
         begin = batches[first - 1][0] if first else 0
-        found = [leaf.hash for leaf, _ in log.tree.reread(begin, batches[last - 1][0])]
+        found = [leaf.hash for leaf, _, _ in log.tree.reread(begin, batches[last - 1][0])]
         assert found == [leaf for _, leaf in batches[first:last]]
     log.close()
 
@@ -263,7 +263,7 @@ def test_a_bit_that_flips_on_the_disk_is_read_again(folder, which):
     header = read_header(data, SEGMENT_HEADER_BYTES)
     flip(path, SEGMENT_HEADER_BYTES + header.size_bytes - 1)
     number = [base for base, _ in [(0, b""), *batches]].index(header.base_offset)
-    found = [leaf.hash for leaf, _ in log.tree.reread(0, log.end_offset)]
+    found = [leaf.hash for leaf, _, _ in log.tree.reread(0, log.end_offset)]
     assert [found[i] == batches[i][1] for i in range(60)] == [i != number for i in range(60)]
     assert log.tree.position_at(BEGIN, log.end_offset) == position(batches)  # the leaves still say what was written
     log.close()
@@ -291,7 +291,7 @@ def test_a_batch_that_is_written_and_not_synced_is_not_read(folder):
     log.append(encode_batch([Event(b"a", b"", 5, b"", b"x" * 100)]), end, 7)
     with open(sorted(folder.glob("*.segment"))[-1], "r+b") as file:
         file.truncate(file.seek(0, 2) - 20)  # as if not all of it were there yet
-    assert [leaf.hash for leaf, _ in log.tree.reread(0, end)] == [leaf for _, leaf in batches]
+    assert [leaf.hash for leaf, _, _ in log.tree.reread(0, end)] == [leaf for _, leaf in batches]
     log.close()
 
 

@@ -8,6 +8,7 @@ machine of a node, with that node's certificate.
 """
 
 import asyncio
+import contextlib
 import itertools
 import os
 import ssl
@@ -28,7 +29,9 @@ from mesh.sizes import size
 from protocol import config, link
 from protocol.config_units import Address
 
+CLOSE_S_MAX = 1.0  # for a connection that has brought its answer
 WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe
+_ANSWERS = link.StatusIs | link.Done | link.Certified | link.Attested | link.Fetched | link.OffsetsAre
 _numbers = itertools.count(1)
 Told = dict[str, dict[str, Any]]  # by sink: what it says of itself in one group, or `{"error": why not}`
 
@@ -36,7 +39,7 @@ Told = dict[str, dict[str, Any]]  # by sink: what it says of itself in one group
 async def ask(
     address: Address,
     hello: link.Hello,
-    question: link.Question,
+    question: link.Question | link.Fetch | link.Offsets,
     timeout_s: float,
     expected: Expected | None = None,
 ) -> link.Frame:
@@ -56,10 +59,12 @@ async def ask(
                 for frame in frames.feed(data):
                     if isinstance(frame.message, link.Failed):
                         raise Failure(frame.message.message)
-                    if isinstance(frame.message, link.StatusIs | link.Done):
+                    if isinstance(frame.message, _ANSWERS):
                         return frame
         finally:
             writer.close()
+            with contextlib.suppress(OSError, TimeoutError):
+                await asyncio.wait_for(writer.wait_closed(), CLOSE_S_MAX)
     raise ConnectionError("it closed the connection without an answer")
 
 
@@ -138,7 +143,18 @@ class Zone:
         rows: list[dict[str, Any]] = msgspec.json.decode(frame.tail)
         return rows
 
-    async def _ask(self, sink: config.Sink, question: link.Question, group: int, timeout_s: float = 0) -> link.Frame:
+    async def ask(
+        self, name: str, question: link.Question | link.Fetch | link.Offsets, group: int, timeout_s: float = 0
+    ) -> link.Frame:
+        """What sink `name` answers, in the usual time unless another is given. Failure: that it does not, and why."""
+        try:
+            return await self._ask(self.sinks[name], question, group, timeout_s)
+        except (OSError, TimeoutError, Failure) as error:
+            raise Failure("\n".join(f"sink {name}: {line}" for line in why(error).splitlines())) from error
+
+    async def _ask(
+        self, sink: config.Sink, question: link.Question | link.Fetch | link.Offsets, group: int, timeout_s: float = 0
+    ) -> link.Frame:
         hello = link.Hello(self._mesh, self.name, link.OPERATOR, group)
         return await ask(sink.link, hello, question, timeout_s or self._timeout_s, self._expected.get(sink.name))
 

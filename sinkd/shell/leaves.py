@@ -27,6 +27,7 @@ from protocol.errors import DamagedFile, LogError
 from protocol.gaps import leaf_digest
 from protocol.limits import LEAVES_KEPT_BYTES_MAX
 from protocol.merkle import HASH_BYTES, Tree, grow, leaf_hash, root_of
+from protocol.records import BatchHeader
 from sinkd.core.formats import (
     LEAF_BYTES,
     SEGMENT_HEADER_BYTES,
@@ -58,6 +59,14 @@ class Leaf(NamedTuple):
     @property
     def hash(self) -> bytes:
         return leaf_hash(self.base_offset, self.digest)
+
+
+class Reread(NamedTuple):
+    """A batch as it is on the disk; its CRC was not looked at."""
+
+    leaf: Leaf
+    header: BatchHeader
+    data: memoryview
 
 
 def pack(base_offset: int, digest: bytes) -> bytes:
@@ -313,8 +322,8 @@ class LogTree:
 
     # -- from the disk ------------------------------------------------------------------------------------------------
 
-    def reread(self, from_offset: int, to_offset: int) -> Iterator[tuple[Leaf, int]]:
-        """(leaf, bytes) of each batch of [from_offset, to_offset), from the disk anew: what a cache has is dropped.
+    def reread(self, from_offset: int, to_offset: int) -> Iterator[Reread]:
+        """The batches of [from_offset, to_offset), from the disk anew: what a cache has is dropped.
 
         DamagedFile names the segment, and the byte in it. FileNotFoundError: it was trimmed.
         """
@@ -327,7 +336,7 @@ class LogTree:
             here = end
 
 
-def _from_disk(files: SegmentFiles, segment: Segment, from_offset: int, to_offset: int) -> Iterator[tuple[Leaf, int]]:
+def _from_disk(files: SegmentFiles, segment: Segment, from_offset: int, to_offset: int) -> Iterator[Reread]:
     with files.opened_alone(segment) as opened:
         os.posix_fadvise(opened.descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         size_bytes, reached = os.fstat(opened.descriptor).st_size, from_offset
@@ -336,7 +345,7 @@ def _from_disk(files: SegmentFiles, segment: Segment, from_offset: int, to_offse
             while reached < to_offset and (batch := next(found, None)) is not None:
                 _, header, data = batch
                 if header.base_offset >= reached:
-                    yield Leaf(header.base_offset, leaf_digest(header, data)), header.size_bytes
+                    yield Reread(Leaf(header.base_offset, leaf_digest(header, data)), header, data)
                     reached = header.next_offset
         except OSError as error:
             if error.errno != errno.EIO:

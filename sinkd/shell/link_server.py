@@ -391,6 +391,9 @@ class LinkConnection(asyncio.BufferedProtocol):
             rows = await operator.give_up(message, self._host)
             self._send(link.StatusIs(message.request), msgspec.json.encode(rows))
             return
+        if isinstance(message, link.Statement | link.Attest | link.Prove):
+            self._send(*await operator.certify(message))
+            return
         if isinstance(message, link.Transfer):
             operator.transfer(message.to, self._host)
         elif isinstance(message, link.Rebuild):

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from protocol.errors import LogError
 from protocol.limits import RAFT_DOUBT_MS_MAX
-from protocol.link import AcceptLoss, GiveUp
+from protocol.link import AcceptLoss, Attest, GiveUp, Message, Prove, Statement
 from sinkd.core.raft_messages import Hello
 from sinkd.core.replication import Follower, Phase
 from sinkd.shell.raft import STATES
@@ -145,6 +145,12 @@ class Operator:
             }
             for stream, number, partition in self._replica.machine.partitions()
         ]
+
+    # -- certificates -------------------------------------------------------------------------------------------------
+
+    async def certify(self, asked: Statement | Attest | Prove) -> tuple[Message, bytes]:
+        """The answer and its tail. LogError: see `Attesting`."""
+        return await self._sink.attesting.answer(self._replica, asked)
 
     # -- changing -----------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from sinkd.core.commands import Configure
 from sinkd.core.machine import Machine
 from sinkd.core.mirroring import TokenBucket
 from sinkd.core.raft_messages import Note
+from sinkd.shell.attesting import Attesting
 from sinkd.shell.audit import AuditNotes
 from sinkd.shell.coverage import Coverage, Signing
 from sinkd.shell.digests import Comparing
@@ -90,6 +91,7 @@ class Sink:
         self.links_by_group: dict[int, LinkServer] = {}
         self._buckets: dict[str, TokenBucket] = {}  # by zone
         self.audit = AuditNotes(self)
+        self.attesting = Attesting(self, signing)
         self.coverage = Coverage(self, configuration.coverage.gap_grace_ms, signing)
         self.comparing = Comparing(self, signing)
         self.coverage.heard_roots = self.comparing.heard
