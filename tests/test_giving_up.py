@@ -7,9 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 from support import cli
-from support.disk import flip
+from support.disk import Crash, DyingProcess, flip
 from support.sinks import SinkZone
 from test_scrubbing import filled, scrub, scrubber, segments
+from test_segments import fill, read_all, reopen
 from test_sink_group import PAYLOADS, publish
 
 from mesh.commands import giving_up
@@ -17,11 +18,15 @@ from mesh.commands.failure import Failure
 from mesh.commands.sinks import Zone
 from protocol import audit
 from protocol.coverage import digest_of
+from protocol.errors import DamagedFile
 from protocol.gaps import DAMAGED, Gap, leaf_digest, read_gap
 from protocol.merkle import root_of
 from protocol.records import CONTROL, Event, encode_batch, place_batch, read_header, read_records, split_batches
 from sinkd.core.state import Damaged
-from sinkd.shell.mending import gap_of
+from sinkd.shell.leaves import leaves_of, unpack
+from sinkd.shell.mending import Copy, gap_of
+from sinkd.shell.segment_files import Segment
+from sinkd.shell.segments import PartitionLog
 
 
 async def batches(zone: SinkZone, name: str, log: str = "orders") -> list[bytes]:
@@ -240,6 +245,59 @@ async def test_leaves_that_are_spoilt_are_made_anew(tmp_path):
             await scrub(zone, "s1")
             assert path.read_bytes() == before
         assert scrubber(zone, "s1").damaged == {}
+
+
+def opened(folder: Path) -> PartitionLog:
+    log = reopen(folder, segment_bytes=2_000)
+    log.keeps_leaves = True
+    return log
+
+
+def given_up(log: PartitionLog, segment: Segment, lost: Damaged) -> Copy:
+    """The segment written anew, up to its being put in place."""
+    digests = {leaf.base_offset: leaf.digest for leaf in unpack(leaves_of(log.files, segment))}
+    copy = Copy(log, segment, digests, {lost.base_offset: lost})
+    while not copy.is_complete:
+        assert copy.take_own() or copy.give_up()
+    return copy
+
+
+def test_a_crash_leaves_the_damaged_segment_or_the_one_with_the_gap_record(tmp_path):
+    outcomes = set()
+    for last_call in range(1, 40):
+        folder = tmp_path / str(last_call)
+        log = opened(folder)
+        batches = fill(log, 12)
+        log.sync()
+        segment = log.finished()[1]
+        leaves = leaves_of(log.files, segment)
+        number = next(at for at, one in enumerate(batches) if read_header(one).base_offset > segment.base_offset)
+        header = read_header(batches[number])
+        at = 64 + sum(len(one) for one in batches[:number] if read_header(one).base_offset >= segment.base_offset)
+        flip(segment.path, at + 70)
+        lost = Damaged(header.base_offset, header.next_offset, digest_of(batches[number]), 5_000, "192.0.2.7")
+        copy = given_up(log, segment, lost)
+        died = False
+        try:
+            with DyingProcess(last_call).running():
+                copy.put_in_place()
+        except Crash:
+            died = True
+        log.close()
+        log = opened(folder)
+        expected = [*batches[:number], gap_of(lost), *batches[number + 1 :]]
+        try:
+            assert read_all(log) == expected
+            outcomes.add("the gap record")
+        except DamagedFile:
+            assert died
+            outcomes.add("the damage")
+        assert leaves_of(log.files, next(one for one in log.finished() if one.path == segment.path)) == leaves
+        log.close()
+        if not died:
+            break
+    assert outcomes == {"the damage", "the gap record"}
+    assert not died
 
 
 def test_the_leaf_of_a_gap_record_is_that_of_the_batch_in_whose_place_it_stands():

@@ -266,13 +266,13 @@ class PartitionLog:
             return
         segment.aside_path.unlink(missing_ok=True)
         os.link(segment.path, segment.aside_path)
+        rename(path, segment.path)
         if is_as_before:
-            rename(path, segment.path)
             self._replace(segment, segment)
             return
-        unlink(segment.index_path)  # a crash in between has both made anew
+        # Not before: without an index the damaged file could not be opened. After a crash here its size tells.
+        unlink(segment.index_path)
         segment.leaves_path.unlink(missing_ok=True)
-        rename(path, segment.path)
         self._replace(segment, self.files.summary(segment.path))
 
     def _replace(self, segment: Segment, by: Segment) -> None:
