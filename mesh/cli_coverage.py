@@ -7,7 +7,8 @@ import click
 
 from mesh.cli_options import client_settings, global_options, wants_json
 from mesh.cli_running import run
-from mesh.commands.failure import Failure
+from mesh.commands.failure import BadInput, Failure
+from protocol.errors import MeshError
 
 _VIEW = "show"
 
@@ -38,13 +39,18 @@ def show(
 ) -> None:
     """Show what gateways took in, of all streams or of one, and where it is held.
 
-    Exit status 1 unless all of it is held everywhere that it should be.
+    Exit status 0 only if all of it is held everywhere that it should be; 1: not, and what, where; 2: there is no such
+    stream, zone or file.
     """
     from mesh.commands import coverage as asking
 
     async def look() -> None:
-        zones = _zones(context, config)
-        await asking.run(zones, stream, zone, wants_json(context), watch=watch, known_gaps=known_gaps)
+        try:
+            zones = _zones(context, config)
+        except (Failure, MeshError) as error:
+            raise BadInput(str(error)) from error
+        asked = asking.Asked(zones, stream, zone)
+        await asking.run(asked, as_json=wants_json(context), watch=watch, known_gaps=known_gaps)
 
     run(look())
 

@@ -1,4 +1,4 @@
-"""How a command fails: with one clear line on stderr and exit status 1."""
+"""How a command fails: with one clear line on stderr and an exit status."""
 
 import sys
 
@@ -13,6 +13,12 @@ class Failure(click.ClickException):
     def show(self, file: object = None) -> None:
         for line in self.message.splitlines():
             notice(line)
+
+
+class BadInput(Failure):
+    """What was asked for, or given, is no such thing: nothing was looked at."""
+
+    exit_code = 2
 
 
 def notice(text: str) -> None:

@@ -82,7 +82,7 @@ class Zone:
         self.gateways = configuration.zones[self.name].gateways
         self._has_links = len(self.gateways) > 1 or bool(configuration.live_zones(self.name))
         self._groups = configuration.zones[self.name].groups
-        self._mesh = configuration.mesh.name
+        self.configuration, self._mesh = configuration, configuration.mesh.name
         self._timeout_s = timeout_s
         self._expected = expected_sinks(configuration, self.name)
 
