@@ -265,6 +265,13 @@ def test_another_group_covers_what_it_adopts():
     fresh.append(parcel(1, b"a", stream="wide", incarnation=b"wide", partition=mine, run=RUN))
     fresh.check()
     assert fresh.tree("wide", mine).size == 1
+    assert fresh.record(stream="wide", incarnation=b"wide", partition=mine).recorded.offset == 1
+    asked = MakeStatement("wide", b"wide", mine, STATEMENT_ID)
+    assert fresh.apply(commands.encode(commands.STATEMENT, T, asked)).statement.tree.size == 2
+    fresh.check()
+    assert fresh.record(stream="wide", incarnation=b"wide", partition=1 - mine).refusal == (
+        f"partition {1 - mine} of wide is not in group 1"
+    )
 
 
 # -- trees ------------------------------------------------------------------------------------------------------------
