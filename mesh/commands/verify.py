@@ -289,7 +289,8 @@ def _print(shown: Certificate, read_bytes: int, copies: int) -> None:
     if shown.previous:
         say(f"goes on from the certificate with SHA-256 {shown.previous}")
     if copies:
-        say(f"data: {size(read_bytes)} in {copies} copies of partitions: their roots are the certified ones")
+        what = "1 copy: its root is the certified one" if copies == 1 else f"{copies} copies: their roots are certified"
+        say(f"data: {size(read_bytes)} in {what}")
     say("proved")
 
 
