@@ -445,6 +445,12 @@ def test_an_account_hashes_each_batch_once(bench: Bench, monkeypatch: pytest.Mon
     bench.link_up()
     bench.commit()
     assert len(hashed) == 1
+    bench.publish()
+    bench.send()
+    bench.outbox.hash_sent()
+    assert len(hashed) == 2  # while its answer is awaited
+    bench.commit()
+    assert len(hashed) == 2
 
 
 # -- a whole gateway --------------------------------------------------------------------------------------------------

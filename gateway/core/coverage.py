@@ -11,7 +11,7 @@ the run is over, which the next beacon says, and another one begins.
 A row says the chain at a sequence at which the sinks know it too: at the latest mark, if there has been one since the
 row before; else nothing was formed since, and the sinks know it at the last sequence.
 
-Each batch is hashed once, when it is acknowledged: then its bytes are the log's.
+Each batch is hashed once: while its answer is awaited, so that nobody waits for the hash; else when that is there.
 
 What no account is kept of is counted as that, by why (`Uncovered`).
 """
@@ -50,6 +50,9 @@ class Unaccounted:
         """The run that the batch at this sequence begins, or b""."""
         return b""
 
+    def hash(self, batch: "Batch") -> None:
+        """The batch is on its way, and there is time."""
+
     def appended(self, batch: "Batch") -> None:
         """The log has taken the batch."""
         self.events += batch.events
@@ -76,8 +79,8 @@ class Account:
     """Of one partition of a covered stream. `run` is b"" while none has begun."""
 
     __slots__ = (
-        "_early", "_is_marked_anew", "_mark_due", "_new_run", "_over", "_place", "_told", "_unknown", "acknowledged",
-        "base", "batches", "bytes", "chain", "duplicates", "gaps", "held", "mark", "refused", "run",
+        "_digests", "_early", "_is_marked_anew", "_mark_due", "_new_run", "_over", "_place", "_told", "_unknown",
+        "acknowledged", "base", "batches", "bytes", "chain", "duplicates", "gaps", "held", "mark", "refused", "run",
     )  # fmt: skip
 
     def __init__(self, stream: StreamState, number: int, new_run: NewRun) -> None:
@@ -92,6 +95,7 @@ class Account:
         self.run, self.base, self.acknowledged = run, base, base
         self.chain, self.mark = CHAIN_START, (base, CHAIN_START)
         self.held = self.batches = self.bytes = self.duplicates = self.refused = self.gaps = 0
+        self._digests: dict[int, bytes] = {}  # of batches on their way, by first sequence
         self._early: dict[int, tuple[Batch, bool]] = {}  # by first sequence: ahead of older batches' outcomes
         self._is_marked_anew = False
         self._unknown = 0  # the last sequence of which nothing will be known
@@ -107,6 +111,10 @@ class Account:
 
     def run_of(self, first_sequence: int) -> bytes:
         return self.run if first_sequence == self.base + 1 else b""
+
+    def hash(self, batch: "Batch") -> None:
+        if batch.first_sequence > self.acknowledged and self.run:
+            self._digests[batch.first_sequence] = digest_of(batch.data)
 
     def appended(self, batch: "Batch") -> None:
         self._settle(batch, is_spent=False)
@@ -131,10 +139,11 @@ class Account:
         if not self.run:
             return
         sequences = batch.sequences
+        digest = self._digests.pop(batch.first_sequence, None)
         if is_spent:
             self.refused += sequences
         else:
-            self.chain = chained(self.chain, batch.first_sequence, sequences, digest_of(batch.data))
+            self.chain = chained(self.chain, batch.first_sequence, sequences, digest or digest_of(batch.data))
             self.batches += 1
             self.bytes += len(batch.data)
             if batch.is_gap:
@@ -148,6 +157,7 @@ class Account:
 
     def taken_back(self, next_sequence: int, *, is_marked: bool) -> None:
         self._mark_due = self._mark_due or is_marked
+        self._digests.clear()
         if self.run and next_sequence <= self.base:  # what was formed before the stream was covered comes again
             self.end()
 

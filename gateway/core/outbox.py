@@ -57,6 +57,7 @@ from protocol.gaps import Gap
 from protocol.limits import (
     BATCH_BYTES_MAX,
     BATCH_BYTES_TARGET,
+    BATCHES_HASHED_AHEAD_MAX,
     NEVER_SENT_REFUSE_MS,
 )
 from protocol.publish import Refusal
@@ -127,6 +128,7 @@ class Outbox:
         self._accounts = Accounts(new_run)
         self.geo = GeoAnswers(other_zones, self._acks, self._free)
         self._now_ms = 0  # as of the last call that told it
+        self._unhashed: deque[tuple[PartitionOutbox, Batch]] = deque(maxlen=BATCHES_HASHED_AHEAD_MAX)
         self._leaving: list[PartitionOutbox] = []  # gone, and something of theirs is in flight
         self.routes = StreamRoutes()
         self._counters = Counters()
@@ -370,6 +372,13 @@ class Outbox:
         """For the next beacon: of the partitions that have changed since the one before, or of all."""
         return self._accounts.rows(self._partitions.values(), whole=whole, closing=closing)
 
+    def hash_sent(self) -> None:
+        """For the accounts, when what was sent has left, and its answers take a moment yet."""
+        while self._unhashed:
+            partition, batch = self._unhashed.popleft()
+            if any(each is batch for each in partition.in_flight):
+                partition.account.hash(batch)
+
     # -- towards the sink ---------------------------------------------------------------------------------------------
 
     def flush(self, now_ms: int) -> bool:
@@ -392,6 +401,7 @@ class Outbox:
             self._spool.sent(partition, batch)
         partition.awaited += 1
         way.frames.append(link.pack(link.Append(), partition.parcel(batch, *way.producer)))
+        self._unhashed.append((partition, batch))
 
     def take_frames(self, group: int = 0) -> list[bytes]:
         """What is ready to leave on the link to this group."""

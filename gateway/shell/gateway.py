@@ -434,6 +434,7 @@ class Gateway:
         lingers = self.outbox.flush(monotonic_ms())
         if self.links is not None and (self.spool is None or self.spool.write()):
             self.links.send_outbox()
+            self.outbox.hash_sent()
         if self.spool is not None:
             self.server.flush()  # answers that waited for it
         if lingers:

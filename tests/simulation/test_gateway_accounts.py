@@ -116,6 +116,7 @@ class CoveredWorld(World):
     def run(self, steps: int = 400) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(ACTIONS, "beacon", 15)
+            patch.setitem(ACTIONS, "hash_ahead", 10)
             patch.setattr(simulated, "Outbox", self._outbox)
             self.gateway = SimulatedGateway(self, self.life)  # with runs of its own
             super().run(steps)
@@ -137,6 +138,9 @@ class CoveredWorld(World):
 
     def beacon(self) -> None:
         self.check(self.gateway.outbox.coverage_rows(whole=self.rng.random() < 0.2))
+
+    def hash_ahead(self) -> None:
+        self.gateway.outbox.hash_sent()
 
     def check(self, rows: list[Row]) -> None:
         for row in rows:
@@ -218,6 +222,15 @@ def refused_is_forgotten(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Account, "spent", lambda self, batch: None)
 
 
+def an_older_hash_is_kept(patch: pytest.MonkeyPatch) -> None:
+    """Of a batch that was taken back, and formed anew with other events."""
+
+    def forgetful(self: Account, next_sequence: int, *, is_marked: bool) -> None:
+        self._mark_due = self._mark_due or is_marked
+
+    patch.setattr(Account, "taken_back", forgetful)
+
+
 def the_run_is_named_once(patch: pytest.MonkeyPatch) -> None:
     run_of = Account.run_of
     named: set[bytes] = set()
@@ -236,7 +249,14 @@ def what_waits_is_not_counted(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "mistake", [counted_when_formed, refused_is_forgotten, the_run_is_named_once, what_waits_is_not_counted]
+    "mistake",
+    [
+        counted_when_formed,
+        refused_is_forgotten,
+        the_run_is_named_once,
+        what_waits_is_not_counted,
+        an_older_hash_is_kept,
+    ],
 )
 def test_it_sees(mistake: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
     mistake(monkeypatch)
