@@ -18,9 +18,10 @@ from protocol.errors import DamagedFile, FrameError, LogError
 from protocol.gaps import leaf_digest
 from protocol.merkle import root_of
 from protocol.records import check_batch, split_batches
+from sinkd.core.formats import LEAF_BYTES
 from sinkd.shell.leaves import leaves_of, pack, write_leaves
 from sinkd.shell.segment_files import Segment
-from sinkd.shell.store import Partition, Store
+from sinkd.shell.store import Partition, Store, tree_start
 
 Asker = Callable[[int], Awaitable[tuple[str, bytes]]]
 """offset → (who has sent them, whole batches from the one that holds it). LogError, FrameError: it has none."""
@@ -28,18 +29,30 @@ Asker = Callable[[int], Awaitable[tuple[str, bytes]]]
 log = structlog.get_logger()
 
 
-async def problem_of(store: Store, partition: Partition) -> str:
+async def _go_on(leaves_bytes: int) -> None:
+    """Without a pause."""
+
+
+async def problem_of(store: Store, partition: Partition, pause: Callable[[int], Awaitable[None]] = _go_on) -> str:
     """How the root of what segments and journal have, each leaf read, is not the committed one; "" if it is.
 
-    LogError, DamagedFile, FrameError: it cannot be known.
+    `pause` is waited for behind each segment, with the bytes of its leaves. LogError, DamagedFile, FrameError: it
+    cannot be known.
     """
-    tree = partition.replicated.tree
+    if (covered := partition.replicated.tree) is None:
+        return ""
+    await store.on_reader(partition.log.tree.forget)
+    size = 0
+    for segment in partition.log.finished():
+        if segment.next_offset > max(tree_start(partition).offset, covered.begin_offset):
+            at = await store.tree_at(partition, segment.next_offset)
+            await pause(LEAF_BYTES * (at.size - size))
+            size = at.size
+    tree, end_offset = partition.replicated.tree, partition.high_watermark
     if tree is None:
         return ""
-    end_offset, committed = partition.high_watermark, root_of(tree.frontier)
-    await store.on_reader(partition.log.tree.forget)
-    found = root_of((await store.tree_at(partition, end_offset)).frontier)
-    if found == committed:
+    committed, found = root_of(tree.frontier), root_of((await store.tree_at(partition, end_offset)).frontier)
+    if found == committed or partition.replicated.tree is not tree:  # or another history is here now
         return ""
     return f"its root at offset {end_offset} is {found.hex()}, {committed.hex()} was committed"
 

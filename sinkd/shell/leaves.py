@@ -17,6 +17,7 @@ import errno
 import os
 import threading
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
@@ -25,7 +26,7 @@ import structlog
 
 from protocol.errors import DamagedFile, LogError
 from protocol.gaps import leaf_digest
-from protocol.limits import LEAVES_KEPT_BYTES_MAX
+from protocol.limits import LEAVES_KEPT_BYTES_MAX, LEAVES_POSITIONS_KEPT
 from protocol.merkle import HASH_BYTES, Tree, grow, leaf_hash, root_of
 from protocol.records import BatchHeader
 from sinkd.core.formats import (
@@ -201,6 +202,7 @@ class LogTree:
         self._saved: TreePosition | None = None  # as in the file
         self._is_read = False
         self._latest: TreePosition | None = None
+        self._passed: deque[TreePosition] = deque(maxlen=LEAVES_POSITIONS_KEPT)  # ends of finished segments
 
     def position_at(self, start: TreePosition, to_offset: int) -> TreePosition:
         """The tree when the log ended at `to_offset`."""
@@ -209,12 +211,15 @@ class LogTree:
             while here.offset < to_offset:
                 here = self._walked(here, to_offset)
             self._latest = here
+            if self._passed:
+                self._save(self._passed[-1])
             return here
 
     def forget(self) -> None:
         """The next walk begins where the log does, whatever an earlier one has come by."""
         with self._walking:
             self._is_read, self._saved, self._latest = True, None, None
+            self._passed.clear()
 
     def root_at(self, start: TreePosition, to_offset: int) -> tuple[int, bytes]:
         """(number of leaves, root) then."""
@@ -290,8 +295,9 @@ class LogTree:
             grow(frontier, size, leaf.hash)
             size += 1
         reached = TreePosition(here.begin_offset, end, size, tuple(frontier))
-        if any(segment.next_offset == end for segment in self._log.finished()):
-            self._save(reached)
+        is_last = not self._passed or self._passed[-1].offset < end
+        if is_last and any(segment.next_offset == end for segment in self._log.finished()):
+            self._passed.append(reached)
         return reached
 
     def _nearest(self, start: TreePosition, to_offset: int) -> TreePosition:
@@ -299,7 +305,9 @@ class LogTree:
         if not self._is_read:
             self._is_read, self._saved = True, self._load()
         known = [
-            one for one in (self._saved, self._latest) if one is not None and one.begin_offset == start.begin_offset
+            one
+            for one in (self._saved, self._latest, *self._passed)
+            if one is not None and one.begin_offset == start.begin_offset
         ]
         fitting = [one for one in known if start.offset < one.offset <= to_offset and one.size > start.size]
         return max((start, *fitting), key=lambda one: one.offset)

@@ -165,17 +165,22 @@ class Scrubber:
                     return  # trimmed meanwhile, or written anew
                 raise DamagedFile(str(segment.path), 0, "it is gone") from None
             self.read_bytes += read_bytes
-            if paced and not self._is_asked:
-                await asyncio.sleep(read_bytes / self._rate_bytes)
+            if paced:
+                await self._pause(read_bytes)
         tree = partition.replicated.tree
         if not digests and tree is not None and segment.base_offset >= tree.begin_offset:
             with contextlib.suppress(FileNotFoundError):
                 await self._store.on_reader(partial(leaves_of, partition.log.files, segment))
 
+    async def _pause(self, read_bytes: int) -> None:
+        """As long as so much may take, unless somebody waits for the round."""
+        if not self._is_asked:
+            await asyncio.sleep(read_bytes / self._rate_bytes)
+
     async def _compare(self, partition: Partition) -> None:
         """Looks whether all leaves, read again, lead to the committed root; corrects them if not."""
         try:
-            why = await problem_of(self._store, partition)
+            why = await problem_of(self._store, partition, self._pause)
         except (LogError, DamagedFile, FrameError) as error:  # trimmed, or damaged, which was said
             log.info("root_not_known", log=partition.stream.name, partition=partition.number, error=str(error))
             return
