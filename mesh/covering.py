@@ -178,7 +178,13 @@ class _Zone:
                         "lag_seconds": lag.get("lag_seconds"),
                         "state": lag.get("state", ""),
                     }
-            yield {"stream": stream, "partition": partition, "ends": by_sink, "copies": copies}
+            spoilt = {tuple(span) for one in _answers(self._groups) for log in one["logs"]
+                      if (log["stream"], log["partition"]) == (stream, partition)
+                      for span in log.get("given_up", ())}  # fmt: skip
+            yield {
+                "stream": stream, "partition": partition, "ends": by_sink, "copies": copies,
+                "damaged": sorted(spoilt),
+            }  # fmt: skip
 
     # -- what comes of it ---------------------------------------------------------------------------------------------
 
@@ -228,6 +234,7 @@ class _Zone:
                 name = f"{worker['node']}/{worker['worker']}"
                 yield f"zone {self._name}: {name} is silent for {seconds} s: what it took in since is not known"
         yield from self._differing()
+        yield from self._damaged(known_gaps=known_gaps)
         yield from self._problems_of_rows(known_gaps=known_gaps)
 
     def _differing(self) -> Iterator[str]:
@@ -237,6 +244,18 @@ class _Zone:
                 if self._wants(other["log"].partition("@")[0]):
                     what = f"{other['log']}/{other['partition']} on sink {other['node']} of zone {other['zone']}"
                     yield f"zone {self._name}: {what} differs from {one['node']}: {other['why']}"
+
+    def _damaged(self, *, known_gaps: bool) -> Iterator[str]:
+        """What disks have spoilt: nobody has mended it, or an operator has given it up (`sinkd.shell.giving_up`)."""
+        for group in self._groups:
+            for sink, one in group.items():
+                for problem in (*one.get("damaged", ()), *one.get("suspected", ())):
+                    if self._stream is None or f"/{self._stream}-" in problem or f"{self._stream}/" in problem:
+                        yield f"zone {self._name}: sink {sink}: {problem}"
+        for log in self.logs:
+            for first, last in () if known_gaps else log["damaged"]:
+                where = f"zone {self._name}: {log['stream']}/{log['partition']}"
+                yield f"{where}: offsets {first} to {last} are damaged on all sinks: gap records stand for them"
 
     def _problems_of_rows(self, *, known_gaps: bool) -> Iterator[str]:
         for row in self.rows:

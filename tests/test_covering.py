@@ -113,6 +113,7 @@ def test_all_runs_of_a_worker_count() -> None:
     assert (row["taken_in"], row["under_way"], row["acknowledged"]) == (27, 3, 20)
 
 
+LOG = {"stream": "orders", "partition": 0, "end_offset": 10, "retired": False}
 GAP = {
     "stream": "orders", "partition": 0, "node": "gw1", "worker": 0, "why": "unclosed", "first": 11, "last": 13,
     "events": 3,
@@ -132,6 +133,9 @@ GAP = {
             "zone eu: orders@eu/0 on sink u1 of zone us differs from s1: other roots",
         ),
         ({"accounts": [account(10, lost=2)]}, "zone eu: orders/0: 2 events of gw1/0 are not held: gap records stand"),
+        ({"damaged": ["/x/orders-cc/0/0.segment: damaged at byte 5"]}, "zone eu: sink s1: /x/orders-cc/0/0.segment"),
+        ({"suspected": ["orders/0: its root"]}, "zone eu: sink s1: orders/0: its root"),
+        ({"logs": [LOG | {"given_up": [[3, 4]]}]}, "zone eu: orders/0: offsets 3 to 4 are damaged on all sinks"),
     ],
 )  # fmt: skip
 def test_what_is_not_covered_is_a_line(changed: dict[str, Any], problem: str) -> None:
@@ -146,6 +150,16 @@ def test_gap_records_that_are_known_are_no_problem() -> None:
     one = sink("s1", has, leads=True, workers=[worker(line(10, 10))])
     assert len(looked(one).problems) == 1
     assert looked(one, known_gaps=True).problems == []
+
+
+def test_what_was_given_up_is_told_of_its_log_and_may_be_known() -> None:
+    spoilt = sink("s1", account(10), leads=True, workers=[worker(line(10, 10))], logs=[LOG | {"given_up": [[3, 4]]}])
+    (log,) = looked(spoilt).zones["eu"]["logs"]
+    assert log["damaged"] == [(3, 4)]
+    assert looked(spoilt, known_gaps=True).problems == []
+    other = sink("s1", account(10), leads=True, workers=[worker(line(10, 10))], damaged=["/x/bills-cc/0/0.segment: x"])
+    assert looked(other, stream="orders").problems == []
+    assert len(looked(other).problems) == 1
 
 
 def test_a_sink_that_cannot_be_asked_is_a_problem_and_others_are_asked() -> None:

@@ -109,7 +109,7 @@ class Scrubber:
         if key not in self.suspected:
             log.error("replica_differs", log=partition.stream.name, partition=partition.number, why=why)
             self._tells.differs(partition, "", why)
-        self.suspected[key] = why
+        self.suspected[key] = f"{partition.stream.name}/{partition.number}: {why}"
 
     async def run(self) -> None:
         """Rounds without end. OSError: this disk fails."""
