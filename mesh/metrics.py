@@ -3,7 +3,7 @@
 Names: `mesh_<what>_<unit>`, counters end in `_total`; docs/metrics.md is checked against this module by a test.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
@@ -236,6 +236,7 @@ class SinkMetrics(Collector):
         for replicas in (_raft, _member_state, _peers, _logs):
             yield from replicas(sink.replicas)
         yield from _mirrors(sink.mirroring)
+        yield from _coverage(sink)
         digests = sink.comparing.digests
         compared = "Roots of other sinks that were compared with those here"
         yield _counter("mesh_coverage_replicas_compared", compared, digests.compared)
@@ -249,6 +250,49 @@ class SinkMetrics(Collector):
         yield written
         yield _gauge("mesh_audit_notes_waiting", "Audit events that wait for the one that leads", sink.audit.waiting)
         yield _counter("mesh_audit_notes_lost", "Audit events that were given up", sink.audit.lost)
+
+
+def _coverage(sink: "Sink") -> Iterator[Metric]:
+    """What this sink makes of the beacons of gateways."""
+    from protocol.coverage import REPORTS, WHYS
+    from sinkd.core.speakers import REASONS
+    from sinkd.core.summaries import STATES, states
+    from sinkd.shell.accounting import outcomes
+
+    coverage, keeper = sink.coverage, sink.coverage.keeper
+    what = "Events that gateways took in, by what became of them, as this sink knows"
+    events = GaugeMetricFamily("mesh_coverage_events", what, labels=["stream", "outcome"])
+    for (stream, outcome), count in sorted(outcomes(sink.replicas, keeper).items()):
+        events.add_metric([stream, outcome], count)
+    missing = "Events that gateways have named and the log does not hold, at most, by why"
+    gaps = GaugeMetricFamily("mesh_coverage_gap_events", missing, labels=["why"])
+    for why in WHYS:
+        gaps.add_metric([why], sum(gap.events for gap in keeper.open.values() if gap.why == why))
+    workers = GaugeMetricFamily("mesh_coverage_gateways", "Gateway workers, by how they are", labels=["state"])
+    counted = states(keeper, sink.now_ms())
+    for state in STATES:
+        workers.add_metric([state], counted[state])
+    unclosed = sum(each.unclosed for each in keeper.speakers.by_name.values())
+    without = "Processes of gateways that others have followed, without a last beacon"
+    refused = "Events of the coverage log that count for nothing"
+    written = "Reports and summaries that this sink has written"
+    yield from (events, gaps, workers, _gauge("mesh_coverage_unclosed_processes", without, unclosed))
+    yield _by("mesh_coverage_beacons_refused", refused, "reason", dict.fromkeys(REASONS, 0) | keeper.refused)
+    yield _by("mesh_coverage_reports", written, "kind", dict.fromkeys(REPORTS, 0) | coverage.notes.written)
+    waits = "Reports that wait to be written"
+    yield _gauge("mesh_coverage_reports_waiting", waits, coverage.notes.waiting)
+    yield _counter("mesh_coverage_reports_lost", "Reports that were given up", coverage.notes.lost)
+    again = "Links that this sink has closed, so that a gateway sends again"
+    yield _counter("mesh_coverage_links_closed", again, coverage.links_closed)
+    recorded = "Gap records that this sink has written, of what nobody has"
+    yield _counter("mesh_coverage_gaps_recorded", recorded, coverage.gaps_recorded)
+
+
+def _by(name: str, help_text: str, label: str, counted: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, help_text, labels=[label])
+    for value, count in sorted(counted.items()):
+        family.add_metric([value], count)
+    return family
 
 
 def _raft(replicas: "list[Replica]") -> Iterator[Metric]:
@@ -282,6 +326,12 @@ _GAUGES: tuple[tuple[str, str, _Value], ...] = (
     ("mesh_sink_journal_bytes", "Bytes of journal files", lambda it: it.journal.size_bytes),
     ("mesh_sink_hot_bytes", "Committed bytes that are not in segments yet", lambda it: it.store.hot_bytes),
     ("mesh_sink_links", "Links to gateways now", lambda it: len(it.links.connections)),
+    ("mesh_sink_scrub_round_bytes", "Bytes that a round reads", lambda it: it.scrubber.progress.of_bytes),
+    (
+        "mesh_sink_scrub_round_read_bytes",
+        "Bytes of them that this round, or the last one, has read",
+        lambda it: it.scrubber.progress.read_bytes,
+    ),
     ("mesh_sink_damaged_segments", "Segments that are bad on the disk now", lambda it: len(it.scrubber.damaged)),
     (
         "mesh_sink_logs_differing",

@@ -41,6 +41,7 @@ GAP: Final = "gap"
 REPAIRED: Final = "repaired"
 ROOTS: Final = "roots"
 SUMMARY: Final = "summary"
+REPORTS: Final = (GAP, REPAIRED, ROOTS, SUMMARY)
 """Kinds; an event stands on subject `$COVERAGE.<kind>.<node>`."""
 
 SIGNATURE_HEADER: Final = "Coverage-Signature"

@@ -118,7 +118,7 @@ def test_dashboards_are_what_grafana_is_told_of() -> None:
     (source,) = yaml.safe_load((COMPOSE / "grafana/provisioning/datasources/prometheus.yml").read_text())["datasources"]
     dashboards = [json.loads(file.read_text()) for file in sorted(DASHBOARDS.glob("*.json"))]
     assert [each["title"] for each in dashboards] == [
-        f"Event Mesh: {name}" for name in ("overview", "sinks", "streams", "zones")
+        f"Event Mesh: {name}" for name in ("coverage", "overview", "sinks", "streams", "zones")
     ]
     assert len({each["uid"] for each in dashboards}) == len(dashboards)
     panels = [panel for each in dashboards for panel in each["panels"]]

@@ -158,6 +158,12 @@ class Keeper:
             if report.why == ALTERED:
                 self._altered.setdefault(key, report)
 
+    def under_way(self) -> Iterator[tuple[str, int]]:
+        """By stream: how much of each present run was named and was not there at the last look."""
+        for speaker in self.speakers.by_name.values():
+            for line in speaker.lines.values():
+                yield line.row.stream, max(0, line.last_named - line.through)
+
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def look(self, now_ms: int, reached: Lookup, well_since_ms: int) -> Orders:

@@ -1,5 +1,6 @@
 """What a keeper knows, as plain values: for operators, and as events of `$COVERAGE` that a later start goes on from."""
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ from sinkd.core.keeping import Keeper
 from sinkd.core.speakers import ENDED, FOLLOWED, OVER, BeaconRefused, Line, Speaker
 
 CLOSED, SILENT, SPEAKS = "closed", "silent", "speaks"
+STATES = (SPEAKS, SILENT, CLOSED)
 
 
 # -- for operators ----------------------------------------------------------------------------------------------------
@@ -26,6 +28,11 @@ def facts(keeper: Keeper, now_ms: int) -> dict[str, Any]:
         "gaps": [msgspec.to_builtins(gap) for _, gap in sorted(keeper.open.items())],
         "refused_beacons": dict(sorted(keeper.refused.items())),
     }
+
+
+def states(keeper: Keeper, now_ms: int) -> Counter[str]:
+    """How many workers are in each of STATES."""
+    return Counter(state_of(each, now_ms, keeper.silence_ms) for each in keeper.speakers.by_name.values())
 
 
 def state_of(speaker: Speaker, now_ms: int, silence_ms: int) -> str:

@@ -3,13 +3,16 @@
 from typing import TYPE_CHECKING, Any, Final
 
 from protocol.merkle import root_of
-from sinkd.core.keeping import Reached
+from sinkd.core.keeping import Keeper, Reached
 from sinkd.core.state import Account, Producer, Progress
 from sinkd.core.state import Stream as LoggedStream
 
 if TYPE_CHECKING:
     from sinkd.shell.replica import Replica
 
+OUTCOMES: Final = ("held", "duplicates", "refused", "gaps")
+LOST: Final = "lost"
+UNDER_WAY: Final = "under_way"
 _COUNTS: Final = ("held", "batches", "size_bytes", "duplicates", "refused", "gaps")
 
 
@@ -104,3 +107,25 @@ def trees(replica: "Replica") -> list[dict[str, Any]]:
         for log, number, partition in replica.machine.partitions()
         if partition.tree is not None
     ]
+
+
+def outcomes(replicas: "list[Replica]", keeper: Keeper) -> dict[tuple[str, str], int]:
+    """What became of events that gateways took in, by stream: as accounts have it, and what is named and not there."""
+    found: dict[tuple[str, str], int] = {}
+    for replica in replicas:
+        state = replica.machine.state
+        names = {log.state.incarnation: log.state.name for log in state.streams.values() if log.state.covered}
+        for name in names.values():
+            for outcome in (*OUTCOMES, LOST, UNDER_WAY):
+                found.setdefault((name, outcome), 0)
+        for producer in state.producers.values():
+            for (incarnation, _), progress in producer.progress.items():
+                if incarnation in names:
+                    found[names[incarnation], LOST] += progress.lost
+                    for part in (progress.account, progress.account.before) if progress.account is not None else ():
+                        for outcome in OUTCOMES:
+                            found[names[incarnation], outcome] += getattr(part, outcome)
+    for stream, events in keeper.under_way():
+        if (stream, UNDER_WAY) in found:
+            found[stream, UNDER_WAY] += events
+    return found
