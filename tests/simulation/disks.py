@@ -135,6 +135,7 @@ class Disk:
         self.dies_in_calls = 0
         self.calls = 0
         self.forgotten: set[tuple[Process, int]] = set()  # files of which it has dropped what the process wrote
+        self.damages = 0
         self._damaged: tuple[Path, int, int, bytes] | None = None
 
     # -- what processes do --------------------------------------------------------------------------------------------
@@ -240,6 +241,7 @@ class Disk:
 
     def damage(self, files: list[Path], end_bytes: int = 0) -> Damage:
         """One of these files of a stopped process is not what it was; with `end_bytes` in its last so many bytes."""
+        self.damages += 1
         suffix = self._rng.choice(sorted({path.suffix for path in files}))
         path = self._rng.choice([path for path in files if path.suffix == suffix])
         data = bytearray(path.read_bytes())

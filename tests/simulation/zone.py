@@ -24,6 +24,7 @@ import pysyncobj.syncobj
 import structlog
 from support.disk import Crash
 
+from gateway.shell import beacons
 from gateway.shell import link as gateway_link
 from protocol import config, limits
 from protocol.errors import DamagedFile, DataError, LogError
@@ -32,12 +33,26 @@ from simulation.disks import Disk, Disks, write_stale_bytes
 from simulation.network import Network
 from simulation.virtual import CURRENT, Process, VirtualExecutor, VirtualLoop
 from simulation.zone_audit import ZoneAudit, is_promised
-from simulation.zone_clients import Prober, Publisher, Reader
+from simulation.zone_clients import Auditor, Prober, Publisher, Reader
 from simulation.zone_faults import Faults
-from simulation.zone_nodes import JOURNAL_FILE_BYTES, SEGMENT_BYTES, Node, configuration, group_of, node_name, ports
+from simulation.zone_ledger import Ledger
+from simulation.zone_nodes import (
+    GRACE_S,
+    JOURNAL_FILE_BYTES,
+    SEGMENT_BYTES,
+    Node,
+    configuration,
+    group_of,
+    node_name,
+    ports,
+)
+from simulation.zone_tampering import KINDS as TAMPERS
+from simulation.zone_tampering import Tampering
 from simulation.zone_watch import Watch
-from sinkd.core import replication
+from sinkd.core import keeping, replication
 from sinkd.shell import (
+    attesting,
+    digests,
     group,
     journal,
     journal_files,
@@ -51,10 +66,13 @@ from sinkd.shell import (
     sink,
     store,
 )
+from sinkd.shell import coverage as sink_coverage
 
 BIRTH_S_MAX = 20.0
 SETTLE_S_MAX = 40.0
+ACCOUNT_S_MAX = 15.0
 TWO_GROUPS_EVERY = 8  # seeds
+TAMPERED_EVERY = 3  # seeds, of those with faults of all kinds
 RESTARTS_MAX = 3  # of a sink that refuses to start, before its operator empties the disk
 
 
@@ -70,14 +88,15 @@ class Zone:
         sinks: int = 3,
         groups: int = 0,
         kinds: tuple[str, ...] | None = None,
+        tampers: tuple[str, ...] | None = None,
         trace: bool = False,
     ) -> None:
-        """Without `groups` the seed says how many Raft groups there are."""
+        """Without `groups` the seed says how many Raft groups there are; without `tampers`, what becomes of parcels."""
         self.seed, self.trace = seed, trace
         self.groups = groups or (2 if seed % TWO_GROUPS_EVERY == TWO_GROUPS_EVERY - 1 else 1)
         self.rng = random.Random(seed)
-        self.audit = ZoneAudit(self.groups)
         self.loop = VirtualLoop(self.rng)
+        self.audit = self._audit()
         self.loop.network = self.network = Network(self.loop, self.rng)
         self.disks = Disks(self.rng, self._died)
         self.folder = Path(tempfile.mkdtemp(prefix="zone-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
@@ -89,10 +108,16 @@ class Zone:
             self._add_node(number)
         self.configuration = self._configuration()
         self.faults = Faults(self, self.rng, kinds)
+        chosen = TAMPERS if seed % TAMPERED_EVERY == 1 and kinds is None else ()
+        self.tampering = Tampering(self, chosen if tampers is None else tampers, is_calm=kinds == ())
         self.journal_file_bytes = self.rng.choice(JOURNAL_FILE_BYTES)
         self.pace = self.rng.choice((1, 2, 4))
         self.publishers: list[Publisher] = []
         self._stack = ExitStack()
+
+    def _audit(self) -> ZoneAudit:
+        ledger = Ledger(lambda: self.loop.now, GRACE_S)
+        return ZoneAudit(self.groups, ledger, lambda name: self.nodes[name].skew_ms)
 
     def _configuration(self) -> config.Config:
         return configuration(self.folder, {"z": len(self.nodes)}, self.groups)
@@ -190,6 +215,8 @@ class Zone:
             self._until(BIRTH_S_MAX, lambda: all(self.leaders()), "no group is born")
         self.call_later(0, self._publish)
         self.call_later(0, Prober(self).begin)
+        self.auditor = Auditor(self)
+        self.call_later(0, self.auditor.begin)
         self._begin_faults()
         self._go_on(self.loop.now + seconds)
         self.heal()
@@ -197,9 +224,22 @@ class Zone:
         while not self._compare_logs():
             self._settle()
         self.audit.settled((publisher.name, publisher.life) for publisher in self.publishers)
+        self._account()
+
+    def _account(self) -> None:
+        """Whatever was named by gateways is in the log by now, or is missing for a reason that stands there."""
+        ledger = self.audit.ledger
+        living = {publisher.process_name for publisher in self.publishers}
+        lacks = lambda: "\n".join(ledger.unsettled(living))  # noqa: E731
+        self._until(self.loop.now + ACCOUNT_S_MAX, lambda: not lacks(), "it is not accounted for", lacks)
+        for publisher in self.publishers:
+            publisher.check_accounts()
+        asked = self.auditor.ask_all()
+        self._until(self.loop.now + 5, lambda: all(task.done() for task in asked), "nothing is stated")
 
     def _begin_faults(self) -> None:
         self.faults.begin()
+        self.tampering.begin()
 
     def _settle(self) -> None:
         self._until(self.loop.now + SETTLE_S_MAX, self._is_settled, "it does not settle", self._why_unsettled)
@@ -397,7 +437,18 @@ def _patches(zone: Zone) -> list[Any]:
         patch(sink.secrets, "token_bytes", rng.randbytes),
     ]
     threads = [patch(module, "ThreadPoolExecutor", VirtualExecutor) for module in (group, store, sink)]
-    return [*small, *soon, *chance, *threads, *zone.watches()]
+    coverage = [
+        patch(beacons, "BEACON_INTERVAL_MS", 200),
+        patch(beacons, "BEACON_SILENCE_MS_MAX", 1_000),
+        patch(beacons, "BEACON_WHOLE_MS", 3_000),
+        patch(keeping, "COVERAGE_SILENCE_MS", 1_500),
+        patch(sink_coverage, "COVERAGE_LOOK_MS", 200),
+        patch(attesting, "ATTESTED_MS_MAX", 0),  # else what was whole may be stated although it was spoilt since
+        patch(digests, "DIGEST_INTERVAL_MS", 1_500),
+        patch(sink_coverage, "COVERAGE_SUMMARY_MS", 2_000),
+        patch(sink_coverage, "COVERAGE_BACK_MS", 10_000),
+    ]
+    return [*small, *soon, *coverage, *chance, *threads, *zone.watches()]
 
 
 def main() -> None:

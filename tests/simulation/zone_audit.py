@@ -6,18 +6,21 @@ after it too; so a committed entry that was lost shows as soon as another one ta
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fastcrc import crc32
 
+from protocol import coverage
 from protocol.audit import CONFIGURATION_CHANGED, MEMBERSHIP_CHANGED, STREAM
 from protocol.records import CONTROL, check_batch, place_batch, read_header, read_records
 from simulation.audit import Violation
-from sinkd.core.machine import Machine, Mirrored, Placement, Taken, Trimmed
+from simulation.zone_ledger import Ledger
+from sinkd.core.machine import GapRecorded, Machine, Mirrored, Placement, Taken, Trimmed
 
 SNAPSHOT_EVERY = 8  # entries
+WALL_MS = 1_700_000_000_000
 
 
 @dataclass(eq=False)
@@ -29,6 +32,7 @@ class Event:
     reply: str
     answer: dict[str, Any] | None = None
     places: list[tuple[tuple[bytes, int], int]] = field(default_factory=list)
+    is_lost: bool = False  # its gateway was told that it is in the log, and it is not
 
 
 def is_promised(promise: object, broken: str) -> None:
@@ -71,9 +75,7 @@ class GroupAudit:
         return known is None
 
     def state(self, who: str, index: int, machine: Machine) -> None:
-        """The state of `who` right after it has applied entry `index`."""
-        if index % SNAPSHOT_EVERY:
-            return
+        """The state of `who` right after it has applied entry `index`, one of SNAPSHOT_EVERY."""
         state = crc32.iscsi(machine.snapshot())
         first, known = self._states.setdefault(index, (who, state))
         is_promised(state == known, f"after entry {index}, {who} has another state than {first}")
@@ -84,7 +86,9 @@ class ZoneAudit:
 
     origin: "ZoneAudit | None" = None
 
-    def __init__(self, groups: int) -> None:
+    def __init__(self, groups: int, ledger: Ledger, skew_ms: Callable[[str], int]) -> None:
+        """`skew_ms` says how far the clock of a sink is off."""
+        self.ledger, self._skew_ms = ledger, skew_ms
         self.starts: dict[tuple[bytes, int], int] = {}  # what retention has let go of
         self.mirrored = self.gaps = 0  # batches
         self.groups = [GroupAudit() for _ in range(groups)]
@@ -94,16 +98,19 @@ class ZoneAudit:
         self.own: set[tuple[bytes, int]] = set()  # those that are no mirrors
         self._noted_changes: set[tuple[int, str]] = set()
         self._last_of_connection: dict[tuple[Any, ...], int] = {}
-        self.acknowledged = self.refused = self.reads = self.probes = 0
+        self.acknowledged = self.refused = self.reads = self.probes = self.statements = 0
 
     def applied(self, group: int, who: str, index: int, term: int, data: bytes, result: Any) -> None:
         """Sink `who` has applied entry `index` of a group."""
         if not self.groups[group].applied(who, index, term, data):
             return
+        self.ledger.applied(group, data, result)
         for taken in result if isinstance(result, list) else ():
             assert isinstance(taken, Taken)
             if taken.placement is not None:
                 self._committed(taken.placement, data, term)
+        if isinstance(result, GapRecorded) and result.placement is not None:
+            self._committed(result.placement, data, term)
         if isinstance(result, Trimmed):
             self.starts[result.stream.incarnation, result.partition] = result.start_offset
         for placement in result.placements if isinstance(result, Mirrored) else ():
@@ -120,12 +127,15 @@ class ZoneAudit:
         batch = command[placement.position : placement.position + placement.header.size_bytes]
         check_batch(batch)
         placed = place_batch(batch, end, term)
-        for record in read_records(placed):
+        for record in read_records(placed) if placement.header.attributes != CONTROL else ():
             if placement.stream.name == STREAM:
                 self._noted(json.loads(record.payload))
+            elif placement.stream.name == coverage.STREAM:
+                self.ledger.heard(record, self._skew_ms, WALL_MS)
             else:
                 self._stored(key, record.offset, int(record.payload.split(b" ", 1)[0]))
-        log.append(Placed(end, end + placement.header.record_count, placed))
+        log.append(Placed(end, end + placement.header.last_offset_delta + 1, placed))
+        self.ledger.placed(key, end, placed)
 
     def _copied(self, placement: Placement, command: bytes) -> None:
         """A batch of a mirror is the very one that its origin has there, or a gap where that has nothing any more."""
@@ -137,14 +147,15 @@ class ZoneAudit:
         is_promised(base == (log[-1].next_offset if log else 0), f"{where} is no end of the mirror")
         batch = command[placement.position : placement.position + placement.header.size_bytes]
         self.mirrored += 1
-        if placement.header.attributes == CONTROL:
+        known = {placed.base_offset: placed.data for placed in self.origin.logs.get(key, ())}
+        if placement.header.attributes == CONTROL and known.get(base) != batch:
             self.gaps += 1
             starts = self.origin.starts.get(key, 0)
             is_promised(end <= starts, f"{where}: a gap up to {end}, its origin begins at {starts}")
         else:
-            known = {placed.base_offset: placed.data for placed in self.origin.logs.get(key, ())}
             is_promised(known.get(base) == batch, f"{where} is not what its origin wrote")
         log.append(Placed(base, end, batch))
+        self.ledger.placed(key, base, batch)
 
     def is_durable(self, key: tuple[bytes, int], through: int) -> bool:
         """Whether the mirror holds all below, for good."""
@@ -206,6 +217,8 @@ class ZoneAudit:
         event, answer = self._by_reply[reply], json.loads(body)
         is_promised(event.answer is None, f"a second answer {answer} to {event}")
         event.answer = answer
+        if event.is_lost:
+            return
         if "error" in answer:
             self.refused += 1
             is_promised(not event.places, f"{event} was refused, and is in the log")
@@ -220,5 +233,5 @@ class ZoneAudit:
         """Gateways of these names and lives have sent all that they had."""
         for event in self.events:
             if event.connection[:2] in set(living):
-                done = event.places or (event.answer is not None and "error" in event.answer)
+                done = event.is_lost or event.places or (event.answer is not None and "error" in event.answer)
                 is_promised(done, f"lost: {event}")

@@ -2,16 +2,32 @@
 
 import asyncio
 import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from gateway.core.outbox import Outbox
+import msgspec
+
+from gateway.core.coverage import Account
+from gateway.shell.beacons import Speaker, Unkept
 from gateway.shell.link import SinkDial, SinkLink
 from protocol import link
+from protocol.certificate import Partition as Stated
+from protocol.coverage import RUN_BYTES, Beacon
 from protocol.errors import LogError
+from protocol.limits import STATEMENT_ID_BYTES
+from protocol.streams import StreamState
+from simulation.audit import Violation
 from simulation.virtual import Process
-from simulation.zone_nodes import SUBJECTS, WALL_MS, World
+from simulation.zone_audit import is_promised
+from simulation.zone_nodes import SUBJECTS, WALL_MS, Node, World
+from simulation.zone_tampering import Lying, Tampered
 from sinkd.core import commands
 from sinkd.core.commands import OpenProducer
 from sinkd.shell.group import Group, UnknownOutcome
+from sinkd.shell.replica import Replica
+from sinkd.shell.store import Partition
 
 READ_BYTES = 4 * 1024
 
@@ -31,7 +47,9 @@ class Publisher:
 
     def _start(self) -> None:
         zone = self.zone
-        self.outbox = Outbox("z", self._answered)
+        self.outbox = Tampered(self, "z", self._answered, new_run=lambda: zone.rng.randbytes(RUN_BYTES))
+        self.process_name = f"{self.name}-{self.life}"
+        self.beacons = self._beacons(self.process_name)
         self.incarnations: dict[str, bytes] = {}
         dials = [
             SinkDial(name, lambda factory, at=at.link: zone.loop.create_connection(factory, at.host, at.port))
@@ -54,8 +72,26 @@ class Publisher:
     def now_ms(self) -> int:
         return int(self.zone.loop.now * 1000)
 
+    def _beacons(self, process: str) -> Lying:
+        speaker = Speaker("m", "z", self.name, 0, process, spool=False)
+        clocks = self.now_ms, lambda: WALL_MS + self.now_ms()
+        said = self._said, lambda: Unkept(0, 0)
+        return Lying(self, self.outbox, speaker, *said, *clocks, self._flush, keeps_log=True)
+
+    def _said(self, payload: bytes) -> Any:
+        """A beacon is written; it is not signed, for no node has a certificate."""
+        self.zone.audit.ledger.said(msgspec.json.decode(payload, type=Beacon))
+
+    def check_accounts(self) -> None:
+        """All is sent: the chain of each partition is that of what is committed."""
+        for partition in self.outbox._partitions.values():
+            account = partition.account
+            if isinstance(account, Account) and account.run:
+                self.zone.audit.ledger.check_account(self.name, account.run, account.acknowledged, account.chain)
+
     def _tick(self) -> None:
         self.outbox.tick(self.now_ms())
+        self.beacons.tick()
         self._flush()
         self.zone.loop.call_later(0.02, self._tick)
 
@@ -65,12 +101,15 @@ class Publisher:
             each.send_outbox()
 
     def publish(self, count: int) -> None:
-        self.process.run(self._publish, count)
+        self.process.run(self._publish, [self.zone.rng.choice(SUBJECTS) for _ in range(count)])
 
-    def _publish(self, count: int) -> None:
+    def publish_to_all(self) -> None:
+        """Something for each partition."""
+        self.process.run(self._publish, SUBJECTS)
+
+    def _publish(self, subjects: Sequence[str]) -> None:
         rng = self.zone.rng
-        for _ in range(count):
-            subject = rng.choice(SUBJECTS)
+        for subject in subjects:
             plan = self.outbox.routes.plan("$G", subject, b"")
             if plan is None or not self.outbox.has_room(plan[0]):
                 continue  # the connection waits
@@ -108,6 +147,68 @@ class Prober:
             await group.submit(commands.OPEN, body)
             self.zone.audit.probes += 1
             self.zone.faults.something_happened()
+
+
+class Auditor:
+    """Has whoever leads state what a partition holds, as for a certificate, again and again.
+
+    What a sink states is what is committed, and what its disk has at that moment.
+    """
+
+    def __init__(self, zone: World) -> None:
+        self.zone, self.rng = zone, random.Random(zone.seed + 2)
+        self.every_s = self.rng.choice((0.2, 0.5, 1.0))
+
+    def begin(self) -> None:
+        """Until the world is healed."""
+        if self.zone.is_healed:
+            return
+        for node, replica, partitions in self._leading():
+            node.process.spawn(self._ask(node, replica, self.rng.choice(partitions)))
+        again_s = self.every_s * 2 * self.rng.random()
+        self.zone.loop.call_later(again_s, self.begin, context=self.zone.network.nowhere)
+
+    def ask_all(self) -> list[asyncio.Task[None]]:
+        """Of every partition."""
+        return [
+            node.process.spawn(self._ask(node, replica, each))
+            for node, replica, partitions in self._leading()
+            for each in partitions
+        ]
+
+    def _leading(self) -> Iterator[tuple[Node, Replica, list[Partition]]]:
+        for node in self.zone.nodes.values():
+            for replica in node.sink.replicas if node.is_running and not node.process.is_paused else ():
+                partitions = [each for each in replica.store.partitions if self._may_ask(each.stream)]
+                if replica.group.leads and partitions:
+                    yield node, replica, partitions
+
+    @staticmethod
+    def _may_ask(stream: StreamState) -> bool:
+        return stream.covered and not stream.is_mirror
+
+    async def _ask(self, node: Node, replica: Replica, partition: Partition) -> None:
+        name, damages = partition.stream.name, node.disk.damages
+        asked = link.Statement(1, name, partition.number, self.rng.randbytes(STATEMENT_ID_BYTES))
+        try:
+            stated = (await node.sink.attesting.state(replica, asked)).partition
+        except (LogError, UnknownOutcome) as error:
+            self.zone.seen["statement refused" if "spoilt" in str(error) else "no statement"] += 1
+            return
+        self.zone.audit.statements += 1
+        key, where = (partition.stream.incarnation, partition.number), f"{node.who} states {name}/{partition.number}"
+        try:
+            self.zone.audit.ledger.stated(where, key, stated)
+            if damages == node.disk.damages:  # else it may have been there when it was read
+                self._look_at_disk(where, key, stated, partition.log.folder)
+        except Violation as violation:
+            self.zone.violation = self.zone.violation or violation
+
+    def _look_at_disk(self, where: str, key: tuple[bytes, int], stated: Stated, folder: Path) -> None:
+        data = b"".join(path.read_bytes() for path in sorted(folder.glob("*.segment")))
+        for placed in self.zone.audit.logs[key]:
+            if stated.from_ <= placed.base_offset < stated.to:
+                is_promised(placed.data in data, f"{where} up to {stated.to}, its disk lacks {placed.base_offset}")
 
 
 class Reader:

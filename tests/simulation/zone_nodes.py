@@ -1,6 +1,7 @@
 """The machines of a simulated zone: each with a disk and a sink, which is started again when it has ended."""
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -12,7 +13,7 @@ from simulation.audit import Violation
 from simulation.disks import Disk, Disks
 from simulation.network import Network
 from simulation.virtual import Process, VirtualLoop
-from simulation.zone_audit import ZoneAudit
+from simulation.zone_audit import WALL_MS, ZoneAudit
 from sinkd.core.birth import ACTIVE
 from sinkd.shell.journal import Journal
 from sinkd.shell.replica import Replica
@@ -20,8 +21,9 @@ from sinkd.shell.sink import Sink
 
 if TYPE_CHECKING:
     from simulation.zone_faults import Faults
+    from simulation.zone_tampering import Tampering
 
-WALL_MS = 1_700_000_000_000
+GRACE_S = 2.0
 JOURNAL_FILE_BYTES = (16 * 1024, 16 * 1024, 64 * 1024)  # one of these
 SEGMENT_BYTES = 8 * 1024
 STREAMS = """
@@ -52,6 +54,7 @@ def node_name(zone: str, number: int) -> str:
 def configuration(folder: Path, zones: dict[str, int], groups: int, streams: str = STREAMS) -> config.Config:
     """`zones` has so many sinks each; the gateways are in zone z."""
     lines = ['[mesh]\nname = "m"\nmode = "event-sinks"\ncatch_all = false\n[limits]\nmax_payload = "16KiB"']
+    lines.append(f'[coverage]\ngap_grace = "{GRACE_S:.0f}s"')
     for number in range(2):
         addresses = f'client = "127.0.0.1:{4000 + number}"\nmesh = "127.0.0.1:{5000 + number}"'
         lines.append(f"[zones.z.gateways.gw{number}]\n{addresses}")
@@ -76,9 +79,13 @@ class World(Protocol):
     journal_file_bytes: int
     segment_bytes: int
     rng: Random
+    seed: int
+    seen: Counter[str]
+    violation: BaseException | None
     nodes: dict[str, "Node"]
     is_healed: bool
     faults: "Faults"
+    tampering: "Tampering"
 
     def ended(self, node: "Node", why: Exception | None) -> None: ...
 

@@ -21,7 +21,7 @@ from unittest import mock
 from protocol import config, limits, link
 from simulation.virtual import Process
 from simulation.zone import Zone
-from simulation.zone_audit import ZoneAudit, is_promised
+from simulation.zone_audit import is_promised
 from simulation.zone_faults import KINDS, Faults
 from simulation.zone_nodes import JOURNAL_FILE_BYTES, STREAMS, configuration
 from simulation.zone_watch import Watch
@@ -56,7 +56,7 @@ class Far(Zone):
         self.near, self.seed, self.trace, self.groups = near, near.seed, near.trace, near.groups
         self.rng = random.Random(near.rng.random())
         self.loop, self.network, self.disks, self.folder = near.loop, near.network, near.disks, near.folder
-        self.audit = ZoneAudit(self.groups)
+        self.audit = self._audit()
         self.seen, self.is_healed, self.violation = near.seen, False, None
         self.nodes, self.publishers = {}, []
         for number in range(1, sinks + 1):

@@ -11,7 +11,7 @@ from unittest import mock
 
 from simulation.audit import Violation
 from simulation.virtual import CURRENT
-from simulation.zone_audit import GroupAudit, is_promised
+from simulation.zone_audit import SNAPSHOT_EVERY, GroupAudit, is_promised
 from simulation.zone_nodes import group_of
 from sinkd.core.raft_messages import MISMATCH, Append, PreVoted, Reply, RequestVote, Voted
 from sinkd.shell.folder import GroupFolder
@@ -88,7 +88,9 @@ class Watch:
         audit, who = self.audit.groups[number], self.zone.nodes[group.member.name].who
         is_new = index not in audit.entries
         self.audit.applied(number, who, index, term, data, result)
-        audit.state(who, index, group._machine)
+        if index % SNAPSHOT_EVERY == 0:
+            audit.state(who, index, group._machine)
+            self.audit.ledger.look_at(who, group._machine)
         if is_new:
             members = group.member.members
             holding = [name for name in members if self._holds(self.zone.nodes[name], number, index, term)]
