@@ -87,6 +87,12 @@ def test_what_cannot_be_is_refused_whole(machine, batches, changes, refusal):
     assert (result.batches, damaged(machine)) == ((), [])
 
 
+def test_what_is_found_again_is_forgotten(machine):
+    give_up(machine, (0, 5, D), (5, 10, D))
+    result = give_up(machine, found=(0, 7))
+    assert (result.batches, [one.base_offset for one in damaged(machine)]) == ((), [5])
+
+
 def test_there_is_a_bound(machine):
     partition = machine.state.mirrors["orders@eu"].partitions[0]
     partition.end_offset = 2 * DAMAGED_BATCHES_MAX

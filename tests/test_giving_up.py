@@ -59,6 +59,10 @@ async def audited(zone: SinkZone, kind: str) -> list[audit.Event]:
     return [event for event in events if event.kind == kind]
 
 
+def given_up_on(zone: SinkZone, name: str) -> list[list[int]]:
+    return next(log["given_up"] for log in zone.status(name)["logs"] if log["stream"] == "orders")
+
+
 async def repair(zone: SinkZone, *more: str) -> cli.Ran:
     file = zone.folder / "mesh.toml"
     file.write_text(zone.text())
@@ -150,6 +154,35 @@ async def test_what_is_found_again_takes_its_place_again(tmp_path):
             assert segments(zone, name)[1].read_bytes() == files[name]
             of_disk, committed = await roots(zone, name)
             assert of_disk == committed
+        await scrub(zone, zone.leader)
+        await zone.until(lambda: all(not given_up_on(zone, name) for name in zone.names), "that is forgotten")
+
+
+async def test_what_is_found_again_is_put_back_batch_by_batch(tmp_path):
+    """Of two batches that were given up, one stands in the only copy that has come back."""
+    async with filled(tmp_path) as zone:
+        before = await batches(zone, "s1")
+        away = next(name for name in zone.names if name != zone.leader)
+        here = [name for name in zone.names if name != away]
+        await zone.stop(away)
+        for name in here:
+            spoil(segments(zone, name)[1])
+        rows = json.loads((await repair(zone, "--yes", "--json")).out)
+        flip(segments(zone, away)[1], 20_000)
+        await zone.start(away)
+        await zone.level()
+        for name in (away, *here, zone.leader):
+            await scrub(zone, name)
+        lost = [offset for offset, _ in gaps(await batches(zone, away))]
+        assert len(lost) == 1
+        assert lost[0] in [row["first"] for row in rows]
+        for name in zone.names:
+            found = await batches(zone, name)
+            assert [offset for offset, _ in gaps(found)] == lost
+            assert [offset for offset, (one, was) in enumerate(zip(found, before, strict=True)) if one != was] == lost
+            await zone.until(
+                lambda name=name: given_up_on(zone, name) == [[lost[0], lost[0]]], "the other is forgotten"
+            )
 
 
 async def test_only_what_nobody_has_is_given_up(tmp_path):

@@ -170,7 +170,7 @@ class MakeStatement(msgspec.Struct, array_like=True, frozen=True):
 class GiveUp(msgspec.Struct, array_like=True, frozen=True):
     """No sink has these `batches` whole any more, (base offset, next offset, D) each: gap records stand for them.
 
-    The operator at address `who` has accepted it. `log` may be a mirror.
+    The operator at address `who` has accepted it. `log` may be a mirror. Those at `found` are there again after all.
     """
 
     log: str
@@ -178,6 +178,7 @@ class GiveUp(msgspec.Struct, array_like=True, frozen=True):
     partition: int
     batches: tuple[tuple[int, int, bytes], ...]
     who: str
+    found: tuple[int, ...] = ()
 
 
 Head = TypeVar("Head", MirroredHead, AcceptLoss, RecordGap)

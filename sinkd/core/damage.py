@@ -1,7 +1,8 @@
 """Batches that the disks of all sinks have spoilt, in the replicated state: an operator has had them given up.
 
 All sinks of the group then have the same gap record stand in the place of each (`sinkd.shell.mending`), with the
-digest of what was there. So the tree of the log stays as it is, and what is found after all can be put back.
+digest of what was there. So the tree of the log stays as it is, and what is found after all can be put back: when the
+sink that leads has it again, it is forgotten here.
 """
 
 from typing import NamedTuple
@@ -33,6 +34,7 @@ def give_up(state: State, number: int, request: GiveUp) -> GivenUp:
         return refused._replace(refusal=f"partition {request.partition} of {request.log} is not in group {number}")
     partition = log.partitions[request.partition]
     trim(partition)
+    partition.damaged = [one for one in partition.damaged if one.base_offset not in request.found]
     known = {one.base_offset for one in partition.damaged}
     new = [one for one in request.batches if one[0] not in known]
     for base_offset, next_offset, digest in new:

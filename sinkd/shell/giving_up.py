@@ -8,6 +8,7 @@ What the operator accepts is that readers get a `206 Gap` there instead of an er
 gap records goes on looking for the batches, and puts them back (`sinkd.shell.scrubbing`).
 """
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -16,6 +17,7 @@ from protocol import link
 from protocol.errors import LogError
 from sinkd.core import commands
 from sinkd.core.damage import GivenUp
+from sinkd.shell.group import UnknownOutcome
 from sinkd.shell.store import Partition
 
 if TYPE_CHECKING:
@@ -57,6 +59,16 @@ class GivingUp:
         assert isinstance(result, GivenUp)
         if result.refusal:
             raise LogError("INVALID_REQUEST", result.refusal)
+
+    async def found(self, partition: Partition, offsets: list[int]) -> None:
+        """Batches that were given up are whole here. If this sink leads, the group forgets that they were."""
+        if not self._replica.group.leads:
+            return
+        stream = partition.stream
+        request = commands.GiveUp(stream.name, stream.incarnation, partition.number, (), "", tuple(offsets))
+        with contextlib.suppress(LogError, UnknownOutcome):  # the next round tries again
+            await self._replica.group.submit(commands.GIVE_UP, request)
+            log.info("batches_found_again", log=stream.name, partition=partition.number, offsets=offsets)
 
     def decided(self, result: GivenUp) -> None:
         """By the group: what is bad here is written anew."""

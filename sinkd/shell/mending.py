@@ -17,6 +17,7 @@ import errno
 import os
 from collections.abc import Iterator, Mapping
 
+from protocol.coverage import digest_of
 from protocol.errors import DamagedFile, FrameError
 from protocol.gaps import is_of_damage, leaf_digest, lost_batch
 from protocol.limits import LINK_FRAME_BYTES_MAX, SEGMENT_SCAN_BYTES
@@ -43,8 +44,9 @@ class LostThere(FrameError):
     """A sink has sent the gap record that it has in the place of a batch."""
 
 
-def checked(files: SegmentFiles, segment: Segment, digests: Digests) -> Iterator[int]:
-    """Reads a finished segment from the disk: the bytes of each batch.
+def checked(files: SegmentFiles, segment: Segment, digests: Digests, gaps: list[int]) -> Iterator[int]:
+    """Reads a finished segment from the disk: the bytes of each batch. `gaps` gets the offsets of those in the place of
+    which gap records stand.
 
     DamagedFile, AlteredBatch: some of it is bad. FileNotFoundError: it is gone.
     """
@@ -56,6 +58,8 @@ def checked(files: SegmentFiles, segment: Segment, digests: Digests) -> Iterator
             for position, header, batch in found:
                 if problem := _difference(header, batch, digests):
                     raise AlteredBatch(str(segment.path), position, problem)
+                if is_of_damage(header, batch):
+                    gaps.append(header.base_offset)
                 offset = header.next_offset
                 yield header.size_bytes
         except OSError as error:
@@ -210,6 +214,20 @@ class Copy:
         self._append(memoryview(gap_of(lost)), lost.next_offset)
         return True
 
+    def keep_gap(self) -> bool:
+        """Has the own gap record stay where nobody has the batch; whether there is one."""
+        self._restores = False
+        good, _ = self._good(self._own(LINK_FRAME_BYTES_MAX))
+        if not good and self._finds_own():
+            good, _ = self._good(self._own(LINK_FRAME_BYTES_MAX))
+        self._restores = True
+        if not good:
+            return False
+        header = read_header(good)
+        self._append(good[: header.size_bytes], header.next_offset)
+        self._old_position += header.size_bytes
+        return True
+
     def next_offset(self) -> int | None:
         """Where the batch that is due ends, if the leaves of the segment say so."""
         if self.offset not in self._digests:
@@ -248,13 +266,14 @@ class Copy:
         self._new.path.unlink(missing_ok=True)
 
 
-def holds(data: bytes, lost: Damaged) -> bool:
-    """Whether `data` begins with the lost batch itself. FrameError: it begins with no batch."""
+def holds(data: bytes, gap: bytes) -> bool:
+    """Whether `data` has the batch in the place of which the batch `gap` stands. FrameError: it has no batches."""
+    lost = read_header(gap)
     for batch in split_batches(data):
         header = check_batch(batch)
         if header.next_offset > lost.base_offset:
-            is_it = header.base_offset == lost.base_offset and not is_of_damage(header, batch)
-            return is_it and (not lost.digest or leaf_digest(header, batch) == lost.digest)
+            is_there = (header.base_offset, header.next_offset) == (lost.base_offset, lost.next_offset)
+            return is_there and not is_of_damage(header, batch) and digest_of(batch) == leaf_digest(lost, gap)
     return False
 
 

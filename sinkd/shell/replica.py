@@ -122,7 +122,9 @@ class Replica:
         sink.links_by_group[self.number] = self.links
         rate_bytes = node.scrub_rate_bytes_per_second
         tells = ScrubNotes(sink.audit)
-        self.scrubber = Scrubber(self.store, sink.writer, self._pull, self._sources, Elsewhere(sink), tells, rate_bytes)
+        self.scrubber = Scrubber(
+            self.store, sink.writer, self._pull, self._sources, Elsewhere(sink), tells, self.giving_up.found, rate_bytes
+        )
         if not sink.is_alone or sink.other_zones:
             self.store.mend, self.store.mend_later = self.scrubber.mend, self.scrubber.mend_later
 

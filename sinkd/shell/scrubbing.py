@@ -77,11 +77,14 @@ class Scrubber:
         sources: Callable[[], list[str]],
         elsewhere: Elsewhere,
         tells: Tells,
+        found: Callable[[Partition, list[int]], Awaitable[None]],
         rate_bytes: int,
     ) -> None:
-        """`sources` names the peers that may be asked, best first; then sinks `elsewhere` are. `rate_bytes` a second
-        are read, by a round that was asked for as fast as it can; 0: by no other.
+        """`sources` names the peers that may be asked, best first; then sinks `elsewhere` are. `found` is told of
+        batches that were given up and are there, by offset. `rate_bytes` a second are read, by a round that was asked
+        for as fast as it can; 0: by no other.
         """
+        self._found = found
         self._store, self._writer, self._pull, self._sources = store, writer, pull, sources
         self._elsewhere, self._tells, self._rate_bytes = elsewhere, tells, rate_bytes
         self._mending = asyncio.Lock()
@@ -144,25 +147,27 @@ class Scrubber:
 
     async def _look_at(self, partition: Partition, segment: Segment) -> None:
         try:
-            await self._check(partition, segment, paced=True)
+            gaps = await self._check(partition, segment, paced=True)
         except DamagedFile as damage:
             await self.mend(partition, damage)
-        else:
-            self.damaged.pop(str(segment.path), None)
-            if await self._is_found_again(partition, segment):
-                await self._restore(partition, segment)
+            return
+        self.damaged.pop(str(segment.path), None)
+        if gaps and await self._is_found_again(partition, gaps):
+            gaps = await self._restored(partition, segment)
+        if found := [offset for offset in _lost(partition, segment) if offset not in gaps]:
+            await self._found(partition, found)
 
-    async def _check(self, partition: Partition, segment: Segment, *, paced: bool) -> None:
-        """DamagedFile: some of it is bad."""
-        digests = await self._digests(partition, segment)
-        batches = checked(partition.log.files, segment, digests)
+    async def _check(self, partition: Partition, segment: Segment, *, paced: bool) -> list[int]:
+        """The offsets at which gap records stand in the place of batches. DamagedFile: some of it is bad."""
+        digests, gaps = await self._digests(partition, segment), list[int]()
+        batches = checked(partition.log.files, segment, digests, gaps)
         is_read = False
         while not is_read:
             try:
                 is_read, read_bytes = await self._store.on_reader(lambda: _some_of(batches))
             except FileNotFoundError:
                 if segment not in partition.log.finished():
-                    return  # trimmed meanwhile, or written anew
+                    return gaps  # trimmed meanwhile, or written anew
                 raise DamagedFile(str(segment.path), 0, "it is gone") from None
             self.read_bytes += read_bytes
             if paced:
@@ -171,6 +176,7 @@ class Scrubber:
         if not digests and tree is not None and segment.base_offset >= tree.begin_offset:
             with contextlib.suppress(FileNotFoundError):
                 await self._store.on_reader(partial(leaves_of, partition.log.files, segment))
+        return gaps
 
     async def _pause(self, read_bytes: int) -> None:
         """As long as so much may take, unless somebody waits for the round."""
@@ -278,8 +284,10 @@ class Scrubber:
         copy = Copy(partition.log, segment, digests, _lost(partition, segment), restores=restores)
         try:
             while not copy.is_complete:
-                if not await self._store.on_reader(copy.take_own) and (problem := await self._others(copy, partition)):
-                    return problem
+                if not await self._store.on_reader(copy.take_own):
+                    problem = await self._others(copy, partition, restores=restores)
+                    if problem:
+                        return problem
             await asyncio.get_running_loop().run_in_executor(self._writer, copy.put_in_place)
         except OSError as error:
             if error.errno not in NO_SPACE:
@@ -297,10 +305,12 @@ class Scrubber:
             self._tells.lost(partition, copy.given_up)
         return ""
 
-    async def _others(self, copy: Copy, partition: Partition) -> str:
+    async def _others(self, copy: Copy, partition: Partition, *, restores: bool = False) -> str:
         """Brings the copy at least one batch further, by what others have or are known not to have; why not, or ""."""
         problem, gap = await self._pulled(copy, partition)
         if not problem or copy.give_up():
+            return ""
+        if restores and await self._store.on_reader(copy.keep_gap):
             return ""
         if gap is not None:
             with contextlib.suppress(FrameError):
@@ -395,18 +405,16 @@ class Scrubber:
                 self._elsewhere.close()
         return found
 
-    async def _is_found_again(self, partition: Partition, segment: Segment) -> bool:
-        """Whether another sink has a batch of which this segment has a gap record."""
+    async def _is_found_again(self, partition: Partition, gaps: list[int]) -> bool:
+        """Whether another sink has a batch of which gap records stand here."""
         try:
-            for lost in _lost(partition, segment).values():
-                own = await self._store.on_reader(partial(partition.log.read, lost.base_offset, 1))
-                if holds(bytes(own), lost):
-                    continue
+            for offset in gaps:
+                gap = bytes(await self._store.on_reader(partial(partition.log.read, offset, 1)))
                 for ask in self._askers(partition):
                     with contextlib.suppress(LogError, FrameError):
-                        source, data = await ask(lost.base_offset)
-                        if holds(data, lost):
-                            log.info("batch_found_again", offset=lost.base_offset, source=source)
+                        source, data = await ask(offset)
+                        if holds(data, gap):
+                            log.info("batch_found_again", offset=offset, source=source)
                             return True
         except (DamagedFile, LogError):  # trimmed, or bad once more: the next round sees
             return False
@@ -414,10 +422,16 @@ class Scrubber:
             self._elsewhere.close()
         return False
 
-    async def _restore(self, partition: Partition, segment: Segment) -> None:
+    async def _restored(self, partition: Partition, segment: Segment) -> list[int]:
+        """Puts back what others have; the gap records that are left."""
         async with self._mending:
             if segment in partition.log.finished() and not await self._write_anew(partition, segment, restores=True):
                 self.mended += 1
+        anew = self._at(partition, str(segment.path))
+        try:
+            return await self._check(partition, anew, paced=False) if anew is not None else []
+        except DamagedFile:  # the next round sees
+            return list(_lost(partition, segment))
 
 
 def _lost(partition: Partition, segment: Segment) -> dict[int, Damaged]:
