@@ -6,10 +6,11 @@ from pathlib import Path
 import msgspec
 import nats
 import pytest
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509 import load_pem_x509_certificate
-from support import cli
+from support import cli, other_verifier
 from support.certificates import Authority, Pair
 from support.disk import flip
 from support.secured import SecuredZone, secured
@@ -19,7 +20,12 @@ from test_sink_group import publish, running
 from protocol import certificate, certified, link, signing
 from protocol.certificate import BadCertificate, Certificate, NotProved, Signer, from_base64, to_base64
 from protocol.certified import low_s, verifier
+from protocol.certified_data import Growth
+from protocol.coverage import digest_of
 from protocol.errors import LogError
+from protocol.gaps import Gap, encode_gap, leaf_digest, lost_batch
+from protocol.merkle import leaf_hash
+from protocol.records import CONTROL, Event, encode_batch, encode_control, place_batch, read_header
 from sinkd.shell import attesting
 
 replace = msgspec.structs.replace
@@ -482,3 +488,78 @@ async def test_what_cannot_be_certified_or_proved_is_said(tmp_path):
             "coverage", "verify", str(wide), "--ca", str(zone.ca), "--server", "s9", "--config", zone.toml
         )
         assert (ran.status, "no sink of the file has its links at s9" in ran.err) == (2, True)
+
+
+# -- by others --------------------------------------------------------------------------------------------------------
+
+
+def test_somebody_else_s_verifier_says_the_same(made, tmp_path):
+    segments = sorted((made.folder / "s3" / "log").glob("orders-*/0/*.segment"))
+    for name in ("first.json", "second.json"):
+        other_verifier.verify(made.folder / name, made.authority.cert, segments)
+    for what in ('"held":400', f'"time":{made.shown.time}', '"node":"s1"', '"sinks":["s1"'):
+        changed = tmp_path / "changed.json"
+        changed.write_text(made.first.decode().replace(what, what[:-1] + ("7" if what[-1] != '"' else '9"'), 1))
+        assert changed.read_bytes() != made.first
+        with pytest.raises((AssertionError, InvalidSignature)):
+            other_verifier.verify(changed, made.authority.cert, [])
+    with pytest.raises(AssertionError):
+        other_verifier.verify(made.folder / "first.json", made.authority.cert, segments[1:])
+
+
+def gap(offset: int, reason: str, events: int, offsets: int = 1) -> certificate.GapRecord:
+    return certificate.GapRecord(
+        partition=0, offset=offset, offsets=offsets, reason=reason, events=events, from_ms=0, to_ms=0, source=""
+    )
+
+
+def test_gap_records_and_what_is_spoilt_are_told_apart_and_counted():
+    batches = [encode_batch([Event(b"a", b"", 5, b"", b"x")] * 3), encode_gap(Gap("lost", 7, 0, 0)),
+               encode_batch([Event(b"a", b"", 5, b"", b"y")] * 2)]  # fmt: skip
+    placed, offset = [], 0
+    for batch in batches:
+        placed.append(place_batch(batch, offset, 1))
+        offset = read_header(placed[-1]).next_offset
+    spoilt = lost_batch(4, 6, digest_of(placed[2]), 9, "192.0.2.7")
+    growths = {}
+    for name, log in (
+        ("whole", placed),
+        ("spoilt", [*placed[:2], spoilt]),
+        ("encoded", [*placed, encode_control(b"k", b"v", 5)]),
+    ):
+        growth = Growth(0, 0, ())
+        for batch in log:
+            header = read_header(batch)
+            growth.take(leaf_hash(header.base_offset, leaf_digest(header, batch)))
+            if header.attributes & CONTROL:
+                growth.note(header, batch)
+        growths[name] = growth.found()
+    whole, damaged, foreign = growths.values()
+    assert (whole.control, whole.damaged, whole.gaps) == (1, 0, (gap(3, "lost", 7),))
+    assert (damaged.size, damaged.frontier) == (whole.size, whole.frontier)
+    assert (damaged.control, damaged.damaged, len(damaged.gaps)) == (1, 2, 2)
+    assert (damaged.gaps[1].reason, damaged.gaps[1].offset, damaged.gaps[1].offsets) == ("damaged", 4, 2)
+    assert (foreign.gaps[1].reason, foreign.control) == ("", 2)
+
+
+def test_gap_records_that_are_named_must_be_those_that_there_are(made):
+    (one,) = made.shown.partitions
+    (accounts,) = made.shown.accounts
+    (producer,) = accounts.producers
+    fewer = replace(producer, held=396, batches=producer.batches, gaps=4)
+    shown = replace(
+        made.shown,
+        partitions=(replace(one, control=4, damaged=2),),
+        accounts=(replace(accounts, control=4, producers=(replace(fewer, beacon=-1),)),),
+        beacons=(),
+        gaps=(gap(3, "lost", 9), gap(5, "damaged", 2, 2), gap(90, "", 0, 3)),
+    )
+    made.check(signed(made, shown))
+    for gaps, why in (
+        (shown.gaps[1:], "3 offsets of control batches and 2 that are spoilt are named, there are 4 and 2"),
+        ((*shown.gaps, gap(399, "damaged", 1)), "4 offsets of control batches and 3 that are spoilt are named"),
+        ((shown.gaps[1], shown.gaps[0], shown.gaps[2]), "a control batch at offset 3 that is not of the log, or twice"),
+        ((shown.gaps[0], gap(6, "damaged", 2, 2), gap(7, "", 0, 3)), "a control batch at offset 7"),
+        ((*shown.gaps, gap(400, "lost", 1)), "a control batch at offset 400"),
+    ):
+        assert why in not_proved(made, signed(made, replace(shown, gaps=gaps)))
