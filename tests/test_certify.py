@@ -563,3 +563,12 @@ def test_gap_records_that_are_named_must_be_those_that_there_are(made):
         ((*shown.gaps, gap(400, "lost", 1)), "a control batch at offset 400"),
     ):
         assert why in not_proved(made, signed(made, replace(shown, gaps=gaps)))
+
+
+async def test_the_golden_certificate_is_proved_with_its_data_and_an_event_of_it():
+    folder = Path(__file__).parent / "data" / "vectors" / "certificate"
+    options = "--data", str(folder), "--proof", str(folder / "proof.json")
+    ca = str(folder / "ca.pem")
+    ran = await cli.invoked("coverage", "verify", str(folder / "certificate.json"), "--ca", ca, *options)
+    assert (ran.status, ran.lines[-1]) == (0, "proved"), ran.err
+    other_verifier.verify(folder / "certificate.json", folder / "ca.pem", sorted(folder.glob("*.segment")))
