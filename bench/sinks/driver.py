@@ -35,7 +35,7 @@ def measure(console: Console, row: Row, rounds: int, settings: Settings, folder:
 
 def _turn(kind: type[Tier], row: Row, settings: Settings, folder: Path) -> dict[str, float]:
     with TemporaryDirectory(prefix="bench-", dir=folder) as data:
-        tier = kind(Path(data), settings.sinks if kind is Zone else settings.replicas)
+        tier = kind(Path(data), settings.sinks if issubclass(kind, Zone) else settings.replicas)
         try:
             tier.start()
             return row.run(tier, settings)

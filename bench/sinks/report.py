@@ -8,7 +8,7 @@ from rich.table import Table
 
 from bench.report import Result, bounds
 from bench.sinks.rows import Metric, Row
-from bench.sinks.tiers import ALWAYS, DEFAULT, ZONE
+from bench.sinks.tiers import ALWAYS, DEFAULT, UNCOVERED, ZONE
 
 KEY_PREFIX: Final = "sinks/"  # of a row among the kept results
 HEADS = ("work", ZONE, ALWAYS, "ratio (min..max)", DEFAULT, "ratio (min..max)", "goal", "reached", "CPU per event")
@@ -35,16 +35,19 @@ def lines(row: Row, result: Result) -> list[Line]:
 
 
 def _line(row: Row, metric: Metric, result: Result, names: set[str]) -> Line:
-    shown = {name: _shown(result.of(name, metric.key), metric.unit) for name in (ZONE, ALWAYS, DEFAULT)}
+    other = UNCOVERED if UNCOVERED in names else DEFAULT  # in the last column
+    shown = {name: _shown(result.of(name, metric.key), metric.unit) for name in (ZONE, ALWAYS, other)}
     missing = {name: f"n/a: {result.missing[name]}" for name in names if name in result.missing}
-    cpu = [result.of(name, "cpu") for name in (ZONE, ALWAYS, DEFAULT)] if metric is row.metrics[0] else []
+    compared = (ZONE, UNCOVERED) if other == UNCOVERED else (ZONE, ALWAYS, DEFAULT)
+    cpu = [result.of(name, "cpu") for name in compared] if metric is row.metrics[0] else []
+    default = missing.get(other, shown[other])
     return Line(
         work=f"{row.title}: {metric.title}" if metric.title else row.title,
         ours=missing.get(ZONE, shown[ZONE]),
         always=missing.get(ALWAYS, shown[ALWAYS]),
         to_always=_ratio(metric, result, ALWAYS),
-        default=missing.get(DEFAULT, shown[DEFAULT]),
-        to_default=_ratio(metric, result, DEFAULT),
+        default=f"coverage off: {default}" if default and other == UNCOVERED else default,
+        to_default=_ratio(metric, result, other),
         goal=_goal(metric),
         verdict=verdict(metric, result),
         cpu=" / ".join(f"{median(part) / 1e3:.1f}" for part in cpu) + " µs" if cpu and all(cpu) else "",
@@ -152,6 +155,8 @@ HOW = """
   the kernel keeps large folios, all of a folio counts, up to a MiB, of which only the part that changed is written. The
   shares of journal and segments are bytes of their files; a journal file is also filled with zeros when it is made
   anew, which is not in them.
+- Coverage on against off: two zones of ours, of which one has `[coverage] enabled = false`: no digests, no accounts and
+  trees, no beacons, nobody who compares them. The last columns are of that one.
 - "CPU per event" is the CPU time of all processes of a tier, per acknowledged event: {names}.
 """
 

@@ -10,9 +10,11 @@ from bench.sinks.readers import read_in_python
 from bench.sinks.tiers import (
     ALWAYS,
     DEFAULT,
+    UNCOVERED,
     JetStream,
     JetStreamAlways,
     Tier,
+    UncoveredZone,
     Zone,
     forget_cached,
     wait_for,
@@ -74,12 +76,23 @@ class Row:
 
 
 def _acked(key: str, title: str, payload_bytes: int, always: float, default: float) -> Row:
+    goals = {ALWAYS: always, DEFAULT: default}
+    return Row(key, title, (Metric("rate", "/s", goals=goals),), _publishing(payload_bytes))
+
+
+def _covered(key: str, title: str, payload_bytes: int) -> Row:
+    """With digests, accounts, trees, beacons and all that looks at them, beside the same zone without."""
+    rate = Metric("rate", "/s", goals={UNCOVERED: 0.95})
+    return Row(key, title, (rate,), _publishing(payload_bytes), (Zone, UncoveredZone))
+
+
+def _publishing(payload_bytes: int) -> Callable[[Tier, Settings], Values]:
     def run(tier: Tier, settings: Settings) -> Values:
         warm = publish(tier, payload_bytes, WINDOW, settings.seconds * WARM_UP_PART)
         acked = publish(tier, payload_bytes, WINDOW, settings.seconds, first=warm.events)
         return {"rate": acked.per_second, "cpu": acked.cpu_ns}
 
-    return Row(key, title, (Metric("rate", "/s", goals={ALWAYS: always, DEFAULT: default}),), run)
+    return run
 
 
 def _one_at_a_time(tier: Tier, settings: Settings) -> Values:
@@ -236,4 +249,6 @@ def rows() -> list[Row]:
             _history_in_python, (Zone, JetStream)),
         Row("restart", "restart with a large log, 1 KiB", restart, _restart, (Zone, JetStream), rounds_max=1),
         Row("written", "disk writes per node, 1 KiB", written, _written),
+        _covered("covered-128", f"coverage on against off: acknowledged publish, {WINDOW} under way, 128 B", 128),
+        _covered("covered-1k", f"coverage on against off: acknowledged publish, {WINDOW} under way, 1 KiB", KIB),
     ]  # fmt: skip

@@ -24,6 +24,7 @@ POLL_S = 0.01
 ANSWER_WAIT_S_MAX = 2.0
 Found = TypeVar("Found")
 ZONE, ALWAYS, DEFAULT = "event mesh", "JetStream, sync always", "JetStream, default"
+UNCOVERED = "event mesh, coverage off"
 
 
 class Node(Process):
@@ -98,6 +99,7 @@ class Tier:
 
 class Zone(Tier):
     name = ZONE
+    tables = ""  # of the file, beside nodes and stream
 
     def __init__(self, folder: Path, size: int) -> None:
         super().__init__(folder, size)
@@ -115,7 +117,7 @@ class Zone(Tier):
         for name, (link, raft, monitor) in self._ports.items():
             text += f'\n[zones.z.sinks.{name}]\nlink = "127.0.0.1:{link}"\nmonitor = "127.0.0.1:{monitor}"\n'
             text += f'raft = "127.0.0.1:{raft}"\ndata = "{self.folder / name / "data"}"\n'
-        return text + f'\n[streams.{STREAM}]\nsubjects = ["{STREAM}.>"]\nack = "quorum"\n'
+        return text + f'\n[streams.{STREAM}]\nsubjects = ["{STREAM}.>"]\nack = "quorum"\n{self.tables}'
 
     def start(self) -> None:
         is_new = not self.nodes
@@ -173,6 +175,13 @@ class Zone(Tier):
     def unflushed_bytes(self) -> int:
         """Of the sink that is furthest behind: committed, not in segments yet."""
         return int(max(metric(node.port, "mesh_sink_hot_bytes") or 0 for node in self.nodes if not node.has_ended()))
+
+
+class UncoveredZone(Zone):
+    """Without digests, accounts, trees and beacons."""
+
+    name = UNCOVERED
+    tables = "[coverage]\nenabled = false\n"
 
 
 class JetStream(Tier):
