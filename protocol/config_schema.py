@@ -484,7 +484,7 @@ class CoverageRetention(Table):
 
 
 class Coverage(Table):
-    """Accounts of what gateways took in and what sinks hold, in the stream `$COVERAGE`, which only nodes write."""
+    """Accounts of what gateways took in and sinks hold, in the stream `$COVERAGE`; see [coverage.md](coverage.md)."""
 
     enabled: bool = Field(default=True, description="Keep accounts of all streams, and trees of their logs.")
     gap_grace: GapGrace = Field(
