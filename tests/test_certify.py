@@ -455,7 +455,7 @@ async def test_where_nodes_have_no_certificates_nobody_signs(tmp_path):
 
 
 async def test_what_cannot_be_certified_or_proved_is_said(tmp_path):
-    streams = '[streams.orders]\nsubjects = ["orders.>"]\n[streams.wide]\nsubjects = ["wide.>"]\npartitions = 3'
+    streams = '[streams.orders]\nsubjects = ["orders.>"]\n[streams.wide]\nsubjects = ["wide.>"]\npartitions = 12'
     async with secured(tmp_path, streams=streams) as (zone, url):
         await fill(url, 20)
         await fill(url, 20, "wide.a")
@@ -464,7 +464,7 @@ async def test_what_cannot_be_certified_or_proved_is_said(tmp_path):
         wide = tmp_path / "wide.json"
         ran = await cli.invoked("coverage", "certify", "wide", "-o", str(wide), "--config", zone.toml)
         assert ran.status == 0, ran.err
-        assert len(certificate.decode(wide.read_bytes()).partitions) == 3
+        assert len(certificate.decode(wide.read_bytes()).partitions) == 12
         ran = await cli.invoked("coverage", "verify", str(wide), "--ca", str(zone.ca), "--data", str(tmp_path / "s1"))
         assert ran.status == 0, ran.err
         ran = await certify(zone, "c", "--previous", str(wide))

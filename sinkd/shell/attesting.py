@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from sinkd.shell.sink import Sink
 
 _LOOK_S = 0.05
+_KEPT_S = ATTESTED_MS_MAX / 1000
 _SHOWN_CHARACTERS = 200  # of each of two values that are not the same
 Answer = tuple[link.Message, bytes]
 log = structlog.get_logger()
@@ -94,6 +95,7 @@ class Attesting:
         """`signing` is None where nodes have no certificates."""
         self._sink, self._signing = sink, signing
         self._read: OrderedDict[_Place, tuple[float, Partition, Found]] = OrderedDict()
+        self._statements: OrderedDict[bytes, tuple[float, Replica, Statement]] = OrderedDict()
         self._reading = asyncio.Lock()
         self.read_bytes = self.signed = 0
 
@@ -143,6 +145,13 @@ class Attesting:
         if (found.size, list(found.frontier)) != (statement.tree.size, statement.tree.frontier):
             raise await self._differs(replica, partition, said)
         return said, found
+
+    def remember(self, replica: "Replica", statement: Statement) -> None:
+        """It was made just now. The replicated state keeps the latest few, a stream may have many more partitions."""
+        now = asyncio.get_running_loop().time()
+        self._statements[statement.statement_id] = now, replica, statement
+        while len(self._statements) > ATTESTED_KEPT or now - next(iter(self._statements.values()))[0] > _KEPT_S:
+            self._statements.popitem(last=False)
 
     # -- attesting ----------------------------------------------------------------------------------------------------
 
@@ -219,6 +228,8 @@ class Attesting:
         """... and the replica that has it, a moment later than its leader. LogError."""
         until = asyncio.get_running_loop().time() + CERTIFICATE_WAIT_MS_MAX / 1000
         while True:
+            if (known := self._statements.get(statement_id)) is not None:
+                return known[1:]
             for replica in self._sink.replicas:
                 for statement in replica.machine.state.statements:
                     if statement.statement_id == statement_id:
@@ -299,7 +310,7 @@ class Attesting:
         async with self._reading:
             now = asyncio.get_running_loop().time()
             known = self._read.get(place)
-            if known is not None and now - known[0] < ATTESTED_MS_MAX / 1000:
+            if known is not None and now - known[0] < _KEPT_S:
                 return known[1:]
             await self._in_segments(replica, partition, to_offset)
             try:

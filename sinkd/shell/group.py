@@ -29,6 +29,7 @@ from protocol.gaps import Gap, encode_gap
 from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from protocol.link import Appended, Refused
 from sinkd.core import commands
+from sinkd.core.accounts import Stated
 from sinkd.core.commands import MembersAre
 from sinkd.core.damage import GivenUp
 from sinkd.core.formats import Checkpoint
@@ -74,11 +75,11 @@ class _Command(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What the command at `log_index` has done to what operators decide; `time_ms` is the state's then."""
+    """What the command at `log_index` has done that operators have asked for; `time_ms` is the state's then."""
 
     log_index: int
     time_ms: int
-    result: Configured | MembersAre | RebuildChanged | LossAccepted | GivenUp
+    result: Configured | MembersAre | RebuildChanged | LossAccepted | GivenUp | Stated
     revision_before: int
     members_before: Members
 
@@ -670,7 +671,7 @@ class Group:
         elif isinstance(result, (Configured, ContractChanged, MirrorMade, RebuildChanged)):
             self._store.renew()
             self._decided.append(self._configured)
-        if isinstance(result, Configured | MembersAre | RebuildChanged | LossAccepted | GivenUp):
+        if isinstance(result, Configured | MembersAre | RebuildChanged | LossAccepted | GivenUp | Stated):
             self._decided.append(partial(self._seen, Change(index, state.now_ms, result, revision, members)))
         return result
 

@@ -29,6 +29,7 @@ from protocol.errors import DamagedFile, LogError, Superseded
 from protocol.frames import Parts
 from protocol.streams import StreamState
 from sinkd.core import commands
+from sinkd.core.accounts import Stated
 from sinkd.core.birth import ACTIVE
 from sinkd.core.damage import GivenUp
 from sinkd.core.machine import Machine, Trimmed
@@ -262,6 +263,8 @@ class Replica:
         self._sink.audit.applied(self.number, change)
         if isinstance(change.result, GivenUp):
             self.giving_up.decided(change.result)
+        elif isinstance(change.result, Stated) and change.result.statement is not None:
+            self._sink.attesting.remember(self, change.result.statement)
 
     def _configured(self) -> None:
         """Streams were committed, or came with a checkpoint."""
