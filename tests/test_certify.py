@@ -490,6 +490,45 @@ async def test_what_cannot_be_certified_or_proved_is_said(tmp_path):
         assert (ran.status, "no sink of the file has its links at s9" in ran.err) == (2, True)
 
 
+async def test_what_is_trimmed_is_under_the_root_and_a_sink_that_was_filled_signs_too(tmp_path):
+    streams = '[streams.orders]\nsubjects = ["orders.>"]\nretention = { bytes = "300KiB" }'
+    async with secured(tmp_path, streams=streams) as (zone, url):
+        await fill(url, 20)
+        assert (await certify(zone, "old.json")).status == 0
+        await fill(url, 380)
+        log = next(each for each in zone.sinks[zone.leader].store.partitions if each.stream.name == "orders")
+        await zone.until(lambda: log.start_offset > 20, "the beginning is gone")
+        victim = next(name for name in zone.names if name != zone.leader)
+        await zone.level()
+        await zone.stop(victim)
+        zone.wipe(victim)
+        await zone.start(victim)
+        await zone.until(lambda: not zone.sinks[victim].identity.muted, "it is filled")
+        await zone.level()
+        ran = await certify(zone, "first.json")
+        assert (ran.status, ran.err) == (0, "")
+        shown = certificate.decode((tmp_path / "first.json").read_bytes())
+        (one,) = shown.partitions
+        assert len(shown.signers) == 3
+        assert (one.begin, one.from_size > 0, one.to) == (0, True, 400)
+        assert one.from_ == log.start_offset
+        verify = "coverage", "verify", "--ca", str(zone.ca)
+        for name in zone.names:
+            ran = await cli.invoked(*verify, str(tmp_path / "first.json"), "--data", str(tmp_path / name))
+            assert (ran.status, ran.lines[-1]) == (0, "proved"), ran.err
+        ran = await cli.invoked(*verify, str(tmp_path / "old.json"), "--data", str(tmp_path / victim))
+        assert (ran.status, "the data begin at offset" in ran.err) == (1, True)
+        ran = await certify(zone, "next.json", "--previous", str(tmp_path / "old.json"))
+        assert (ran.status, "batches were trimmed" in ran.err) == (1, True), ran.err
+        await fill(url, 5)
+        ran = await certify(zone, "next.json", "--previous", str(tmp_path / "first.json"))
+        assert (ran.status, ran.err) == (0, "")
+        ran = await cli.invoked(*verify, str(tmp_path / "next.json"), "--previous", str(tmp_path / "first.json"))
+        assert (ran.status, ran.lines[-1]) == (0, "proved"), ran.err
+        ran = await cli.invoked("coverage", "prove", "orders", "0", "3", "--config", zone.toml)
+        assert (ran.status, "its tree holds offsets" in ran.err) == (1, True)
+
+
 # -- by others --------------------------------------------------------------------------------------------------------
 
 
