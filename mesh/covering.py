@@ -159,11 +159,7 @@ class _Zone:
     def _logs(self) -> Iterator[dict[str, Any]]:
         """Each log of the zone: where it ends on each sink, and in each other zone that gets a copy."""
         ends = _ends(self._groups)
-        lags = {
-            zone: {(row["stream"], row["partition"]): row for one in _answers(groups) for row in one["mirrors"]
-                   if row["origin"] == self._name}
-            for zone, groups in self._told.items()
-        }  # fmt: skip
+        lags = {zone: _lags(groups, self._name) for zone, groups in self._told.items()}
         for (stream, partition), by_sink in sorted(ends.items()):
             if "@" in stream or not self._wants(stream):
                 continue
@@ -224,6 +220,8 @@ class _Zone:
             yield f"zone {self._name}: sink {sink} cannot be asked what it holds: {why}"
         if not any(one.get("coverage", {}).get("trees") for one in _answers(self._groups)):
             yield f"zone {self._name}: no accounts are kept there (coverage.enabled), or no sink can be asked"
+        if left_off := self._keeper.get("rows_left_off"):
+            yield f"zone {self._name}: {left_off} rows of beacons do not fit into an answer: nothing is known of them"
         for gap in self._gaps():
             where = f"zone {self._name}: {gap['stream']}/{gap['partition']}"
             which = f"{gap['events']} events of {gap['node']}/{gap['worker']} ({gap['first']} to {gap['last']})"
@@ -263,12 +261,17 @@ class _Zone:
             where = f"zone {self._name}: {place.log}"
             if (missing := row["gaps"] + row["lost"]) and not known_gaps:
                 yield f"{where}: {missing} events of {place.gateway} are not held: gap records stand for them"
-            if place not in self._lines and not row["by_sink"] and not self._has_ended(place):
+            if place not in self._lines and not row["by_sink"] and place.gateway not in self._keeper["beacons"]:
                 yield f"{where}: {place.gateway} has written there, and no beacon of it says what it took in"
 
-    def _has_ended(self, place: Place) -> bool:
-        """Whether it speaks, and of that partition there is nothing to say any more."""
-        return place.gateway in self._keeper["beacons"]
+    def _untold(self) -> Iterator[str]:
+        """Producers that speak, and not of what they have written: they began to a moment ago, or hide it."""
+        for row in self.rows:
+            place = Place(row["stream"], row["partition"], row["node"], row["worker"])
+            worker = self._keeper["beacons"].get(place.gateway)
+            if place in self._lines or worker is None or worker["processes"] or place.log in worker["told"]:
+                continue
+            yield f"zone {self._name}: {place.log}: {place.gateway} has written there, and its beacons do not say so"
 
     def lacking(self, wanted: Wanted) -> Iterator[str]:
         """What has to be there and is not, yet."""
@@ -285,6 +288,7 @@ class _Zone:
             for sink, count in lacks.items():
                 if count > fewest:
                     yield f"{where}: sink {sink} lacks {count} events of {place.gateway}"
+        yield from self._untold()
         yield from self._lacking_copies(wanted)
 
     def _lacking_copies(self, wanted: Wanted) -> Iterator[str]:
@@ -306,6 +310,16 @@ def _ends(groups: Groups) -> dict[tuple[str, int], dict[str, int]]:
                 if not log["retired"]:
                     found.setdefault((log["stream"], log["partition"]), {})[sink] = log["end_offset"]
     return found
+
+
+def _lags(groups: Groups, origin: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """How far a zone's mirrors of `origin` are behind, as the sinks say that lead there."""
+    return {
+        (row["stream"].partition("@")[0], row["partition"]): row
+        for one in _answers(groups)
+        for row in one["mirrors"]
+        if row["origin"] == origin
+    }
 
 
 def _total(account: dict[str, Any] | None, name: str) -> int:

@@ -27,7 +27,7 @@ def line(named: int, acknowledged: int, **fields: Any) -> dict[str, Any]:
 def worker(*rows: dict[str, Any], **fields: Any) -> dict[str, Any]:
     return {
         "node": "gw1", "worker": 0, "state": "speaks", "silent_ms": 100, "signed": True, "spool": False, "unclosed": 0,
-        "refused": {}, "uncovered": [], "rows": list(rows), "time_ms": 1,
+        "refused": {}, "uncovered": [], "rows": list(rows), "time_ms": 1, "processes": 0, "told": [],
     } | fields  # fmt: skip
 
 
@@ -176,6 +176,20 @@ def test_what_sinks_write_themselves_needs_no_beacon() -> None:
     one = sink("s1", account(10, node="s1"), leads=True)
     assert looked(one).problems == []
     assert row_of(looked(one))["by_sink"] is True
+
+
+def test_a_gateway_that_does_not_say_what_it_has_written_gets_a_moment() -> None:
+    """It may have begun to just now. Of what its earlier processes wrote it need not speak."""
+    one = sink("s1", account(10), leads=True, workers=[worker()])
+    assert looked(one).open == ["zone eu: orders/0: gw1/0 has written there, and its beacons do not say so"]
+    for fields in ({"processes": 1}, {"told": ["orders/0"]}):
+        assert looked(sink("s1", account(10), leads=True, workers=[worker(**fields)])).open == []
+
+
+def test_what_does_not_fit_into_an_answer_is_not_covered() -> None:
+    one = sink("s1", account(10), leads=True, workers=[worker(line(10, 10))])
+    one["coverage"]["rows_left_off"] = 7
+    assert len(looked(one).problems) == 1
 
 
 def test_one_stream_alone() -> None:

@@ -403,6 +403,25 @@ def test_what_was_altered_stays_so_after_a_start(world: World) -> None:
     assert world.open == []
 
 
+def test_a_summary_adds_to_what_was_heard_since_the_start(world: World) -> None:
+    """The log is read from some time on, and a beacon may stand there before the first summary."""
+    world.has = account("A", 0, 10)
+    world.say(row("A", 0, 10, 25))
+    world.process, world.number = "p2", 5
+    world.pass_by(3, row("B", 12, 14, 14))
+    (summary,) = summaries(world.keeper, world.now_ms)
+    world.keeper = Keeper("acme", "eu", "s2", GRACE_MS)
+    world.say(row("B", 12, 14, 14))
+    restore(world.keeper, summary)
+    restore(world.keeper, summary)
+    speaker = world.keeper.speakers.by_name["gw1", 0]
+    assert [line.row.run for line in speaker.all_lines()] == [RUNS["A"].hex(), RUNS["B"].hex()]
+    assert (speaker.processes, speaker.unclosed) == (["p1"], 1)
+    world.has = account("B", 12, 14)
+    world.pass_by(1, row("B", 12, 14, 14))
+    assert [record.events for record in world.orders.records] == [13]
+
+
 @pytest.mark.parametrize("field", ["how", "row"])
 def test_a_summary_that_cannot_be_is_refused(world: World, field: str) -> None:
     world.has = account("A", 0, 10)

@@ -148,6 +148,7 @@ class Speaker:
         self.numbers: deque[int] = deque(maxlen=_NUMBERS_KEPT)
         self.beacon: Beacon | None = None  # the latest; its rows may be some only
         self.unclosed = 0  # processes that were followed without a last word
+        self.told: set[str] = set()  # logs that it has spoken of
 
     @property
     def name(self) -> str:
@@ -217,6 +218,7 @@ class Speaker:
             else:
                 self._begin(line, now_ms)
         line.spool = beacon.spool
+        self.told.add(f"{row.stream}/{row.partition}")
         line.say(row, beacon.time)
         if row.is_over and line.over != OVER:
             line.end(OVER, now_ms)

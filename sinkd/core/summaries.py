@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
 
 from protocol.coverage import GAP, Beacon, Ended, GapReport, Summary
+from protocol.limits import COVERAGE_STATUS_ROWS_MAX
 from sinkd.core.keeping import Keeper
 from sinkd.core.speakers import ENDED, FOLLOWED, OVER, BeaconRefused, Line, Speaker
 
@@ -19,12 +21,11 @@ STATES = (SPEAKS, SILENT, CLOSED)
 
 def facts(keeper: Keeper, now_ms: int) -> dict[str, Any]:
     """For JSON; docs/cli.md names the fields."""
+    speakers = [each for _, each in sorted(keeper.speakers.by_name.items()) if each.beacon is not None]
+    rows_max = COVERAGE_STATUS_ROWS_MAX // max(len(speakers), 1)
     return {
-        "beacons": {
-            speaker.name: _speaker(speaker, keeper, now_ms)
-            for _, speaker in sorted(keeper.speakers.by_name.items())
-            if speaker.beacon is not None
-        },
+        "beacons": {speaker.name: _speaker(speaker, keeper, now_ms, rows_max) for speaker in speakers},
+        "rows_left_off": sum(max(0, len(each.lines) + len(each.olds) - rows_max) for each in speakers),
         "gaps": [msgspec.to_builtins(gap) for _, gap in sorted(keeper.open.items())],
         "refused_beacons": dict(sorted(keeper.refused.items())),
     }
@@ -42,7 +43,7 @@ def state_of(speaker: Speaker, now_ms: int, silence_ms: int) -> str:
     return SILENT if speaker.is_silent(now_ms, silence_ms) else SPEAKS
 
 
-def _speaker(speaker: Speaker, keeper: Keeper, now_ms: int) -> dict[str, Any]:
+def _speaker(speaker: Speaker, keeper: Keeper, now_ms: int, rows_max: int) -> dict[str, Any]:
     beacon = speaker.beacon
     assert beacon is not None
     return {
@@ -51,10 +52,12 @@ def _speaker(speaker: Speaker, keeper: Keeper, now_ms: int) -> dict[str, Any]:
         **speaker.uttered._asdict(),
         "state": state_of(speaker, now_ms, keeper.silence_ms),
         "silent_ms": max(0, now_ms - speaker.heard_ms),
+        "processes": len(speaker.processes),
         "unclosed": speaker.unclosed,
+        "told": sorted(speaker.told),
         "refused": beacon.refused,
         "uncovered": msgspec.to_builtins(beacon.uncovered),
-        "rows": [_line(line) for line in speaker.all_lines()],
+        "rows": [_line(line) for line in islice(speaker.all_lines(), rows_max)],
     }
 
 
@@ -86,23 +89,33 @@ def summaries(keeper: Keeper, now_ms: int) -> Iterator[Summary]:
 
 
 def restore(keeper: Keeper, summary: Summary) -> None:
-    """Takes up what it says of a worker of which nothing was heard yet. BeaconRefused: it cannot be so."""
+    """Takes up what it says of a worker, beside what was heard of it already. BeaconRefused: it cannot be so."""
     beacon: Beacon = summary.beacon
-    if (beacon.node, beacon.worker) in keeper.speakers.by_name:
-        return
-    keeper.hear(beacon, summary.heard, signed=summary.signed)
+    ended = [_ended(each, summary.time) for each in summary.ended]
+    if (beacon.node, beacon.worker) not in keeper.speakers.by_name:
+        keeper.hear(beacon, summary.heard, signed=summary.signed)
     speaker = keeper.speakers.by_name[beacon.node, beacon.worker]
-    for ended in summary.ended:
-        if ended.how not in (OVER, ENDED, FOLLOWED):
-            raise BeaconRefused("unreadable", f"summary: a run is over by {ended.how!r}")
-        try:
-            line = Line(ended.row, "", summary.time)
-        except ValueError as error:
-            raise BeaconRefused("unreadable", f"summary: {error}") from error
-        line.end(ended.how, ended.since)
-        line.spool = ended.spool
-        line.is_followed = line.place in speaker.lines
-        speaker.olds.append(line)
-    speaker.processes, speaker.unclosed = list(summary.processes), summary.unclosed
+    known = {(line.place, line.run) for line in speaker.all_lines()}
+    for line in ended:
+        if (line.place, line.run) not in known:
+            line.is_followed = line.place in speaker.lines
+            speaker.olds.append(line)
+        speaker.told.add(f"{line.row.stream}/{line.row.partition}")
+    processes = (*summary.processes, *speaker.processes)
+    speaker.processes = [each for each in dict.fromkeys(processes) if each != speaker.uttered.process]
+    speaker.unclosed = max(speaker.unclosed, summary.unclosed)
     for gap in summary.gaps:
         keeper.told(GAP, gap)
+
+
+def _ended(ended: Ended, said_ms: int) -> Line:
+    """BeaconRefused: it cannot be so."""
+    if ended.how not in (OVER, ENDED, FOLLOWED):
+        raise BeaconRefused("unreadable", f"summary: a run is over by {ended.how!r}")
+    try:
+        line = Line(ended.row, "", said_ms)
+    except ValueError as error:
+        raise BeaconRefused("unreadable", f"summary: {error}") from error
+    line.end(ended.how, ended.since)
+    line.spool = ended.spool
+    return line

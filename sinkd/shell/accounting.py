@@ -1,7 +1,9 @@
 """What this sink's groups hold of each producer: for the keeper to compare with beacons, and for operators to read."""
 
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+from protocol.limits import COVERAGE_STATUS_ROWS_MAX
 from protocol.merkle import root_of
 from sinkd.core.keeping import Keeper, Reached
 from sinkd.core.state import Account, Producer, Progress
@@ -55,10 +57,13 @@ def _reached(group: int, progress: Progress) -> Reached:
 
 
 def accounts(replica: "Replica") -> list[dict[str, Any]]:
-    """Of each producer in each partition of this group that is covered; docs/cli.md names the fields."""
+    """Of each producer in each partition of this group that is covered, so far as they fit into an answer.
+
+    docs/cli.md names the fields.
+    """
     state = replica.machine.state
     names = {log.state.incarnation: log.state for log in state.streams.values()}
-    return [
+    found = (
         {
             "stream": names[incarnation].name,
             "incarnation": incarnation.hex(),
@@ -76,7 +81,8 @@ def accounts(replica: "Replica") -> list[dict[str, Any]]:
         for _, producer in sorted(state.producers.items())
         for (incarnation, partition), progress in sorted(producer.progress.items())
         if incarnation in names and names[incarnation].covered
-    ]
+    )
+    return list(islice(found, COVERAGE_STATUS_ROWS_MAX))
 
 
 def _account(account: Account | None) -> dict[str, Any]:

@@ -10,8 +10,8 @@ Every sink of the zone keeps, so that any of them can go on. Where nodes have ce
 counts if the node that it is of has signed it: a gateway its beacons, a sink of this zone what sinks say. Without
 certificates events are claims.
 
-A keeper that starts reads the log of the last hour, as it was when the log ended; in it are summaries of all that is
-older and still matters, which whoever leads writes every ten minutes.
+A keeper that starts reads the last 25 minutes of the log; in them are summaries of all that is older and still matters,
+which whoever leads writes every ten minutes. Where there are none, it reads an hour.
 """
 
 import asyncio
@@ -28,6 +28,8 @@ from protocol.errors import UNREADABLE, DamagedFile, FrameError, LogError, Signa
 from protocol.gaps import Gap
 from protocol.limits import (
     COVERAGE_BACK_MS,
+    COVERAGE_BACK_MS_MAX,
+    COVERAGE_HEAR_MAX,
     COVERAGE_LOOK_MS,
     COVERAGE_NOTES_MAX,
     COVERAGE_READ_BYTES,
@@ -89,6 +91,7 @@ class Coverage:
         self.keeper = Keeper(sink.mesh, sink.node.zone, sink.node.name, self._grace_ms)
         self._incarnation, self._offset = incarnation, -1
         self._is_live = False  # it has read what was there when it began
+        self._back_ms, self._summaries = COVERAGE_BACK_MS, 0
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -130,6 +133,10 @@ class Coverage:
                 self._offset = await self._beginning(replica, partition)
             while self._offset < partition.high_watermark:
                 await self._read(replica, partition)
+            if not self._is_live and not self._summaries and self._back_ms < COVERAGE_BACK_MS_MAX:
+                self._keepers(incarnation)
+                self._back_ms = COVERAGE_BACK_MS_MAX
+                return True
             self._is_live = True
             self._look(replica)
             await replica.store.wait_for_more(partition, self._offset, COVERAGE_LOOK_MS)
@@ -141,19 +148,20 @@ class Coverage:
             else:
                 log.warning("coverage_unreadable", error=str(error))
             return False
-        except DamagedFile as error:
+        except (DamagedFile, FrameError, OSError) as error:
+            log.error("log_unreadable", error=str(error))
             replica.fail(error)
             return False
         return True
 
     async def _beginning(self, replica: "Replica", partition: Partition) -> int:
-        """An hour before the end of the log, which may be long ago."""
+        """So long before the end of the log, which may be long ago."""
         end = partition.high_watermark
         if end == partition.start_offset:
             return end
         (*_, batch) = split_batches(await replica.store.read(partition, end - 1, 1))
         latest_ms = min(read_header(batch).max_timestamp_ms, self._sink.now_ms())
-        found = await replica.store.offset_for_time(partition, latest_ms - COVERAGE_BACK_MS)
+        found = await replica.store.offset_for_time(partition, latest_ms - self._back_ms)
         return max(found[0], partition.start_offset) if found is not None else partition.start_offset
 
     async def _read(self, replica: "Replica", partition: Partition) -> None:
@@ -161,9 +169,11 @@ class Coverage:
         for batch in split_batches(data):
             header = read_header(batch)
             if header.attributes != CONTROL:
-                for record in read_records(batch):
+                for number, record in enumerate(read_records(batch), 1):
                     if record.offset >= self._offset:
                         self._hear(record)
+                    if number % COVERAGE_HEAR_MAX == 0:
+                        await asyncio.sleep(0)
             self._offset = max(self._offset, header.base_offset + header.last_offset_delta + 1)
             await asyncio.sleep(0)
 
@@ -198,6 +208,7 @@ class Coverage:
             summary = self._read_as(Summary, record)
             self._check(record, summary.mesh, NodeName("", summary.zone, SINK, summary.by), summary.time)
             if not self._is_live:
+                self._summaries += 1
                 summaries.restore(self.keeper, summary)
         elif kind == coverage.ROOTS:
             roots = self._read_as(Roots, record)
