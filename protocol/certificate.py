@@ -333,8 +333,11 @@ def _form(certificate: Certificate, *, is_signed: bool) -> Iterator[str]:
             yield f"partition {partition.partition}: hashes must have 32 bytes, in hexadecimal digits"
         if (partition.previous is not None) != bool(certificate.previous):
             yield f"partition {partition.partition}: the certificate before this one is named here, or above, not both"
-    if min(_numbers(msgspec.to_builtins(certificate))) < 0:
+    numbers_in = list(_numbers(msgspec.to_builtins(certificate)))
+    if min(numbers_in) < 0:
         yield "a number is negative"
+    if max(numbers_in) >= 1 << 63:
+        yield "a number is too large for anything that is counted"
 
 
 def _is_hash(text: str, size_bytes: int = HASH_BYTES) -> bool:

@@ -1,7 +1,9 @@
 """Certificates: sinks sign what they have read again from their disks, and whatever is changed proves nothing."""
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import nats
@@ -164,6 +166,33 @@ def test_no_byte_of_a_certificate_can_be_changed(made, mask):
         changed[position] ^= mask
         with pytest.raises((BadCertificate, NotProved)):
             made.check(bytes(changed))
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where something stands that is neither an object nor an array, and where those stand too."""
+    yield path
+    if isinstance(value, dict | list):
+        for key, one in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(one, (*path, key))
+
+
+def test_no_value_of_a_certificate_can_be_changed(made):
+    """Each one, and each object and array, for others that are no worse JSON."""
+    shown = msgspec.json.decode(made.second)
+    paths = [path for path in leaves(shown) if path]
+    assert len(paths) > 100
+    for path in paths:
+        for other in (0, 1, -1, 1 << 70, "", "zz", "00" * 32, None, [], {}, [0], True):
+            changed = msgspec.json.decode(made.second)
+            *before, last = path
+            holder = changed
+            for key in before:
+                holder = holder[key]
+            if holder[last] == other and type(holder[last]) is type(other):
+                continue
+            holder[last] = other
+            with pytest.raises((BadCertificate, NotProved)):
+                made.check(certificate.canonical(changed))
 
 
 def test_no_certificate_can_be_cut_or_lengthened(made):
