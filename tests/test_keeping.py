@@ -126,6 +126,7 @@ def test_what_is_late_is_reported_within_the_grace_asked_for_again_and_repaired(
     world.pass_by(1, row("A", 0, 20, 20))
     assert world.open == []
     assert world.reports == [(GAP, LATE, 11, 20, False), (REPAIRED, LATE, 11, 20, False)]
+    assert world.orders.reports[0].report.detail == ""
 
 
 def test_a_link_is_closed_once_in_a_grace_and_not_while_events_come(world: World) -> None:
@@ -196,6 +197,7 @@ def test_what_its_publishers_were_refused_is_named_no_more(world: World) -> None
     world.pass_by(1, row("A", 0, 10, 10))
     assert world.open == []
     assert world.reports == [(GAP, LATE, 11, 20, False), (REPAIRED, LATE, 11, 20, False)]
+    assert world.orders.reports[0].report.detail.startswith("its gateway names it no more")
 
 
 def test_a_stream_that_is_gone_is_not_missed(world: World) -> None:

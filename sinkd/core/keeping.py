@@ -125,7 +125,6 @@ class Keeper:
         self._recorded: OrderedDict[Key, None] = OrderedDict()  # told to be, latest last
         self._begun: dict[Key, GapReport] = {}  # as each open gap was when it was found
         self._recording: set[Key] = set()  # in this look: they are recorded, and that is not told yet
-        self._gone: set[tuple[str, int]] = set()
         self._held: dict[tuple[str, int, str, int, str], int] = {}  # of the last look: through, by line
 
     @property
@@ -137,9 +136,8 @@ class Keeper:
 
     def hear(self, beacon: Beacon, now_ms: int, *, signed: bool) -> None:
         """BeaconRefused: it counts for nothing."""
-        speaker = self.speakers.hear(beacon, now_ms, signed=signed)
         step_ms = self.grace_ms // _STEPS
-        for line in speaker.all_lines():
+        for line in self.speakers.hear(beacon, now_ms, signed=signed):
             if not line.over:
                 line.named.name(line.last_named, now_ms, step_ms)
                 line.acked.name(line.acknowledged, now_ms, step_ms)
@@ -171,7 +169,6 @@ class Keeper:
         orders = Orders([], [], [])
         is_patient = now_ms - well_since_ms < self.grace_ms
         self.open = dict(self._altered)
-        self._gone.clear()
         self._recording.clear()
         for speaker in self.speakers.by_name.values():
             for line in list(speaker.all_lines()):
@@ -179,17 +176,15 @@ class Keeper:
                 if line.is_settled and not is_silent:
                     continue
                 has = reached(speaker.node, speaker.worker, *line.place)
-                if has is None:
-                    self._gone.add(line.place)
+                if has is None:  # of a log that is not here any more nothing is said
                     line.is_settled = True
                     continue
-                look = _Look(self, speaker, line, has, now_ms, is_silent, is_patient, orders)
-                look.judge()
+                _Look(self, speaker, line, has, now_ms, is_silent, is_patient, orders).judge()
             speaker.olds = [line for line in speaker.olds if not line.is_settled]
         self._forget_gone(reached)
         self._begun = {key: self.reported.get(key) or self._begun.get(key, gap) for key, gap in self.open.items()}
         if not is_patient:
-            orders.reports.extend(self._due(now_ms))
+            orders.reports.extend(self._due(now_ms, reached))
         return orders
 
     def add(self, speaker: Speaker, line: Line, why: str, first: int, last: int, now_ms: int, detail: str = "") -> None:
@@ -240,7 +235,7 @@ class Keeper:
             if reached(*key[:4]) is None:
                 del self._altered[key], self.open[key]
 
-    def _due(self, now_ms: int) -> Iterator[Report]:
+    def _due(self, now_ms: int, reached: Lookup) -> Iterator[Report]:
         """What the log does not say yet, or says and is so no more."""
         for key, gap in self.open.items():
             if key not in self.reported and key not in self._recorded:
@@ -251,7 +246,7 @@ class Keeper:
             others = [key.of_other(why) for why in (LATE, LOST, UNCLOSED)]
             if any(other in self.open or other in self._recording for other in others) or key.why == ALTERED:
                 continue
-            if (key.incarnation, key.partition) in self._gone or any(other in self._recorded for other in others):
+            if reached(*key[:4]) is None or any(other in self._recorded for other in others):
                 del self.reported[key]
             elif (key.node, key.worker) in self.speakers.by_name:  # else nothing was heard of it yet
                 yield self._repaired(key, gap, now_ms)
@@ -285,6 +280,11 @@ class _Look:
     def judge(self) -> None:
         line = self._line
         self._compare()
+        if not line.over and self._has.run == line.run and self._has.last >= line.last_named:
+            line.through, line.moved_ms, line.is_settled = self._has.last, self._now_ms, True
+            if self._keeper.reported:
+                self._keeper.note_through(self._speaker, line)
+            return
         through = self._through()
         if through != line.through:
             line.through, line.moved_ms = through, self._now_ms

@@ -174,8 +174,8 @@ class Speaker:
             raise BeaconRefused(REPLAYED, f"number {beacon.number} was there before")
         raise BeaconRefused(REORDERED, f"number {beacon.number} comes after {self.uttered.number}")
 
-    def hear(self, beacon: Beacon, now_ms: int, *, signed: bool) -> None:
-        """BeaconRefused as `check`, or UNREADABLE; then nothing has changed."""
+    def hear(self, beacon: Beacon, now_ms: int, *, signed: bool) -> list[Line]:
+        """The lines that it is about. BeaconRefused as `check`, or UNREADABLE; then nothing has changed."""
         self.check(beacon)
         _check_rows(beacon)
         if beacon.process != self.uttered.process:
@@ -185,12 +185,12 @@ class Speaker:
         )
         self.numbers.append(beacon.number)
         self.heard_ms, self.beacon = now_ms, beacon
-        for row in beacon.rows:
-            self._say(row, beacon, now_ms)
+        said = [self._say(row, beacon, now_ms) for row in beacon.rows]
         if beacon.closing:
             for line in self.all_lines():
                 if not line.over:
                     line.end(ENDED, now_ms)
+        return said
 
     def _follow(self, now_ms: int) -> None:
         """Another process begins: all that the one before has said stays to be looked at."""
@@ -205,12 +205,14 @@ class Speaker:
         self.olds += [line for line in self.lines.values() if not line.is_settled]
         self.lines.clear()
 
-    def _say(self, row: Row, beacon: Beacon, now_ms: int) -> None:
+    def _say(self, row: Row, beacon: Beacon, now_ms: int) -> Line:
         place, run = (row.incarnation, row.partition), bytes.fromhex(row.run)
-        line = next((each for each in self.all_lines() if each.run == run and each.place == place), None)
+        line = self.lines.get(place)
+        if line is None or line.run != run:
+            line = next((old for old in self.olds if old.run == run and old.place == place), None)
         if line is None:
             line = Line(row, beacon.process, beacon.time)
-            for before in self.all_lines():
+            for before in (*self.olds, *filter(None, (self.lines.get(place),))):
                 if before.place == place and before.next_base is None:
                     before.next_base = row.base
             if row.is_over:
@@ -224,6 +226,7 @@ class Speaker:
             line.end(OVER, now_ms)
             if self.lines.get(place) is line:
                 self.olds.append(self.lines.pop(place))
+        return line
 
     def _begin(self, line: Line, now_ms: int) -> None:
         """The present line of its partition from now on."""
@@ -244,8 +247,8 @@ class Speakers:
         self.by_name: OrderedDict[tuple[str, int], Speaker] = OrderedDict()
         self.rows_dropped = 0
 
-    def hear(self, beacon: Beacon, now_ms: int, *, signed: bool) -> Speaker:
-        """BeaconRefused: it is not taken, and nothing has changed."""
+    def hear(self, beacon: Beacon, now_ms: int, *, signed: bool) -> list[Line]:
+        """The lines that it is about. BeaconRefused: it is not taken, and nothing has changed."""
         speaker = self.by_name.get((beacon.node, beacon.worker)) or Speaker(beacon.node, beacon.worker)
         speaker.check(beacon)
         if speaker.beacon is None:
@@ -255,10 +258,10 @@ class Speakers:
         if len(beacon.rows) > room:
             self.rows_dropped += len(beacon.rows) - max(room, 0)
             raise BeaconRefused(TOO_MANY, f"it has {len(beacon.rows)} rows, and there is room for {max(room, 0)} more")
-        speaker.hear(beacon, now_ms, signed=signed)
+        said = speaker.hear(beacon, now_ms, signed=signed)
         self.by_name[beacon.node, beacon.worker] = speaker
         self.by_name.move_to_end((beacon.node, beacon.worker))
-        return speaker
+        return said
 
     def _make_room(self) -> None:
         """For another one: whoever has said its last word longest ago is forgotten, if nothing of it is missing."""
