@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import dataclasses
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
 from nats.aio.client import Client
+from support.certificates import Authority
 from support.events import everything, readable
 from support.gateways import gateways_of, url_of, zone_text
 from support.processes import client, until
@@ -19,11 +21,15 @@ from gateway.core.outbox import Outbox
 from gateway.shell.beacons import Beacons, Speaker, Unkept
 from gateway.shell.gateway import Gateway
 from mesh.daemon import dial_sinks
+from mesh.node_signing import NodeSigning
 from protocol import config, coverage, envelope, limits, link
+from protocol.config import TlsNodes
 from protocol.coverage import Beacon, Row, Signed, Uncovered, signed_in
 from protocol.envelope import Envelope
+from protocol.errors import SignatureError
 from protocol.limits import BEACON_INTERVAL_MS, BEACON_SILENCE_MS_MAX
 from protocol.link import Answer, Appended, Opened, Reached, Refused
+from protocol.node_names import NodeName
 from protocol.records import read_records
 from protocol.streams import StreamState
 
@@ -430,6 +436,22 @@ def test_each_is_signed_over_its_bytes() -> None:
     (record,) = bench.records
     assert (record.subject, record.payload) == (b"$COVERAGE.beacon.gw1", signed[0])
     assert signed_in(record.header_block) == Signed(b"signature", b"certificate")
+
+
+def test_who_reads_it_in_the_log_can_tell_who_has_said_it(tmp_path: Path) -> None:
+    name = NodeName("acme", "eu", "gateway", "gw1")
+    authority = Authority(tmp_path)
+    pair = authority.node("gw1", str(name))
+    node = NodeSigning(TlsNodes(ca=str(authority.cert), cert=str(pair.cert), key=str(pair.key)), name)
+    bench = Bench(sign=node.sign)
+    bench.link_up()
+    bench.tick()
+    (record,) = bench.records
+    signed, now_ms = signed_in(record.header_block), time.time_ns() // 1_000_000
+    assert signed is not None
+    assert node.verify(record.payload, signed, now_ms) == name
+    with pytest.raises(SignatureError, match="the signature does not fit"):
+        node.verify(record.payload.replace(b'"number":1', b'"number":2'), signed, now_ms)
 
 
 def test_an_account_hashes_each_batch_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
