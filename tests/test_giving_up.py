@@ -23,7 +23,7 @@ from protocol.gaps import DAMAGED, Gap, leaf_digest, read_gap
 from protocol.merkle import root_of
 from protocol.records import CONTROL, Event, encode_batch, place_batch, read_header, read_records, split_batches
 from sinkd.core.state import Damaged
-from sinkd.shell.leaves import leaves_of, unpack
+from sinkd.shell.leaves import Digests, leaves_of, pack
 from sinkd.shell.mending import Copy, gap_of
 from sinkd.shell.segment_files import Segment
 from sinkd.shell.segments import PartitionLog
@@ -288,8 +288,7 @@ def opened(folder: Path) -> PartitionLog:
 
 def given_up(log: PartitionLog, segment: Segment, lost: Damaged) -> Copy:
     """The segment written anew, up to its being put in place."""
-    digests = {leaf.base_offset: leaf.digest for leaf in unpack(leaves_of(log.files, segment))}
-    copy = Copy(log, segment, digests, {lost.base_offset: lost})
+    copy = Copy(log, segment, Digests(leaves_of(log.files, segment)), {lost.base_offset: lost})
     while not copy.is_complete:
         assert copy.take_own() or copy.give_up()
     return copy
@@ -331,6 +330,17 @@ def test_a_crash_leaves_the_damaged_segment_or_the_one_with_the_gap_record(tmp_p
             break
     assert outcomes == {"the damage", "the gap record"}
     assert not died
+
+
+def test_digests_are_found_in_any_order():
+    has = {offset: bytes([offset]) * 32 for offset in (3, 5, 9, 10)}
+    digests = Digests(b"".join(pack(offset, digest) for offset, digest in has.items()))
+    assert dict(digests) == has
+    for offset in (9, 3, 10, 5, 5, 3, 9):
+        assert digests[offset] == has[offset]
+    assert [digests.get(offset) for offset in (0, 4, 11)] == [None] * 3
+    assert [digests.behind(offset) for offset in (0, 3, 9, 10)] == [3, 5, 10, None]
+    assert not Digests(b"")
 
 
 def test_the_leaf_of_a_gap_record_is_that_of_the_batch_in_whose_place_it_stands():

@@ -16,7 +16,8 @@ from test_sink_group import PAYLOADS, publish, running
 from mesh.commands import scrub as scrubbing
 from mesh.commands.failure import Failure
 from mesh.commands.sinks import Zone
-from sinkd.shell.scrubbing import Copy
+from sinkd.shell.leaves import Digests
+from sinkd.shell.mending import Copy
 
 
 @asynccontextmanager
@@ -182,7 +183,7 @@ def test_a_copy_takes_no_more_than_its_segment_has(tmp_path):
     segment = log.finished()[1]
     whole = segment.path.read_bytes()
     os.truncate(segment.path, 100)
-    copy = Copy(log, segment, {}, {})
+    copy = Copy(log, segment, Digests(b""), {})
     assert not copy.take_own()
     copy.take(b"".join(batches), "s2")
     assert copy.is_complete

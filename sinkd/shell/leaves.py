@@ -18,7 +18,7 @@ import os
 import threading
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, overload
 
@@ -91,6 +91,38 @@ def part(leaves: bytes, from_offset: int, to_offset: int) -> bytes:
 def _offset_at(leaves: bytes, number: int) -> int:
     at = number * LEAF_BYTES
     return int.from_bytes(leaves[at : at + _OFFSET_BYTES], "big")
+
+
+class Digests(Mapping[int, bytes]):
+    """D by base offset, of leaves as they stand in a file. Asked in their order it need not search. For one thread."""
+
+    def __init__(self, leaves: bytes) -> None:
+        self._leaves, self._due = leaves, 0
+
+    def __len__(self) -> int:
+        return len(self._leaves) // LEAF_BYTES
+
+    def __iter__(self) -> Iterator[int]:
+        return (_offset_at(self._leaves, number) for number in range(len(self)))
+
+    def __getitem__(self, base_offset: int) -> bytes:
+        number = self._due
+        if number >= len(self) or _offset_at(self._leaves, number) != base_offset:
+            number = self.first_from(base_offset)
+            if number == len(self) or _offset_at(self._leaves, number) != base_offset:
+                raise KeyError(base_offset)
+        self._due = number + 1
+        at = number * LEAF_BYTES
+        return self._leaves[at + _OFFSET_BYTES : at + LEAF_BYTES]
+
+    def first_from(self, offset: int) -> int:
+        """The number of the first leaf whose batch begins at `offset` or behind it."""
+        return bisect_left(range(len(self)), offset, key=lambda number: _offset_at(self._leaves, number))
+
+    def behind(self, base_offset: int) -> int | None:
+        """Where the batch behind that one begins, if there is one."""
+        number = self.first_from(base_offset + 1)
+        return _offset_at(self._leaves, number) if number < len(self) else None
 
 
 class Hashes(Sequence[bytes]):

@@ -4,6 +4,8 @@
     each bad one, as another sends it   ├─► new file, fsynced ─► the bad one is set aside ─► the new one is there
     what nobody has: its gap record     ┘
 
+`digests` are those of a segment's batches as they are committed, none where that is not known.
+
 A batch is good if its CRC is right, it stands where it is due, and its digest is the one that the log has committed:
 the leaf of its Merkle tree (`sinkd.shell.leaves`), where there is one. So bytes that were altered with a right CRC are
 found too, and are not taken from a sink that has them so.
@@ -25,11 +27,9 @@ from protocol.records import HEADER_BYTES, BatchHeader, check_batch, read_header
 from sinkd.core.formats import SEGMENT_HEADER_BYTES, SegmentHeader, encode_segment_header
 from sinkd.core.state import Damaged
 from sinkd.shell.files import SharedFile, read_at, temporary_of, write_at
+from sinkd.shell.leaves import Digests
 from sinkd.shell.segment_files import Segment, SegmentFiles, check_offset, read_bytes
 from sinkd.shell.segments import PartitionLog
-
-Digests = Mapping[int, bytes]
-"""Of the batches of a segment, by base offset, as they are committed; empty where that is not known."""
 
 
 class AlteredBatch(DamagedFile):
@@ -232,8 +232,8 @@ class Copy:
         """Where the batch that is due ends, if the leaves of the segment say so."""
         if self.offset not in self._digests:
             return None
-        behind = [offset for offset in self._digests if offset > self.offset]
-        return min(behind, default=self._segment.next_offset)
+        behind = self._digests.behind(self.offset)
+        return behind if behind is not None else self._segment.next_offset
 
     def pass_over(self, next_offset: int) -> None:
         """Goes on at that offset, to see what else is missing: the copy is of no use any more."""

@@ -33,8 +33,8 @@ from sinkd.core.state import Damaged
 from sinkd.shell.correcting import Asker, correct, problem_of
 from sinkd.shell.elsewhere import Elsewhere
 from sinkd.shell.files import NO_SPACE
-from sinkd.shell.leaves import kept_leaves, leaves_of, unpack
-from sinkd.shell.mending import AlteredBatch, Copy, Digests, LostThere, WrongBatch, checked, holds
+from sinkd.shell.leaves import Digests, kept_leaves, leaves_of
+from sinkd.shell.mending import AlteredBatch, Copy, LostThere, WrongBatch, checked, holds
 from sinkd.shell.segment_files import Segment
 from sinkd.shell.store import Partition, Store
 
@@ -205,9 +205,9 @@ class Scrubber:
 
         def read() -> Digests:
             try:
-                return {leaf.base_offset: leaf.digest for leaf in unpack(kept_leaves(partition.log.files, segment))}
+                return Digests(kept_leaves(partition.log.files, segment))
             except BadBytes:
-                return {}
+                return Digests(b"")
 
         return await self._store.on_reader(read)
 
