@@ -130,6 +130,27 @@ def test_what_asks_goes_the_long_way(engine):
 
 
 @on_both
+def test_what_no_log_takes_is_counted_by_whatever_way_it_comes(engine):
+    hooks = Keeping(engine, state("orders", outbox_bytes=20_000_000))
+    client = PlaneClient(hooks.plane, CONNECT + b"SUB other.> 1\r\n")
+    stats = hooks.plane.stats
+    client.send(b"".join(sent(b"orders.new", b"1234") for _ in range(3)))
+    client.send(sent(b"_INBOX.a", b"12") + sent(b"$LOG.METADATA", b"12") + sent(b"$AUDIT.x", b"12"))
+    assert (stats.unkept_msgs, stats.unkept_bytes) == (0, 0)
+    client.send(b"".join(sent(b"other.a", b"1234") for _ in range(5)) + sent(b"nobody.hears", b"12", BLOCK))
+    assert (stats.unkept_msgs, stats.unkept_bytes) == (6, 22 + len(BLOCK))
+    client.send(sent(b"other.a", b"1234")[:-3])  # in two reads
+    client.send(sent(b"other.a", b"1234")[-3:])
+    assert stats.unkept_msgs == 7
+    hooks.plane.routes_changed(keeps_log=False)  # what is kept is kept in memory
+    client.send(b"".join(sent(b"orders.new", b"1234") for _ in range(3)) + sent(b"_INBOX.a", b"12"))
+    assert stats.unkept_msgs == 10
+    hooks.plane.routes_changed(keeps_events=False, keeps_log=False)
+    client.send(sent(b"orders.new", b"1234") + sent(b"_INBOX.a", b"12"))
+    assert (stats.unkept_msgs, stats.in_msgs) == (11, 19)
+
+
+@on_both
 def test_a_request_that_nobody_hears_is_told_so_and_kept(engine):
     hooks = Keeping(engine, EVENTS)
     client = PlaneClient(hooks.plane, CONNECT + b"SUB in 1\r\n")
