@@ -28,7 +28,9 @@ from protocol.errors import LogError
 from protocol.gaps import Gap, encode_gap, leaf_digest, lost_batch
 from protocol.merkle import leaf_hash
 from protocol.records import CONTROL, Event, encode_batch, encode_control, place_batch, read_header
+from sinkd.core.retention import trims
 from sinkd.shell import attesting
+from sinkd.shell.store import Partition
 
 replace = msgspec.structs.replace
 
@@ -519,6 +521,38 @@ async def test_what_cannot_be_certified_or_proved_is_said(tmp_path):
         assert (ran.status, "no sink of the file has its links at s9" in ran.err) == (2, True)
 
 
+def is_settled(log: Partition) -> bool:
+    """All that retention asks for is done, and nothing more will be in segments."""
+    facts = log.log.facts()
+    return not log.hot and trims(log.stream, log.number, log.start_offset, facts, 1) is None
+
+
+async def test_history_that_is_being_certified_is_not_let_go_of(tmp_path):
+    streams = '[streams.orders]\nsubjects = ["orders.>"]\nretention = { bytes = "300KiB" }'
+    async with secured(tmp_path, streams=streams) as (zone, url):
+        await fill(url, 100)
+        leader = zone.sinks[zone.leader]
+        log = next(each for each in leader.store.partitions if each.stream.name == "orders")
+        asked = link.Statement(1, "orders", 0, b"s" * 16)
+        stated = await leader.attesting.state(leader.main, asked)
+        place = log.stream.incarnation, 0
+        assert leader.attesting.holds(*place)
+        await fill(url, 300)
+        await zone.level()
+        for _ in range(3):
+            await leader.main.save()
+            await leader.main.retain()
+        assert (log.start_offset, stated.partition.from_) == (0, 0)
+        ran = await certify(zone, "one.json")
+        assert (ran.status, certificate.decode((tmp_path / "one.json").read_bytes()).partitions[0].from_) == (0, 0)
+        assert not leader.attesting.holds(*place)
+        await zone.until(lambda: log.start_offset > 0, "it may go now")
+        leader.attesting.remember(leader.main, leader.main.machine.state.statements[-1])
+        assert leader.attesting.holds(*place)
+        leader.attesting._held[place] -= 700
+        assert not leader.attesting.holds(*place)
+
+
 async def test_what_is_trimmed_is_under_the_root_and_a_sink_that_was_filled_signs_too(tmp_path):
     streams = '[streams.orders]\nsubjects = ["orders.>"]\nretention = { bytes = "300KiB" }'
     async with secured(tmp_path, streams=streams) as (zone, url):
@@ -526,7 +560,7 @@ async def test_what_is_trimmed_is_under_the_root_and_a_sink_that_was_filled_sign
         assert (await certify(zone, "old.json")).status == 0
         await fill(url, 380)
         log = next(each for each in zone.sinks[zone.leader].store.partitions if each.stream.name == "orders")
-        await zone.until(lambda: log.start_offset > 20, "the beginning is gone")
+        await zone.until(lambda: log.start_offset > 20 and is_settled(log), "the beginning is gone")
         victim = next(name for name in zone.names if name != zone.leader)
         await zone.level()
         await zone.stop(victim)

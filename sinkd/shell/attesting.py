@@ -96,6 +96,7 @@ class Attesting:
         self._sink, self._signing = sink, signing
         self._read: OrderedDict[_Place, tuple[float, Partition, Found]] = OrderedDict()
         self._statements: OrderedDict[bytes, tuple[float, Replica, Statement]] = OrderedDict()
+        self._held: dict[tuple[bytes, int], float] = {}
         self._reading = asyncio.Lock()
         self.read_bytes = self.signed = 0
 
@@ -150,8 +151,17 @@ class Attesting:
         """It was made just now. The replicated state keeps the latest few, a stream may have many more partitions."""
         now = asyncio.get_running_loop().time()
         self._statements[statement.statement_id] = now, replica, statement
+        self._held[statement.incarnation, statement.partition] = now
         while len(self._statements) > ATTESTED_KEPT or now - next(iter(self._statements.values()))[0] > _KEPT_S:
             self._statements.popitem(last=False)
+
+    def holds(self, incarnation: bytes, partition: int) -> bool:
+        """Whether a partition is being certified, so that its history should not be let go of just now."""
+        stated_at = self._held.get((incarnation, partition))
+        if stated_at is None or asyncio.get_running_loop().time() - stated_at < _KEPT_S:
+            return stated_at is not None
+        del self._held[incarnation, partition]
+        return False
 
     # -- attesting ----------------------------------------------------------------------------------------------------
 
@@ -175,6 +185,8 @@ class Attesting:
         from protocol.certified import low_s
 
         self.signed += 1
+        for one in certificate.partitions:
+            self._held.pop((bytes.fromhex(certificate.incarnation), one.partition), None)
         log.info("certificate_signed", stream=certificate.stream, zone=certificate.zone, time=certificate.time)
         return link.Attested(asked.request, own.certificate, low_s(own.signature, own.certificate))
 

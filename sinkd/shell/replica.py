@@ -468,6 +468,9 @@ class Replica:
         if not self.group.leads:
             return
         for partition in self.store.partitions:
+            is_held = self._sink.attesting.holds(partition.stream.incarnation, partition.number)
+            if is_held and not self._sink.is_storage_full():
+                continue  # until it is certified
             place = partition.stream, partition.number, partition.start_offset
             held_through = self.holding.through(partition.stream, partition.number)
             request = trims(*place, partition.log.facts(), self._sink.now_ms(), held_through)
