@@ -83,28 +83,35 @@ def look_at(copy: Copy, partition: Partition) -> tuple[Found, int]:
 
 def _take(segment: Segment, offset: int, to_offset: int, growth: Growth) -> tuple[int, int]:
     """(offset behind the last batch that was taken, bytes): of those from `offset` on to before `to_offset`."""
-    due, read_bytes = segment.base_offset, 0
-    take, pack, unpack = growth.take, _OFFSET.pack, _HEADER.unpack_from
-    for data, position in _chunks(segment.path):
-        at, end = 0, len(data)
-        read_bytes += end
-        while at < end:
+    due, rest, read_bytes, position = segment.base_offset, b"", 0, _SEGMENT_HEADER_BYTES
+    pack, unpack = _OFFSET.pack, _HEADER.unpack_from
+    for chunk in _chunks(segment.path):
+        data = rest + chunk if rest else chunk
+        view, at, end, leaves = memoryview(data), 0, len(data), []
+        read_bytes += len(chunk)
+        while end - at >= HEADER_BYTES and due < to_offset:
             base_offset, length, attributes, last_delta = unpack(data, at)
+            batch_end = at + _LENGTH_FROM + length
+            if not HEADER_BYTES <= batch_end - at <= LINK_FRAME_BYTES_MAX:
+                raise DataProblem(f"{segment.path}: byte {position + at}: a batch of {batch_end - at} bytes")
             if base_offset != due:
                 raise DataProblem(f"{segment.path}: byte {position + at}: offset {base_offset} where {due} is due")
-            if due >= to_offset:
-                return due, read_bytes
-            batch_end = at + _LENGTH_FROM + length
+            if batch_end > end:
+                break
             due += last_delta + 1
             if base_offset >= offset:
                 if attributes & CONTROL:
-                    digest = _control(segment, position + at, data[at:batch_end], growth)
+                    digest = _control(segment, position + at, view[at:batch_end], growth)
                 else:
-                    digest = sha256(data[at + _DIGEST_FROM : batch_end]).digest()
-                take(sha256(b"\x00" + pack(base_offset) + digest).digest())
+                    digest = sha256(view[at + _DIGEST_FROM : batch_end]).digest()
+                leaves.append(sha256(b"\x00" + pack(base_offset) + digest).digest())
             at = batch_end
+        growth.take_all(leaves)
         if due >= to_offset:  # behind it a batch may just be being written
-            break
+            return due, read_bytes
+        rest, position = data[at:], position + at
+    if rest:
+        raise DataProblem(f"{segment.path}: byte {position}: it ends within a batch")
     return due, read_bytes
 
 
@@ -118,37 +125,15 @@ def _control(segment: Segment, position: int, batch: memoryview, growth: Growth)
         raise DataProblem(f"{segment.path}: byte {position}: {error}") from error
 
 
-def _chunks(path: Path) -> Iterator[tuple[memoryview, int]]:
-    """(whole batches, their position in the file) of a segment, each read while the one before it is looked at."""
+def _chunks(path: Path) -> Iterator[bytes]:
+    """What stands behind a segment's header, each part read while the one before it is looked at."""
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as reader:
-        position, rest = _SEGMENT_HEADER_BYTES, b""
-        file.seek(position)
+        file.seek(_SEGMENT_HEADER_BYTES)
         coming = reader.submit(_read, file)
         while data := coming.result():
             coming = reader.submit(_read, file)
-            data = rest + data if rest else data
-            view = memoryview(data)
-            end = _whole(view, path, position)
-            if end:
-                yield view[:end], position
-            position, rest = position + end, data[end:]
-        if rest:
-            raise DataProblem(f"{path}: byte {position}: it ends within a batch")
+            yield data
 
 
 def _read(file: BinaryIO) -> bytes:
     return file.read(_CHUNK_BYTES)
-
-
-def _whole(data: memoryview, path: Path, position: int) -> int:
-    """Where the whole batches that `data` begins with end. DataProblem: there is none of a size that can be."""
-    at, end = 0, len(data)
-    while end - at >= HEADER_BYTES:
-        size_bytes = int.from_bytes(data[at + 8 : at + 12], "big", signed=True) + _LENGTH_FROM
-        is_possible = HEADER_BYTES <= size_bytes <= LINK_FRAME_BYTES_MAX
-        if not is_possible and not at:
-            raise DataProblem(f"{path}: byte {position}: a batch of {size_bytes} bytes")
-        if not is_possible or at + size_bytes > end:
-            break
-        at += size_bytes
-    return at

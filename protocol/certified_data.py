@@ -4,6 +4,8 @@ frontier at `from` ─► leaf of each batch, in order ─► frontier at `to`: 
                       control batches ─► gap records, how many offsets they take
 """
 
+from collections.abc import Sequence
+from hashlib import sha256
 from typing import NamedTuple
 
 from protocol.certificate import Certificate, GapRecord, Partition
@@ -35,6 +37,18 @@ class Growth:
         """The next batch has that leaf hash."""
         grow(self._frontier, self._size, leaf)
         self._size += 1
+
+    def take_all(self, leaves: Sequence[bytes]) -> None:
+        """The next batches have these; as `take` for each, for whoever has very many."""
+        frontier, size = self._frontier, self._size
+        for leaf in leaves:
+            number, here = size, leaf
+            while number & 1:
+                here = sha256(b"\x01" + frontier.pop() + here).digest()
+                number >>= 1
+            frontier.append(here)
+            size += 1
+        self._size = size
 
     def note(self, header: BatchHeader, batch: bytes | memoryview) -> None:
         """... and is a control batch."""
