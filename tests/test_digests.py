@@ -220,3 +220,20 @@ async def test_zones_compare_what_they_hold_of_each_other(tmp_path):
 async def us_roots(sink) -> list[Root]:
     found = [await sink.comparing._root(sink.main, partition) for partition in sink.store.partitions]
     return [one for one in found if one is not None]
+
+
+async def test_a_segment_that_is_gone_with_its_leaves_says_nothing_and_comes_back(tmp_path):
+    async with filled(tmp_path) as zone:
+        victim = next(name for name in zone.names if name != zone.leader)
+        path = segments(zone, victim)[1]
+        before = path.read_bytes()
+        path.unlink()
+        path.with_suffix(".leaves").unlink()
+        (path.parent / "tree").unlink(missing_ok=True)
+        partition = zone.sinks[victim].store.partition("orders", 0)
+        partition.log.tree.forget()
+        await zone.sinks[victim].comparing.look()
+        assert not zone.sinks[victim].failed.done()
+        await scrub(zone, victim)
+        assert path.read_bytes() == before
+        assert scrubber(zone, victim).suspected == {}

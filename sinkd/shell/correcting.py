@@ -19,7 +19,7 @@ from protocol.gaps import leaf_digest
 from protocol.merkle import root_of
 from protocol.records import check_batch, split_batches
 from sinkd.core.formats import LEAF_BYTES
-from sinkd.shell.leaves import leaves_of, pack, write_leaves
+from sinkd.shell.leaves import leaves_of, pack, write_if_there_is_space, write_leaves
 from sinkd.shell.segment_files import Segment
 from sinkd.shell.store import Partition, Store, tree_start
 
@@ -67,15 +67,20 @@ async def correct(store: Store, partition: Partition, askers: list[Asker]) -> li
                 others = await _leaves_of_other(ask, segment)
                 if others != own:
                     before.append((segment, own))
-                    await store.on_reader(partial(write_leaves, partition.log.files, segment, others))
+                    await store.on_reader(partial(_write, partition, segment, others))
             if before and not await problem_of(store, partition):
                 return [segment for segment, _ in before]
         except (LogError, FrameError, DamagedFile, FileNotFoundError) as error:
             log.warning("leaves_not_corrected", log=partition.stream.name, error=str(error))
         for segment, own in before:
-            await store.on_reader(partial(write_leaves, partition.log.files, segment, own))
+            await store.on_reader(partial(_write, partition, segment, own))
         await store.on_reader(partition.log.tree.forget)
     return []
+
+
+def _write(partition: Partition, segment: Segment, leaves: bytes) -> None:
+    """Where there is no space for it, all is as it was."""
+    write_if_there_is_space(lambda: write_leaves(partition.log.files, segment, leaves))
 
 
 async def _leaves_of_other(ask: Asker, segment: Segment) -> bytes:

@@ -80,7 +80,7 @@ class Comparing:
         end_offset, committed = partition.high_watermark, root_of(tree.frontier)
         try:
             at = await replica.store.tree_at(partition, end_offset)
-        except (LogError, DamagedFile, FrameError) as error:  # trimmed, filled anew, or damaged: the scrubber says so
+        except (LogError, DamagedFile, FrameError, FileNotFoundError) as error:  # trimmed, filled anew, or damaged
             log.info("root_not_known", log=stream.name, partition=partition.number, error=str(error))
             return None
         root = root_of(at.frontier)
@@ -101,7 +101,7 @@ class Comparing:
             replica, partition, _ = found[place_of(root)]
             try:
                 at = await replica.store.tree_at(partition, root.end_offset)
-            except (LogError, DamagedFile, FrameError):  # trimmed there, or no batch ends there: they differ in more
+            except (LogError, DamagedFile, FrameError, FileNotFoundError):  # trimmed, or no batch ends there
                 continue
             difference = self.digests.compare(speaker, root, at.size, root_of(at.frontier).hex())
             if difference is not None:

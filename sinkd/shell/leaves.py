@@ -211,10 +211,15 @@ def write_if_there_is_space(write: Callable[[], None]) -> None:
 
 
 def _read_file(path: Path) -> bytes:
+    name = path.suffix.lstrip(".") or path.name
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise BadBytes(f"{path.suffix.lstrip('.') or path.name}: there is none") from error
+        raise BadBytes(f"{name}: there is none") from error
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise BadBytes(f"{name}: the disk cannot read it") from error
 
 
 # -- of a log ---------------------------------------------------------------------------------------------------------

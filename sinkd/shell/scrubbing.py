@@ -187,7 +187,7 @@ class Scrubber:
         """Looks whether all leaves, read again, lead to the committed root; corrects them if not."""
         try:
             why = await problem_of(self._store, partition, self._pause)
-        except (LogError, DamagedFile, FrameError) as error:  # trimmed, or damaged, which was said
+        except (LogError, DamagedFile, FrameError, FileNotFoundError) as error:  # trimmed, or damaged, which was said
             log.info("root_not_known", log=partition.stream.name, partition=partition.number, error=str(error))
             return
         if not why:
