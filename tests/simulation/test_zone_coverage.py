@@ -43,6 +43,7 @@ def test_without_a_fault_nothing_is_reported():
         assert ledger.reports == []
         assert ledger.beacons > 10
         assert zone.audit.statements > 0
+        assert ledger.roots > 0
 
 
 def test_nothing_is_stated_that_a_disk_has_spoilt():

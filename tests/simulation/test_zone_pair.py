@@ -13,8 +13,8 @@ from sinkd.core import mirroring
 from sinkd.shell import segments
 from sinkd.shell.mirrors import Origin
 
-SEEDS = int(os.environ.get("SEEDS", "6"))  # `make simulate SEEDS=...` runs any number
-AT_ONCE = 3  # seeds in one test, so that tests run beside each other
+SEEDS = int(os.environ.get("SEEDS", "16")) // 4  # `make simulate SEEDS=...` runs any number
+AT_ONCE = 2  # seeds in one test, so that tests run beside each other
 TEETH = 12  # the most seeds that a mistake is given to show itself
 
 

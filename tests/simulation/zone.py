@@ -117,6 +117,7 @@ class Zone:
 
     def _audit(self) -> ZoneAudit:
         ledger = Ledger(lambda: self.loop.now, GRACE_S)
+        ledger.has_erred = lambda name: self.nodes[name].disk.damages > 0
         return ZoneAudit(self.groups, ledger, lambda name: self.nodes[name].skew_ms)
 
     def _configuration(self) -> config.Config:

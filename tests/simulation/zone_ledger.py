@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from protocol import certificate, envelope
-from protocol.coverage import ALTERED, BEACON, GAP, LATE, REPAIRED, Beacon, GapReport, Row
+from protocol.coverage import ALTERED, BEACON, GAP, LATE, REPAIRED, ROOTS, Beacon, GapReport, Roots, Row
 from protocol.link import Opened, Refused
 from protocol.records import CONTROL, Record, read_header
 from simulation.audit import Violation
@@ -119,7 +119,8 @@ class Ledger:
         self.altered: set[bytes] = set()  # runs of which something was altered on its way
         self.forged: set[bytes] = set()  # ... and of which the gateway was told what is not so
         self.liars: set[str] = set()  # processes that say what is not so
-        self.beacons = self.repaired = 0
+        self.beacons = self.repaired = self.roots = 0
+        self.has_erred: Callable[[str], bool] = lambda sink: False  # its disk, ever
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
@@ -263,6 +264,16 @@ class Ledger:
             report = msgspec.json.decode(record.payload, type=GapReport)
             moment = (report.time - wall_ms - skew_ms(report.by)) / 1000
             self._heard_report(kind, report, moment)
+        elif kind == ROOTS:
+            self._heard_roots(msgspec.json.decode(record.payload, type=Roots))
+
+    def _heard_roots(self, roots: Roots) -> None:
+        """A sink whose disk has never erred has the roots of what is committed."""
+        for said in roots.roots if not self.has_erred(roots.node) else ():
+            place = bytes.fromhex(said.incarnation), said.partition
+            where = f"{roots.node}: {said.log}/{said.partition}"
+            is_true(said.root == self.root(place, said.size).hex(), f"{where}: another root of {said.size} batches")
+            self.roots += 1
 
     def _heard_beacon(self, beacon: Beacon) -> None:
         self.beacons += 1
