@@ -3,10 +3,11 @@
 import asyncio
 import contextlib
 import json
+import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from support.cli import mesh
+from support.cli import mesh, start
 from support.processes import Folder, client, free_ports
 
 from protocol import envelope, link
@@ -168,6 +169,19 @@ async def test_a_gateway_that_is_killed_with_a_full_outbox_leaves_a_bound_and_th
         assert for_people.status == 1
         assert "50 lost" in for_people.lines[0]
         assert any(row.startswith("orders/0  gw1/0") for row in for_people.lines)
+
+
+async def test_it_is_watched_until_somebody_ends_it(folder: Folder) -> None:
+    folder.write_config(MORE)
+    await folder.sinkd()
+    watching = await start("coverage", "orders", "--watch", "--json", "--config", str(folder.path / "mesh.toml"))
+    assert watching.stdout is not None
+    async with asyncio.timeout(WAIT_S):
+        looks = [json.loads(await watching.stdout.readline()) for _ in range(3)]
+        watching.send_signal(signal.SIGINT)
+        await watching.communicate()
+    assert [set(look) for look in looks] == [{"covered", "problems", "zones"}] * 3
+    assert watching.returncode == 130
 
 
 async def test_what_cannot_be_asked_for_is_bad_input(folder: Folder) -> None:
