@@ -150,10 +150,9 @@ def row_of(certificate: Certificate, partition: int, producer: Producer, beacon:
     return next(rows, None)
 
 
-def is_comparable(certificate: Certificate, partition: int, producer: Producer, beacon: Beacon) -> bool:
-    """Whether the beacon speaks of the producer's account at a sequence where that has a chain, not after its end."""
-    row = row_of(certificate, partition, producer, beacon)
-    if row is None or row.acknowledged > producer.last:
+def is_comparable(producer: Producer, row: Row) -> bool:
+    """Whether a row of the producer's run speaks of it at a sequence where it has a chain, not after its end."""
+    if row.run != producer.run or row.acknowledged > producer.last:
         return False
     return row.mark in {row.base, producer.last, *(sequence for sequence, _ in producer.marks)}
 

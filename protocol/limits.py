@@ -112,6 +112,7 @@ SEGMENT_SCAN_BYTES: Final = 1 * MIB  # a scan that checks batches reads so much 
 SEGMENT_WALK_BYTES: Final = 16 * KIB  # a search that looks at batch headers alone reads so much at a time
 CERTIFICATE_BYTES_MAX: Final = 8 * MIB
 CERTIFICATE_GAPS_MAX: Final = 10_000  # control batches that one speaks of
+CERTIFICATE_BEACON_BYTES_MAX: Final = 2 * MIB  # of all beacons that one quotes
 CERTIFICATE_BEACONS_READ_MS: Final = 3_600_000  # so far back it is looked for the latest beacon of each gateway
 CERTIFICATE_BEACONS_READ_BYTES: Final = 64 * MIB  # ... in so much of `$COVERAGE` at most
 CERTIFICATE_SKEW_MS_MAX: Final = 600_000  # between its time and the clock of a sink that is to sign it

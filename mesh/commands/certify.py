@@ -12,7 +12,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,12 +30,14 @@ from protocol.certificate import (
     NotProved,
     Partition,
     Previous,
+    Producer,
     Signer,
     Stated,
     ZoneSinks,
 )
-from protocol.errors import FrameError, LogError, SignatureError
+from protocol.errors import UNREADABLE, FrameError, LogError, SignatureError
 from protocol.limits import (
+    CERTIFICATE_BEACON_BYTES_MAX,
     CERTIFICATE_BEACONS_READ_BYTES,
     CERTIFICATE_BEACONS_READ_MS,
     LINK_FETCH_BYTES_MAX,
@@ -43,6 +45,7 @@ from protocol.limits import (
 )
 from protocol.records import CONTROL, read_header, read_records, split_batches
 
+PARTITIONS_AT_ONCE = 16
 READ_S_MAX = 3_600.0  # for a sink to read a partition again
 _numbers = itertools.count(1)
 
@@ -121,6 +124,7 @@ class Certifying:
 
     def __init__(self, zones: dict[str, Zone], origin: Zone, mesh: str, stream: str, verify: certified.Verify) -> None:
         self._zones, self.origin, self.mesh, self.stream, self.verify = zones, origin, mesh, stream, verify
+        self._asking = asyncio.Semaphore(PARTITIONS_AT_ONCE)
 
     async def make(self, named: tuple[str, ...] | None, earlier: Earlier | None) -> Certificate:
         """In force: a majority of the sinks of each zone has signed. Failure: who has not, and why."""
@@ -157,7 +161,8 @@ class Certifying:
     async def _state(self, groups: list[Told], number: int) -> Said:
         group, leader = self._leader(groups, self.stream, number)
         question = link.Statement(next(_numbers), self.stream, number, secrets.token_bytes(STATEMENT_ID_BYTES))
-        frame = await self.origin.ask(leader, question, group, READ_S_MAX)
+        async with self._asking:
+            frame = await self.origin.ask(leader, question, group, READ_S_MAX)
         return Said(msgspec.json.decode(frame.tail, type=Stated), leader, group)
 
     def _leader(self, groups: list[Told], stream: str, number: int) -> tuple[int, str]:
@@ -210,7 +215,8 @@ class Certifying:
         path: tuple[str, ...] = ()
         if 0 < before.size < one.size:
             question = link.Prove(next(_numbers), self.stream, one.partition, one.to, size=before.size)
-            frame = await self.origin.ask(said.sink, question, said.group, READ_S_MAX)
+            async with self._asking:
+                frame = await self.origin.ask(said.sink, question, said.group, READ_S_MAX)
             path = msgspec.json.decode(frame.tail, type=Consistency).path
         previous = Previous(to=before.to, size=before.size, root=before.root, consistency=path)
         return msgspec.structs.replace(one, previous=previous)
@@ -226,16 +232,14 @@ class Certifying:
         }
         beacons: list[certificate.SignedBeacon] = []
         chosen: dict[tuple[int, str, int], int] = {}
+        room = CERTIFICATE_BEACON_BYTES_MAX
         for signed in await self._beacons(groups, made.time) if wanted else ():
-            try:
-                beacon = certified.read_beacon(made, signed, self.verify)
-            except NotProved:
-                continue  # somebody else's word; the keeper of each sink has told of it
-            for place, producer in wanted.items():
-                if place not in chosen and certified.is_comparable(made, place[0], producer, beacon):
-                    if not beacons or beacons[-1] != signed:
-                        beacons.append(signed)
-                    chosen[place] = len(beacons) - 1
+            useful = [place for place in _places(made, wanted, signed) if place not in chosen]
+            room -= len(signed.payload) if useful else 0
+            if not useful or room < 0 or not self._is_said(made, signed):
+                continue
+            chosen |= dict.fromkeys(useful, len(beacons))
+            beacons.append(signed)
             if len(chosen) == len(wanted):
                 break
         accounts = tuple(
@@ -249,6 +253,14 @@ class Certifying:
             for one in made.accounts
         )
         return msgspec.structs.replace(made, accounts=accounts, beacons=tuple(beacons))
+
+    def _is_said(self, made: Certificate, signed: certificate.SignedBeacon) -> bool:
+        """If not, it is somebody else's word; the keeper of each sink has told of it."""
+        try:
+            certified.read_beacon(made, signed, self.verify)
+        except NotProved:
+            return False
+        return True
 
     async def _beacons(self, groups: list[Told], now_ms: int) -> list[certificate.SignedBeacon]:
         """Those of the last hour, latest first. Where there is no such log, or nobody has it, there are none."""
@@ -312,6 +324,21 @@ class Certifying:
             return failure
         assert isinstance(frame.message, link.Attested)
         return frame.message
+
+
+def _places(
+    made: Certificate, wanted: dict[tuple[int, str, int], Producer], signed: certificate.SignedBeacon
+) -> Iterator[tuple[int, str, int]]:
+    """Whose accounts a beacon can be compared with, if it is what it says."""
+    try:
+        beacon = msgspec.json.decode(certificate.from_base64(signed.payload), type=coverage.Beacon)
+    except UNREADABLE:
+        return
+    for row in beacon.rows:
+        place = row.partition, beacon.node, beacon.worker
+        is_there = (row.stream, row.incarnation) == (made.stream, made.incarnation) and place in wanted
+        if is_there and certified.is_comparable(wanted[place], row):
+            yield place
 
 
 def _beacons_in(batch: memoryview) -> list[certificate.SignedBeacon]:
