@@ -223,6 +223,9 @@ class _Zone:
         if left_off := self._keeper.get("rows_left_off"):
             yield f"zone {self._name}: {left_off} rows of beacons do not fit into an answer: nothing is known of them"
         for gap in self._gaps():
+            whose = self._keeper["beacons"].get(f"{gap['node']}/{gap['worker']}", {})
+            if known_gaps and whose.get("state") == "removed":
+                continue
             where = f"zone {self._name}: {gap['stream']}/{gap['partition']}"
             which = f"{gap['events']} events of {gap['node']}/{gap['worker']} ({gap['first']} to {gap['last']})"
             yield f"{where}: {gap['why']}: {which}: {WHYS[gap['why']]}"

@@ -256,7 +256,7 @@ def _coverage(sink: "Sink") -> Iterator[Metric]:
     """What this sink makes of the beacons of gateways."""
     from protocol.coverage import REPORTS, WHYS
     from sinkd.core.speakers import REASONS
-    from sinkd.core.summaries import STATES, states
+    from sinkd.core.summaries import STATES, missing, states
     from sinkd.shell.accounting import outcomes
 
     coverage, keeper = sink.coverage, sink.coverage.keeper
@@ -264,12 +264,13 @@ def _coverage(sink: "Sink") -> Iterator[Metric]:
     events = GaugeMetricFamily("mesh_coverage_events", what, labels=["stream", "outcome"])
     for (stream, outcome), count in sorted(outcomes(sink.replicas, keeper).items()):
         events.add_metric([stream, outcome], count)
-    missing = "Events that gateways have named and the log does not hold, at most, by why"
-    gaps = GaugeMetricFamily("mesh_coverage_gap_events", missing, labels=["why"])
+    named = "Events that gateways have named and the log does not hold, at most, by why"
+    gaps = GaugeMetricFamily("mesh_coverage_gap_events", named, labels=["why"])
+    lacking = missing(keeper, sink.now_ms(), sink.has_gateway)
     for why in WHYS:
-        gaps.add_metric([why], sum(gap.events for gap in keeper.open.values() if gap.why == why))
+        gaps.add_metric([why], lacking[why])
     workers = GaugeMetricFamily("mesh_coverage_gateways", "Gateway workers, by how they are", labels=["state"])
-    counted = states(keeper, sink.now_ms())
+    counted = states(keeper, sink.now_ms(), sink.has_gateway)
     for state in STATES:
         workers.add_metric([state], counted[state])
     unclosed = sum(each.unclosed for each in keeper.speakers.by_name.values())

@@ -162,6 +162,13 @@ def test_what_was_given_up_is_told_of_its_log_and_may_be_known() -> None:
     assert len(looked(other).problems) == 1
 
 
+def test_what_is_unclosed_of_a_gateway_that_was_removed_is_a_known_gap() -> None:
+    removed = worker(line(13, 10), state="removed", silent_ms=99_000)
+    one = sink("s1", account(13), leads=True, workers=[removed], gaps=[GAP])
+    assert len(looked(one).problems) == 1
+    assert looked(one, known_gaps=True).problems == []
+
+
 def test_a_sink_that_cannot_be_asked_is_a_problem_and_others_are_asked() -> None:
     one = sink("s1", account(10), leads=True, workers=[worker(line(10, 10))])
     view = looked(one, {"node": "s2", "error": "Connection refused"})

@@ -1,5 +1,6 @@
 """The keeper: what beacons name against what accounts hold, look by look; no clock but the numbers given to it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -10,11 +11,16 @@ from protocol.gaps import GATEWAY_LOST
 from protocol.gaps import LOST as LOST_RECORD
 from sinkd.core.keeping import Close, Keeper, Orders, Reached, Report
 from sinkd.core.speakers import REORDERED, REPLAYED, TOO_MANY, UNREADABLE, BeaconRefused
-from sinkd.core.summaries import facts, restore, summaries
+from sinkd.core.summaries import facts as facts_of
+from sinkd.core.summaries import missing, restore, states, summaries
 
 GRACE_MS = 10_000
 LOG = "aa" * 16
 RUNS = {name: bytes([number] * 8) for number, name in enumerate("ABC", 1)}
+
+
+def facts(keeper: Keeper, now_ms: int, known: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:
+    return facts_of(keeper, now_ms, known)
 
 
 def chain_at(sequence: int) -> bytes:
@@ -310,6 +316,20 @@ def test_two_workers_speak_for_themselves(world: World) -> None:
 
 
 # -- beacons that count for nothing -----------------------------------------------------------------------------------
+def test_one_that_is_in_the_configuration_no_more_is_removed_when_it_is_silent(world: World) -> None:
+    world.has = account("A", 0, 10)
+    world.say(row("A", 0, 10, 25))
+    (told,) = facts(world.keeper, world.now_ms, lambda name: False)["beacons"].values()
+    assert told["state"] == "speaks"
+    world.pass_by(12, speaks=False)
+    (told,) = facts(world.keeper, world.now_ms, lambda name: name != "gw1")["beacons"].values()
+    assert told["state"] == "removed"
+    assert states(world.keeper, world.now_ms, lambda name: False) == {"removed": 1}
+    assert world.open == [(UNCLOSED, 11, 25)]
+    assert missing(world.keeper, world.now_ms, lambda name: False) == {}
+    assert missing(world.keeper, world.now_ms, lambda name: True) == {UNCLOSED: 15}
+
+
 
 
 @pytest.mark.parametrize(

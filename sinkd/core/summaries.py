@@ -1,7 +1,7 @@
 """What a keeper knows, as plain values: for operators, and as events of `$COVERAGE` that a later start goes on from."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -12,45 +12,61 @@ from protocol.limits import COVERAGE_STATUS_ROWS_MAX
 from sinkd.core.keeping import Keeper
 from sinkd.core.speakers import ENDED, FOLLOWED, OVER, BeaconRefused, Line, Speaker
 
-CLOSED, SILENT, SPEAKS = "closed", "silent", "speaks"
-STATES = (SPEAKS, SILENT, CLOSED)
+CLOSED, REMOVED, SILENT, SPEAKS = "closed", "removed", "silent", "speaks"
+STATES = (SPEAKS, SILENT, CLOSED, REMOVED)
+Known = Callable[[str], bool]
+"""Whether the configuration has a gateway of that name."""
 
 
 # -- for operators ----------------------------------------------------------------------------------------------------
 
 
-def facts(keeper: Keeper, now_ms: int) -> dict[str, Any]:
+def facts(keeper: Keeper, now_ms: int, known: Known) -> dict[str, Any]:
     """For JSON; docs/cli.md names the fields."""
     speakers = [each for _, each in sorted(keeper.speakers.by_name.items()) if each.beacon is not None]
     rows_max = COVERAGE_STATUS_ROWS_MAX // max(len(speakers), 1)
     return {
-        "beacons": {speaker.name: _speaker(speaker, keeper, now_ms, rows_max) for speaker in speakers},
+        "beacons": {
+            speaker.name: {"state": state_of(keeper, speaker, now_ms, known), **_speaker(speaker, now_ms, rows_max)}
+            for speaker in speakers
+        },
         "rows_left_off": sum(max(0, len(each.lines) + len(each.olds) - rows_max) for each in speakers),
         "gaps": [msgspec.to_builtins(gap) for _, gap in sorted(keeper.open.items())],
         "refused_beacons": dict(sorted(keeper.refused.items())),
     }
 
 
-def states(keeper: Keeper, now_ms: int) -> Counter[str]:
+def states(keeper: Keeper, now_ms: int, known: Known) -> Counter[str]:
     """How many workers are in each of STATES."""
-    return Counter(state_of(each, now_ms, keeper.silence_ms) for each in keeper.speakers.by_name.values())
+    return Counter(state_of(keeper, each, now_ms, known) for each in keeper.speakers.by_name.values())
 
 
-def state_of(speaker: Speaker, now_ms: int, silence_ms: int) -> str:
-    """CLOSED: it has said its last word; SILENT: it has not, and says nothing."""
+def missing(keeper: Keeper, now_ms: int, known: Known) -> Counter[str]:
+    """Events of open gaps, by why; but of gateways that were removed."""
+    found: Counter[str] = Counter()
+    for key, gap in keeper.open.items():
+        speaker = keeper.speakers.by_name.get((key.node, key.worker))
+        if speaker is None or state_of(keeper, speaker, now_ms, known) != REMOVED:
+            found[gap.why] += gap.events
+    return found
+
+
+def state_of(keeper: Keeper, speaker: Speaker, now_ms: int, known: Known) -> str:
+    """CLOSED: it has said its last word; SILENT: it has not, and says nothing; REMOVED: nor will it ever."""
     if speaker.uttered.closing:
         return CLOSED
-    return SILENT if speaker.is_silent(now_ms, silence_ms) else SPEAKS
+    if not speaker.is_silent(now_ms, keeper.silence_ms):
+        return SPEAKS
+    return SILENT if known(speaker.node) else REMOVED
 
 
-def _speaker(speaker: Speaker, keeper: Keeper, now_ms: int, rows_max: int) -> dict[str, Any]:
+def _speaker(speaker: Speaker, now_ms: int, rows_max: int) -> dict[str, Any]:
     beacon = speaker.beacon
     assert beacon is not None
     return {
         "node": speaker.node,
         "worker": speaker.worker,
         **speaker.uttered._asdict(),
-        "state": state_of(speaker, now_ms, keeper.silence_ms),
         "silent_ms": max(0, now_ms - speaker.heard_ms),
         "processes": len(speaker.processes),
         "unclosed": speaker.unclosed,

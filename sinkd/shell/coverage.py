@@ -317,7 +317,7 @@ class Coverage:
     def status(self, replica: "Replica") -> dict[str, Any]:
         """What `mesh coverage` is told: accounts and trees are those of one group; docs/cli.md names the fields."""
         return {
-            **summaries.facts(self.keeper, self._sink.now_ms()),
+            **summaries.facts(self.keeper, self._sink.now_ms(), self._sink.has_gateway),
             "accounts": accounting.accounts(replica),
             "trees": accounting.trees(replica),
             "gap_grace_ms": self._grace_ms,

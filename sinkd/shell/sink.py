@@ -297,6 +297,10 @@ class Sink:
             if rate != bucket.bytes_per_second:
                 bucket.change(rate)
 
+    def has_gateway(self, name: str) -> bool:
+        """Whether the configuration has one of that name."""
+        return any(name in zone.gateways for zone in self._configuration.zones.values())
+
     @property
     def identify_node(self) -> Callable[[ssl.SSLObject], tuple[str, str, str]] | None:
         """Says whose certificate a gateway has shown, where links are secured."""
