@@ -117,6 +117,40 @@ async def test_what_is_bad_everywhere_stays_bad_and_the_zones_do_not_wait_for_ea
         assert scrubber(zones, "e1").damaged == {}
 
 
+async def test_a_mirror_that_begins_later_has_the_gap_records_of_its_origin_and_the_same_root(tmp_path):
+    """Its only copy was lost before; when the origin has the batches again, the mirror gets them too."""
+    async with filled(tmp_path) as zones:
+        whole = await zones.batches("e1", "orders")
+        await zones.stop("u1")
+        zones.wipe("u1")
+        flip(segment(zones, "e1"), 20_000)
+        giving_up = zones.sinks["e1"].main.giving_up
+        (row,) = await giving_up.answer(link.GiveUp(1, "orders", 0), "192.0.2.7")
+        assert not row["given_up"]
+        (row,) = await giving_up.answer(link.GiveUp(2, "orders", 0, (row["first"],)), "192.0.2.7")
+        assert row["given_up"]
+        await zones.until(lambda: not scrubber(zones, "e1").damaged, "it is written anew")
+        await zones.start("u1")
+        await zones.until(lambda: zones.end("u1") == zones.end("e1", "orders"), "level")
+        assert await zones.batches("u1", MIRROR) == await zones.batches("e1", "orders") != whole
+        trees = [
+            zones.sinks[name].machine.log(log).partitions[0].tree for name, log in (("e1", "orders"), ("u1", MIRROR))
+        ]
+        assert (trees[0].size, trees[0].frontier) == (trees[1].size, trees[1].frontier)
+        await zones.until(lambda: not any(sink.store.hot_bytes for sink in zones.sinks.values()), "all is in segments")
+        (aside,) = segment(zones, "e1").parent.glob("*.damaged")
+        flip(aside, 20_000)  # somebody saves it from the disk
+        aside.rename(segment(zones, "e1"))
+        segment(zones, "e1").with_suffix(".index").unlink()
+        await zones.stop("e1")
+        await zones.start("e1")
+        await zones.until(lambda: zones.sinks["e1"].group.leads, "it leads")
+        for name in ("e1", "u1"):
+            await scrub(zones, name)
+        assert await zones.batches("e1", "orders") == await zones.batches("u1", MIRROR) == whole
+        await zones.until(lambda: not zones.sinks["e1"].machine.log("orders").partitions[0].damaged, "it is forgotten")
+
+
 async def test_what_is_not_replicated_is_asked_of_nobody_and_given_to_nobody(tmp_path):
     async with filled(tmp_path, stream="replicate = []") as zones:
         flip(segment(zones, "e1"), 20_000)
