@@ -120,7 +120,7 @@ class AuditNotes:
 
     def beacon_refused(self, node: str, what: str, why: str) -> None:
         """What stands in `$COVERAGE` as that of `node` is not taken for it."""
-        self._refused(audit.BEACON_REFUSED, node, what, why)
+        self._refused(audit.BEACON_REFUSED, audit.plain(node), what, why)
 
     def _refused(self, kind: str, source: str, what: str, why: str) -> None:
         event = self._event(kind, self._sink.now_ms(), source=source, what=what, why=why)
