@@ -242,6 +242,9 @@ class SinkMetrics(Collector):
         yield _counter("mesh_coverage_replicas_compared", compared, digests.compared)
         differing = "Logs of other sinks that have another root than here"
         yield _gauge("mesh_coverage_replicas_differing", differing, len(digests.differing))
+        attesting, reread = sink.attesting, "Bytes of logs that were read again from the disk, to be certified"
+        yield _counter("mesh_coverage_certificates_signed", "Certificates that this sink has signed", attesting.signed)
+        yield _counter("mesh_coverage_certified_bytes", reread, attesting.read_bytes)
         yield _gauge("mesh_sink_disk_free_bytes", "Free bytes on the data folder's disk", sink.free_bytes)
         yield _gauge("mesh_sink_storage_full", "1 while appends are refused for lack of space", sink.is_storage_full())
         written = CounterMetricFamily("mesh_audit_notes", "Audit events that this sink has written", labels=["kind"])
