@@ -173,8 +173,9 @@ class Faults:
 
     def spoil(self, node: Node) -> None:
         """A disk errs while it is used; what is written no more is bad from now on."""
-        folders = {path.parent for path in node.disk.files("*.segment")}
-        files = [path for folder in sorted(folders) for path in sorted(folder.glob("*.segment"))[:-1]]
+        segments = node.disk.files("*.segment")
+        last = {path.parent: path for path in segments}
+        files = [path for path in segments if path != last[path.parent]]
         if node.is_running and files and self._may_lose(node):
             damage = node.disk.damage(files)
             node.has_hidden_loss = node.has_hidden_loss or damage.is_hidden
