@@ -125,6 +125,8 @@ def test_what_is_late_is_reported_within_the_grace_asked_for_again_and_repaired(
     assert (world.open, world.closes) == ([], [])
     world.pass_by(2, row("A", 0, 10, 20))
     assert world.open == [(LATE, 11, 20)]
+    assert world.closes == []  # it is told first
+    world.pass_by(1, row("A", 0, 10, 20))
     assert world.closes == [Close(0, "gw1", 0)]
     world.pass_by(3, row("A", 0, 10, 20))
     assert world.closes == [Close(0, "gw1", 0)]  # not again at once
@@ -133,6 +135,16 @@ def test_what_is_late_is_reported_within_the_grace_asked_for_again_and_repaired(
     assert world.open == []
     assert world.reports == [(GAP, LATE, 11, 20, False), (REPAIRED, LATE, 11, 20, False)]
     assert world.orders.reports[0].report.detail == ""
+
+
+def test_what_nobody_can_report_is_asked_for_all_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log of reports is led by another sink, and that one does not write."""
+    monkeypatch.setattr(world, "tell", lambda report: None)
+    world.has = account("A", 0, 10)
+    world.pass_by(14, row("A", 0, 10, 20))
+    assert (world.open, world.closes) == ([(LATE, 11, 20)], [])
+    world.pass_by(3, row("A", 0, 10, 20))
+    assert world.closes == [Close(0, "gw1", 0)]
 
 
 def test_a_link_is_closed_once_in_a_grace_and_not_while_events_come(world: World) -> None:
@@ -304,18 +316,6 @@ def test_what_it_could_not_bring_in_before_its_last_word_is_recorded(world: Worl
     assert [(record.reason, record.events) for record in world.orders.records] == [(GATEWAY_LOST, 5)]
 
 
-def test_two_workers_speak_for_themselves(world: World) -> None:
-    world.has = account("A", 0, 10)
-    world.pass_by(3, row("A", 0, 10, 10))
-    world.keeper.hear(world.beacon(row("A", 0, 10, 20), worker=1, number=1), world.now_ms, signed=True)
-    for _ in range(11):
-        world.pass_by(1, row("A", 0, 10, 10))
-    assert [(key.worker, key.why) for key in world.keeper.open] == [(1, UNCLOSED)]
-    told = facts(world.keeper, world.now_ms)["beacons"]
-    assert {name: one["state"] for name, one in told.items()} == {"gw1/0": "speaks", "gw1/1": "silent"}
-
-
-# -- beacons that count for nothing -----------------------------------------------------------------------------------
 def test_one_that_is_in_the_configuration_no_more_is_removed_when_it_is_silent(world: World) -> None:
     world.has = account("A", 0, 10)
     world.say(row("A", 0, 10, 25))
@@ -330,6 +330,18 @@ def test_one_that_is_in_the_configuration_no_more_is_removed_when_it_is_silent(w
     assert missing(world.keeper, world.now_ms, lambda name: True) == {UNCLOSED: 15}
 
 
+def test_two_workers_speak_for_themselves(world: World) -> None:
+    world.has = account("A", 0, 10)
+    world.pass_by(3, row("A", 0, 10, 10))
+    world.keeper.hear(world.beacon(row("A", 0, 10, 20), worker=1, number=1), world.now_ms, signed=True)
+    for _ in range(11):
+        world.pass_by(1, row("A", 0, 10, 10))
+    assert [(key.worker, key.why) for key in world.keeper.open] == [(1, UNCLOSED)]
+    told = facts(world.keeper, world.now_ms)["beacons"]
+    assert {name: one["state"] for name, one in told.items()} == {"gw1/0": "speaks", "gw1/1": "silent"}
+
+
+# -- beacons that count for nothing -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ milliseconds of this sink's clock.
 What is missing of a run, where `through` is what the log has of it:
 
     acknowledged, and not there               LOST       at once if a later run stands there, else after the grace
-    named, its gateway speaks                 LATE       after the grace; its link is closed, so that it sends again
+    named, its gateway speaks                 LATE       after the grace; once that is told, or has not been for half of
+                                                         it, its link is closed, so that it sends again
     named, its gateway says no more           UNCLOSED   it is silent for so long, has ended, or was followed
     another chain at the same sequence        ALTERED    for good: nobody can mend it
 
@@ -204,6 +205,10 @@ class Keeper:
         key = _key(speaker, line, why)
         return key in self._begun or key in self.reported
 
+    def is_told(self, speaker: Speaker, line: Line) -> bool:
+        """Whether the log says that something of it is late or lost. That is asked for then: a report comes first."""
+        return any(_key(speaker, line, why) in self.reported for why in (LATE, LOST))
+
     def is_altered(self, speaker: Speaker, line: Line) -> bool:
         return _key(speaker, line, ALTERED) in self._altered
 
@@ -339,7 +344,9 @@ class _Look:
             self._add(LOST, through + 1, lost)
         if late > max(through, lost):
             self._add(LATE, max(through, lost) + 1, late)
-        if lost or late > through:
+        long_since_ms = before_ms - grace_ms // 2
+        is_long = line.acked.overdue(through, long_since_ms) or line.named.overdue(through, long_since_ms)
+        if (lost or late > through) and (is_long or self._keeper.is_told(self._speaker, line)):
             self._ask()
         line.is_settled = through >= line.last_named
 

@@ -17,7 +17,7 @@ REPORTED = {"eat": LATE, "kill": UNCLOSED, "forge": LOST, "alter": ALTERED, "lie
 
 def run(seed: int, zone: type[Zone] = Zone, seconds: float = 3.0, **options) -> Zone:
     try:
-        with zone(seed, groups=1, **options) as world:
+        with zone(seed, groups=1 + seed % 2, **options) as world:
             world.run(seconds)
     except BaseException as error:
         error.add_note(f"seed {seed}, {options}")

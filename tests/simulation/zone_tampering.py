@@ -47,7 +47,7 @@ class Tampered(Outbox):
         super().__init__(*arguments, **options)
         self.publisher, self.tampering = publisher, publisher.zone.tampering
         self.wanted: Wanted | None = None
-        self.eaten: dict[tuple[bytes, int], float] = {}  # since when, by place
+        self.eaten: dict[tuple[bytes, int], tuple[float, Due | None]] = {}  # since when, by place
         self.altered: dict[tuple[bytes, int, int], Due | None] = {}  # by place and sequence, not answered yet
 
     def take_frames(self, group: int = 0) -> list[bytes]:
@@ -94,7 +94,7 @@ class Tampered(Outbox):
     def link_down(self, now_ms: int, group: int = 0) -> None:
         for place in list(self.eaten):
             if place not in self._partitions or self._partitions[place].group == group:
-                del self.eaten[place]
+                self.tampering.eaten_again(*self.eaten.pop(place))
         for due in self.altered.values():  # no answer: the gateway will never know what became of it
             self.tampering.void(due)
         self.altered.clear()
@@ -167,10 +167,14 @@ class Tampering:
     # -- what happens -------------------------------------------------------------------------------------------------
 
     def eat(self, publisher: "Publisher", place: tuple[bytes, int]) -> None:
-        publisher.outbox.eaten[place] = self.zone.loop.now
+        due = self._due("eat", publisher, place, LATE) if self.kinds == ("eat",) else None
+        publisher.outbox.eaten[place] = self.zone.loop.now, due
         publisher.publish_to_all()
-        if self.kinds == ("eat",):
-            self._due("eat", publisher, place, LATE)
+
+    def eaten_again(self, since: float, due: Due | None) -> None:
+        """The link is another one. If it was not closed for what is late, but sooner, nothing need be said of it."""
+        if self.zone.loop.now - since < self.zone.audit.ledger.grace_s:
+            self.void(due)
 
     def kill(self, publisher: "Publisher", place: tuple[bytes, int]) -> None:
         self.eat(publisher, place)
