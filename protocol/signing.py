@@ -110,10 +110,15 @@ _UNREADABLE: Final = (
 
 
 def _read(certificate: bytes) -> x509.Certificate:
+    """The authority's signature is the one part that it does not sign itself: there is one way to write it."""
     try:
-        return x509.load_der_x509_certificate(certificate)
+        leaf = x509.load_der_x509_certificate(certificate)
+        is_canonical = certificate.endswith(b"\x00" + leaf.signature)  # a BIT STRING of whole bytes: 0 are unused
     except _UNREADABLE as error:
         raise SignatureError(CERTIFICATE, f"the certificate cannot be read: {error}; expected X.509, DER") from error
+    if not is_canonical:
+        raise SignatureError(CERTIFICATE, "the certificate cannot be read: its signature is not in DER")
+    return leaf
 
 
 def _name_in(leaf: x509.Certificate) -> NodeName:

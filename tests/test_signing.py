@@ -83,6 +83,19 @@ def test_every_byte_of_signature_and_certificate_counts(authority: Authority, by
         refused(by._replace(**{field: whole[:-1]}), authority)
 
 
+def test_a_certificate_is_written_in_one_way_alone(authority: Authority) -> None:
+    """A signature whose last bit is 0 could also be one that says so of its last bit: BIT STRINGs are like that."""
+    while (by := signed(authority.node("eu-gw1", str(NODE)))).certificate[-1] & 1:
+        pass
+    signature = x509.load_der_x509_certificate(by.certificate).signature
+    position = len(by.certificate) - len(signature) - 1
+    assert by.certificate[position] == 0
+    other = by.certificate[:position] + b"\x01" + by.certificate[position + 1 :]
+    assert x509.load_der_x509_certificate(other).signature == signature
+    told = "the certificate cannot be read: its signature is not in DER"
+    assert refused(by._replace(certificate=other), authority) == (signing.CERTIFICATE, told)
+
+
 def test_a_certificate_of_another_authority_is_refused(authority: Authority, by: Signed, tmp_path: Path) -> None:
     told = f"the certificate of {NODE} was not signed by an authority of the mesh"
     assert refused(by, Authority(tmp_path, "other")) == (signing.AUTHORITY, told)
