@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mesh.certified_files import DataProblem, copies_in, look_at
-from mesh.commands.failure import Failure
+from mesh.commands.failure import BadInput, Failure
 from mesh.commands.sinks import WIDTH_WITHOUT_TERMINAL, ask, why
 from mesh.node_tls import Expected, expected_sinks
 from mesh.sizes import size
@@ -36,12 +36,6 @@ from protocol.streams import mirror_name
 
 FETCH_S_MAX = 60.0
 _numbers = itertools.count(1)
-
-
-class BadInput(Failure):
-    """Nothing was looked at: what was given cannot be read, or is no such thing."""
-
-    exit_code = 2
 
 
 class Server(NamedTuple):
