@@ -3,17 +3,16 @@
 A file holds one contract as JSON, as `$MESH.CONTRACT.REGISTER` takes it (docs/contracts.md).
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import msgspec
 from nats.errors import NoRespondersError, TimeoutError
-from rich.console import Console
 from rich.table import Table
 
 from gateway.core.contracts import Contracts, compile_schema
+from mesh import terminal
 from mesh.commands.failure import Failure
 from mesh.connection import Connection, connect
 from mesh.render import local_time
@@ -22,8 +21,6 @@ from mesh.sizes import size
 from protocol.accounts import DEFAULT_ACCOUNT
 from protocol.contracts import Contract, RegisterRequest, contract_of, read_request
 from protocol.errors import LogError
-
-_WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe
 
 
 async def show(settings: ClientSettings, as_json: bool) -> None:
@@ -34,7 +31,7 @@ async def show(settings: ClientSettings, as_json: bool) -> None:
         return
     click.echo(f"zone {listed['zone']}: {_MODES[listed['mode']]}")
     if listed["contracts"]:
-        console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
+        console = terminal.console()
         console.print(_table(listed["contracts"]))
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
+from mesh import terminal
 from mesh.commands.failure import BadInput, Failure
-from mesh.commands.sinks import WIDTH_WITHOUT_TERMINAL, Zone
+from mesh.commands.sinks import Zone
 from mesh.covering import Groups, View, Wanted, look, streams_in
 from mesh.sizes import size
 
@@ -79,7 +79,7 @@ def _show(view: View, as_json: bool, *, clear: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode({"covered": not problems, "problems": problems, "zones": view.zones}))
         return
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+    console = terminal.console()
     if clear:
         console.clear()
     for name, zone in view.zones.items():

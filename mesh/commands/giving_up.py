@@ -5,16 +5,15 @@ were told become gap records, on all sinks of the zone; what has come to be bad 
 """
 
 import itertools
-import sys
 from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
+from mesh import terminal
 from mesh.commands.failure import Failure
-from mesh.commands.sinks import WIDTH_WITHOUT_TERMINAL, Zone, leader_of, where
+from mesh.commands.sinks import Zone, leader_of, where
 from protocol import link
 
 READ_S_MAX = 3_600.0  # for the leader to read all segments of the partition, and to ask others
@@ -66,7 +65,7 @@ def _print(rows: list[dict[str, Any]], log: str, partition: int, leader: str, *,
     table.add_column("WHY NOBODY HAS IT", overflow="fold")
     for row in rows:
         table.add_row(str(row["first"]), str(row["last"]), row["why"])
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+    console = terminal.console()
     console.print(table)
     if yes:
         click.echo(f"{name}: gap records stand there from now on, on every sink of the zone")

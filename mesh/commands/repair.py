@@ -6,13 +6,12 @@ to go on looks at once more (`sinkd.shell.repairing`).
 """
 
 import itertools
-import sys
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.table import Table
 
+from mesh import terminal
 from mesh.commands.failure import Failure
 from mesh.commands.sinks import Told, Zone, leader_of, where
 from protocol import link
@@ -87,7 +86,7 @@ async def _chosen(zone: Zone, told: Told, number: int, gone: tuple[str, ...]) ->
 
 def _say(told: Told, its_name: str, chosen: dict[str, Any], gone: tuple[str, ...]) -> None:
     """What would be done."""
-    console = Console(width=None if sys.stdout.isatty() else 1_000)
+    console = terminal.console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("SINK", "HOLDS UP TO ENTRY", "OF TERM", "REMARKS"):
         table.add_column(

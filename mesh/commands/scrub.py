@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 from rich.table import Table
 
+from mesh import terminal
 from mesh.commands.failure import Failure
-from mesh.commands.sinks import WIDTH_WITHOUT_TERMINAL, Zone, why
+from mesh.commands.sinks import Zone, why
 from mesh.sizes import size
 
 _LOOK_S = 0.25  # between two looks
@@ -103,4 +104,4 @@ def _print(before: dict[Place, dict[str, Any]], after: dict[Place, dict[str, Any
     for row in rows:
         numbers = row["mended"], len(row["damaged"])
         table.add_row(row["sink"], str(row["group"]), size(row["read_bytes"]), *map(str, numbers))
-    Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL).print(table)
+    terminal.console().print(table)

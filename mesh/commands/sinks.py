@@ -12,16 +12,15 @@ import contextlib
 import itertools
 import os
 import ssl
-import sys
 from collections.abc import Iterable
 from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from gateway.shell.tls import explained
+from mesh import terminal
 from mesh.commands import links
 from mesh.commands.failure import Failure
 from mesh.node_tls import Expected, expected_sinks, verify
@@ -30,7 +29,6 @@ from protocol import config, link
 from protocol.config_units import Address
 
 CLOSE_S_MAX = 1.0  # for a connection that has brought its answer
-WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe
 _ANSWERS = link.StatusIs | link.Done | link.Certified | link.Attested | link.Fetched | link.OffsetsAre
 _numbers = itertools.count(1)
 Told = dict[str, dict[str, Any]]  # by sink: what it says of itself in one group, or `{"error": why not}`
@@ -186,7 +184,7 @@ async def status(zone: Zone, as_json: bool) -> None:
 
 
 def _print(zone: Zone, groups: list[Told], routes: links.Routes) -> None:
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+    console = terminal.console()
     for number, told in enumerate(groups):
         console.print(_headline(f"zone {zone.name}" + _of(number, groups), told), highlight=False, markup=False)
         console.print(_members(told))

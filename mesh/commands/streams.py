@@ -1,19 +1,16 @@
 """`mesh streams`: what is kept, a row per partition."""
 
-import sys
-
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
+from mesh import terminal
 from mesh.connection import connect
 from mesh.log_reader import LogReader, PartitionInfo, StreamInfo
 from mesh.settings import ClientSettings
 from mesh.sizes import size
 
 _WIDTH_COMFORTABLE = 100
-_WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe
 
 
 async def run(settings: ClientSettings, stream: str | None, as_json: bool) -> None:
@@ -27,7 +24,7 @@ async def run(settings: ClientSettings, stream: str | None, as_json: bool) -> No
     elif not metadata.streams:
         click.echo(f"zone {metadata.zone} keeps no streams")
     else:
-        console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
+        console = terminal.console()
         console.print(_table(metadata.streams, is_narrow=console.width < _WIDTH_COMFORTABLE))
 
 

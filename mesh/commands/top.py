@@ -13,18 +13,17 @@ from typing import Any
 import aiohttp
 import click
 import msgspec
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
+from mesh import terminal
 from mesh.commands import links
 from mesh.commands.sinks import Zone
 from mesh.sizes import size
 from mesh.top import Look, Told, figures
 from protocol import config
 from protocol.config_units import Address
-
-_WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe
 
 
 class Watched:
@@ -69,7 +68,7 @@ def watched(file: str | None, monitor: str, timeout_s: float) -> Watched:
 async def run(watched: Watched, interval_s: float, *, once: bool, as_json: bool) -> None:
     """Shows it again and again, or once. Figures are of the time between two looks, so the first takes an interval."""
     before = await watched.look()
-    console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
+    console = terminal.console()
     live = (
         Live(console=console, screen=True, auto_refresh=False)
         if console.is_terminal and not (once or as_json)

@@ -6,7 +6,6 @@ proved; 1: not, and what, where; 2: what was given cannot be read.
 
 import asyncio
 import itertools
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import NamedTuple
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
+from mesh import terminal
 from mesh.certified_files import DataProblem, copies_in, look_at
 from mesh.commands.failure import BadInput, Failure
-from mesh.commands.sinks import WIDTH_WITHOUT_TERMINAL, ask, why
+from mesh.commands.sinks import ask, why
 from mesh.node_tls import Expected, expected_sinks
 from mesh.sizes import size
 from protocol import certificate, certified, certified_data, config, link, signing
@@ -267,7 +266,7 @@ def _print(shown: Certificate, read_bytes: int, copies: int) -> None:
     made = datetime.fromtimestamp(shown.time / 1000, UTC).isoformat(timespec="milliseconds")
     say: Callable[[str], None] = click.echo
     say(f"{shown.stream} of zone {shown.zone}, mesh {shown.mesh}, incarnation {shown.incarnation}, as of {made}")
-    Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL).print(_table(shown))
+    terminal.console().print(_table(shown))
     for accounts in shown.accounts:
         if accounts.unaccounted:
             say(f"partition {accounts.partition}: {accounts.unaccounted} events are of producers that give no account")

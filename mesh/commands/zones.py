@@ -1,20 +1,18 @@
 """`mesh zones`: how far a zone's mirrors of other zones' logs are behind, as the sinks say that pull them."""
 
 import asyncio
-import sys
 from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
+from mesh import terminal
 from mesh.commands.failure import Failure
 from mesh.commands.sinks import Zone
 from mesh.sizes import size
 from protocol import config
 
-_WIDTH_WITHOUT_TERMINAL = 1_000  # nothing is cut for a file or a pipe
 _WELL = ("tail", "recreated")
 
 
@@ -24,7 +22,7 @@ async def run(zones: list[Zone], as_json: bool) -> None:
     if as_json:
         click.echo(msgspec.json.encode(found))
     elif any(found.values()):
-        console = Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
+        console = terminal.console()
         console.print(_table(found))
     else:
         click.echo(f"no mirrors are led in {', '.join(found)}")
