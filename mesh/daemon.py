@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from gateway.shell.gateway import Gateway
     from gateway.shell.gateway_links import LinkTls
     from gateway.shell.link import Dial, SinkDial
-    from protocol.coverage import Sign
     from mesh.pages import GatewayPages
+    from protocol.coverage import Sign
     from sinkd.shell.sink import Sink
 
 VERSION = program_version()

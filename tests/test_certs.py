@@ -17,8 +17,8 @@ from support.processes import client, free_ports
 from gateway.shell.gateway import Gateway
 from mesh import authority, node_tls
 from mesh.daemon import dial_sinks
-from protocol.node_names import NodeName
 from protocol import config
+from protocol.node_names import NodeName
 from sinkd.shell.sink import Sink
 
 NODES = {
