@@ -130,6 +130,7 @@ class Tampering:
         self.zone, self.kinds, self.is_calm = zone, kinds, is_calm
         self.rng = random.Random(zone.seed + 1)
         self.interval_s = self.rng.choice(INTERVALS_S)
+        self._lies: set[tuple[str, str]] = set()  # process, run
 
     def begin(self) -> None:
         if self.kinds and not self.zone.is_healed:
@@ -224,8 +225,12 @@ class Tampering:
         publisher.publish_to_all()
 
     def lied(self, publisher: "Publisher", row: Row) -> None:
-        self.zone.audit.ledger.liars.add(publisher.process_name)
-        self._due("lie", publisher, (bytes.fromhex(row.incarnation), row.partition), LOST)
+        ledger, place = self.zone.audit.ledger, (bytes.fromhex(row.incarnation), row.partition)
+        is_new = (publisher.process_name, row.run) not in self._lies
+        self._lies.add((publisher.process_name, row.run))
+        ledger.liars.add(publisher.process_name)
+        if is_new:  # what is missing of a run is told once, until it is there
+            self._due("lie", publisher, place, LOST)
 
 
 def _altered(batch: bytes) -> bytes | None:
