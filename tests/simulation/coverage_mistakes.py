@@ -103,7 +103,7 @@ class Setting(NamedTuple):
 
 
 MISTAKES: dict[Callable[[Patch], None], Setting] = {
-    a_statement_is_made_from_the_tree_in_memory: Setting(("spoil", "transfer"), zone=Spoilt),
+    a_statement_is_made_from_the_tree_in_memory: Setting(("spoil", "transfer"), seconds=6.0, zone=Spoilt),
     a_batch_counts_before_it_is_acknowledged: Setting(("crash", "cut", "partition")),
     a_run_goes_on_although_the_log_knows_less: Setting(tampers=("forge",)),
     chains_are_not_compared: Setting(tampers=("alter",)),
