@@ -64,6 +64,11 @@ def pack(envelope: Envelope, batch: bytes | memoryview) -> bytes:
     return b"".join((_SIZES.pack(len(head), len(batch)), head, batch))
 
 
+def batch_of(parcel: bytes) -> memoryview:
+    """The batch of a parcel that is whole and stands alone."""
+    return memoryview(parcel)[_SIZES.size + _SIZES.unpack_from(parcel)[0] :]
+
+
 _decoder = msgspec.msgpack.Decoder(Envelope)
 
 

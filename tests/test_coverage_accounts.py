@@ -11,6 +11,7 @@ from support.streams import definition, event, parcel, state
 
 from protocol import envelope
 from protocol.coverage import CHAIN_START, chained, digest_of
+from protocol.errors import FrameError
 from protocol.gaps import ACCEPTED_LOSS, GATEWAY_LOST, LOST, Gap, encode_gap, missing, read_gap
 from protocol.limits import ACCOUNT_MARKS_KEPT, GAPS_RECORDED_KEPT, STATEMENTS_KEPT
 from protocol.merkle import EMPTY_ROOT, frontier_of, leaf_hash, root_of
@@ -18,6 +19,7 @@ from protocol.records import encode_batch, place_batch, read_header
 from protocol.streams import StreamDefinition
 from sinkd.core import commands
 from sinkd.core.accounts import Stated
+from sinkd.core.appending import append_command, mirrored_command
 from sinkd.core.commands import (
     AcceptLoss,
     Adopt,
@@ -69,7 +71,8 @@ class Log:
         self.apply(commands.encode(commands.OPEN, T, OpenProducer(node, 0, nonce)))
 
     def append(self, *parcels: bytes) -> list[Taken]:
-        return self.apply(commands.encode_append(T, parcels))
+        heads = [one.envelope for parcel in parcels for one in envelope.unpack(parcel)]
+        return self.apply(append_command(self.machine.state, T, heads, parcels))
 
     def record(self, run: bytes = RUN, reason: str = LOST, events: int = 3, **other: object) -> GapRecorded:
         fields = {"node": "gw", "worker": 0, "stream": "orders", "incarnation": b"orders", "partition": 0}
@@ -87,7 +90,7 @@ class Log:
     def mirror(self, *batches: bytes, tree_begin: int = -1) -> Mirrored:
         after = self.machine.state.mirrors["orders@eu"].last_crcs.get(0, 0)
         head = MirroredHead("orders@eu", b"origin", 0, after, tree_begin)
-        return self.apply(commands.encode_mirrored(T, head, b"".join(batches)))
+        return self.apply(mirrored_command(self.machine.state, T, head, b"".join(batches)))
 
     def progress(self, producer: int = 1, partition: int = 0, incarnation: bytes = b"orders"):
         return self.machine.state.producers[producer].progress[incarnation, partition]
@@ -112,6 +115,26 @@ class Log:
                 if (account := progress.account) is not None:
                     spent = account.held + account.duplicates + account.refused + account.gaps
                     assert progress.last_sequence - account.base == spent
+
+
+def test_it_is_one_whether_the_leader_has_made_the_digests_or_each_member() -> None:
+    told, own = Log(COVERED), Log(COVERED)
+    parcels = [parcel(1, b"a", b"b", run=RUN), parcel(3, b"c", mark=True)]
+    placed = told.append(*parcels)
+    assert commands.decode(append_command(told.machine.state, T, [], [])).kind == commands.APPEND
+    by_itself = own.apply(commands.encode_append(T, parcels))
+    assert told.machine.snapshot() == own.machine.snapshot()
+    assert [one.placement.digest for one in placed] == [one.placement.digest for one in by_itself]
+    assert [one.answer for one in placed] == [one.answer for one in by_itself]
+    told.check()
+
+
+@pytest.mark.parametrize("cut", [12, 20, 70])
+def test_digests_that_are_cut_are_no_command(cut: int) -> None:
+    log = Log(COVERED)
+    command = commands.encode_digested(T, [], [bytes(32), bytes(32)])
+    with pytest.raises(FrameError, match="raft command"):
+        log.machine.apply(command[:cut])
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from protocol import envelope, link
+from protocol.coverage import digest_of
 from protocol.frames import FrameReader
 from protocol.gaps import DAMAGED, Gap, encode_gap, lost_batch, read_gap
 from protocol.records import Event, check_batch, encode_batch, place_batch, read_records
@@ -103,8 +104,15 @@ def test_command(row, data):
     assert struct.unpack_from("<BBQ", data) == (1, row["kind"], row["time_ms"])
     if "parcels" in row:
         parcels = [bytes.fromhex(parcel) for parcel in row["parcels"]]
-        assert commands.encode_append(row["time_ms"], parcels) == data
-        for parcel in envelope.unpack(command.body):
+        digests = [bytes.fromhex(digest) for digest in row.get("digests", ())]
+        begin = 0
+        if digests:
+            assert commands.encode_digested(row["time_ms"], parcels, digests) == data
+            told, begin = commands.read_digests(command)
+            assert told == digests == [digest_of(envelope.batch_of(parcel)) for parcel in parcels]
+        else:
+            assert commands.encode_append(row["time_ms"], parcels) == data
+        for parcel in envelope.unpack(command.body, begin):
             at = commands.BODY_POSITION + parcel.batch_position
             assert data[at : at + len(parcel.batch)] == parcel.batch
     elif "batches" in row:

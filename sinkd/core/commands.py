@@ -9,16 +9,22 @@ made and can later be read straight from the journal. So does `MIRRORED`, whose 
 
 So do `LOSS`, whose batch is the gap record of all logs of the group, and `RECORD_GAP`, whose batch is one. The other
 bodies are one msgpack value.
+
+Of covered logs, `DIGESTED` takes the place of `APPEND`: in front of the parcels it has the digest of each one's batch,
+which the leader has made of what it was sent, so that the other members need not (`protocol.coverage`).
+
+    u32 number of parcels (little endian)   32 bytes of each   parcels
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from protocol.contracts import Contract
 from protocol.errors import UNREADABLE, FrameError
+from protocol.merkle import HASH_BYTES
 from protocol.streams import StreamDefinition, StreamState
 
 COMMAND_VERSION = 1
@@ -27,8 +33,10 @@ BEGIN_REBUILD, END_REBUILD = 11, 12
 LOSS = 13
 RECORD_GAP, STATEMENT = 14, 15
 GIVE_UP = 16
+DIGESTED = 17
 _PREFIX = struct.Struct("<BBQ")
 _HEAD_SIZE = struct.Struct("<I")
+_COUNT = struct.Struct("<I")
 BODY_POSITION = _PREFIX.size
 
 
@@ -97,7 +105,8 @@ class MakeMirror(msgspec.Struct, array_like=True, frozen=True):
 class MirroredHead(msgspec.Struct, array_like=True, frozen=True):
     """Which mirror's partition the batches are for, and the CRC of the batch that they follow there; 0 for none.
 
-    The origin's tree began at `tree_begin`; -1: there is none, or its offset is not told.
+    The origin's tree began at `tree_begin`; -1: there is none, or its offset is not told. `digests` are those of the
+    batches, one behind the other, if the leader has made them.
     """
 
     name: str
@@ -105,6 +114,7 @@ class MirroredHead(msgspec.Struct, array_like=True, frozen=True):
     partition: int
     after: int = 0
     tree_begin: int = -1
+    digests: bytes = b""
 
 
 class Diverged(msgspec.Struct, array_like=True, frozen=True):
@@ -201,6 +211,25 @@ def encode(kind: int, time_ms: int, body: msgspec.Struct) -> bytes:
 def encode_append(time_ms: int, parcels: Iterable[bytes], before: bytes = b"") -> bytes:
     """The command that appends `parcels`, in order, with the bytes `before` in front of it."""
     return b"".join((before, _PREFIX.pack(COMMAND_VERSION, APPEND, time_ms), *parcels))
+
+
+def encode_digested(time_ms: int, parcels: Sequence[bytes], digests: Sequence[bytes], before: bytes = b"") -> bytes:
+    """The same of parcels whose batches have these digests."""
+    head = before, _PREFIX.pack(COMMAND_VERSION, DIGESTED, time_ms), _COUNT.pack(len(digests))
+    return b"".join((*head, *digests, *parcels))
+
+
+def read_digests(command: Command) -> tuple[list[bytes], int]:
+    """(digests, position of the parcels in the body) of a command that has some. FrameError as for `decode`."""
+    try:
+        (count,) = _COUNT.unpack_from(command.body)
+    except struct.error as error:
+        raise FrameError(f"raft command: digests: {error}") from error
+    end = _COUNT.size + count * HASH_BYTES
+    if end > len(command.body):
+        raise FrameError(f"raft command: {count} digests in {len(command.body)} bytes")
+    starts = range(_COUNT.size, end, HASH_BYTES)
+    return [bytes(command.body[start : start + HASH_BYTES]) for start in starts], end
 
 
 def encode_mirrored(time_ms: int, head: MirroredHead, batches: bytes | memoryview) -> bytes:

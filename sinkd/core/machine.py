@@ -173,7 +173,11 @@ class Machine:
         command = commands.decode(data)
         self.state.now_ms = max(self.state.now_ms, command.time_ms)
         if command.kind == commands.APPEND:
-            return [self._append(parcel) for parcel in envelopes.unpack(command.body)]
+            return [self._append(parcel, b"") for parcel in envelopes.unpack(command.body)]
+        if command.kind == commands.DIGESTED:
+            digests, begin = commands.read_digests(command)
+            parcels = envelopes.unpack(command.body, begin)
+            return [self._append(parcel, digest) for parcel, digest in zip(parcels, digests, strict=True)]
         if command.kind == commands.OPEN:
             return self._open(commands.read_body(command, OpenProducer))
         if command.kind == commands.CONFIGURE:
@@ -232,7 +236,8 @@ class Machine:
 
     # -- appending ----------------------------------------------------------------------------------------------------
 
-    def _append(self, parcel: Parcel) -> Taken:
+    def _append(self, parcel: Parcel, digest: bytes) -> Taken:
+        """`digest` is b"" where the leader has not made it."""
         envelope = parcel.envelope
         producer = self.state.producers.get(envelope.producer_id)
         if producer is None or producer.epoch != envelope.epoch:
@@ -247,14 +252,14 @@ class Machine:
             return _refused(envelope, "OUT_OF_ORDER", str(progress.last_sequence + 1))
         if envelope.revision < stream.state.revision or stream.state.retired:
             return _refused(envelope, "STALE_CONFIG", str(self.state.revision))
-        return self._append_next(parcel, stream, progress)
+        return self._append_next(parcel, stream, progress, digest)
 
     def _has(self, envelope: Envelope, state: StreamState) -> bool:
         number = envelope.partition
         is_there = envelope.incarnation == state.incarnation and 0 <= number < state.partitions
         return is_there and state.group_of(number) == self.number
 
-    def _append_next(self, parcel: Parcel, stream: Stream, progress: Progress) -> Taken:
+    def _append_next(self, parcel: Parcel, stream: Stream, progress: Progress, digest: bytes) -> Taken:
         """The parcel is the next of its producer: decide it for good, or refuse it for ids that are known."""
         envelope, partition = parcel.envelope, stream.partitions[parcel.envelope.partition]
         window_ms, now_ms = stream.state.dedup_window_ms, self.state.now_ms
@@ -276,9 +281,10 @@ class Machine:
         partition.end_offset += header.record_count
         _remember_ids(envelope, header, partition, stream.state, now_ms)
         _spend(progress, envelope, Answer(envelope.first_sequence, header.crc, base_offset))
-        digest = b""
-        if partition.tree is not None:
-            digest = digest_of(parcel.batch)
+        if partition.tree is None:
+            digest = b""
+        else:
+            digest = digest or digest_of(parcel.batch)
             accounts.take(progress, envelope, header, digest)
             accounts.place(partition.tree, base_offset, header, digest)
         placement = Placement(

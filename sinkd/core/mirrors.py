@@ -23,6 +23,7 @@ import msgspec
 
 from protocol.errors import FrameError
 from protocol.gaps import leaf_digest
+from protocol.merkle import HASH_BYTES
 from protocol.records import BatchHeader, read_header
 from protocol.streams import StreamState, mirror_name
 from sinkd.core import accounts
@@ -110,12 +111,13 @@ def append(state: State, number: int, head: MirroredHead, batches: memoryview) -
     if not _follows(mirror, head):
         return refused._replace(refusal="the mirror ends with another batch")
     digests = [b""] * len(found)
+    told = head.digests if len(head.digests) == len(found) * HASH_BYTES else b""
     for number, (position, header) in enumerate(found):
         if header.base_offset == head.tree_begin:
             accounts.begin(state, partition, head.tree_begin)
         if partition.tree is not None:
             batch = batches[position : position + header.size_bytes]
-            digests[number] = leaf_digest(header, batch)
+            digests[number] = told[number * HASH_BYTES :][:HASH_BYTES] or leaf_digest(header, batch)
             accounts.place_mirrored(partition.tree, header, digests[number], batch)
     partition.end_offset = end_offset
     mirror.last_crcs[head.partition] = found[-1][1].crc

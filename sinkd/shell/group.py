@@ -30,6 +30,7 @@ from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX
 from protocol.link import Appended, Refused
 from sinkd.core import commands
 from sinkd.core.accounts import Stated
+from sinkd.core.appending import append_command, mirrored_command
 from sinkd.core.commands import MembersAre
 from sinkd.core.damage import GivenUp
 from sinkd.core.formats import Checkpoint
@@ -245,7 +246,8 @@ class Group:
         UnknownOutcome, LogError: as for `submit`, at once.
         """
         self._check_leading()
-        return self._queue(commands.MIRRORED, commands.encode_mirrored(self._now_ms(), head, batches))
+        command = mirrored_command(self._machine.state, self._now_ms(), head, batches)
+        return self._queue(commands.MIRRORED, command)
 
     async def record_gap(self, head: commands.RecordGap, gap: Gap) -> GapRecorded:
         """Appends a gap record to a log, unless that is recorded already; the rest is as for `submit`."""
@@ -631,7 +633,8 @@ class Group:
             answer(Refused(head.producer_id, head.epoch, *names, head.first_sequence, "STORAGE_FULL"))
 
     def _append_command(self, taken: list[_Append]) -> None:
-        entry = commands.encode_append(self._now_ms(), (append.parcel for append in taken), REGULAR)
+        heads, parcels = [append.head for append in taken], [append.parcel for append in taken]
+        entry = append_command(self._machine.state, self._now_ms(), heads, parcels, REGULAR)
 
         def decided(result: list[Taken], committed: bool) -> None:
             if committed:  # else silence: the gateway sends again to whoever leads then

@@ -90,13 +90,13 @@ def test_a_seed_replays_itself():
 def any_sequence_is_taken(patch: pytest.MonkeyPatch) -> None:
     append = Machine._append
 
-    def lenient(self: Machine, parcel: Parcel) -> Taken:
+    def lenient(self: Machine, parcel: Parcel, digest: bytes) -> Taken:
         envelope = parcel.envelope
         producer = self.state.producers.get(envelope.producer_id)
         progress = producer and producer.progress.get((envelope.incarnation, envelope.partition))
         if progress:
             progress.last_sequence = envelope.first_sequence - 1
-        return append(self, parcel)
+        return append(self, parcel, digest)
 
     patch.setattr(Machine, "_append", lenient)
 
@@ -104,10 +104,10 @@ def any_sequence_is_taken(patch: pytest.MonkeyPatch) -> None:
 def old_epochs_are_not_fenced(patch: pytest.MonkeyPatch) -> None:
     append = Machine._append
 
-    def lenient(self: Machine, parcel: Parcel) -> Taken:
+    def lenient(self: Machine, parcel: Parcel, digest: bytes) -> Taken:
         producer = self.state.producers.get(parcel.envelope.producer_id)
         epoch = producer.epoch if producer else 0
-        return append(self, parcel._replace(envelope=msgspec.structs.replace(parcel.envelope, epoch=epoch)))
+        return append(self, parcel._replace(envelope=msgspec.structs.replace(parcel.envelope, epoch=epoch)), digest)
 
     patch.setattr(Machine, "_append", lenient)
 

@@ -27,6 +27,7 @@ from protocol.publish import may_ask
 from protocol.streams import StreamDefinition, StreamState
 from simulation.audit import PARTITIONS, Audit, Publish, Violation
 from sinkd.core import commands
+from sinkd.core.appending import append_command
 from sinkd.core.commands import Configure, OpenProducer
 from sinkd.core.machine import Machine, Result
 from sinkd.shell.link_server import _checked
@@ -135,7 +136,8 @@ class Sink:
                 for _, head, link in taken:
                     self.refuse(link, head, "STORAGE_FULL")
                 continue
-            command = commands.encode_append(self.world.sink_ms, (parcel for parcel, _, _ in taken))
+            heads, parcels = [head for _, head, _ in taken], [parcel for parcel, _, _ in taken]
+            command = append_command(self.machine.state, self.world.sink_ms, heads, parcels)
             self.handed.append((command, lambda result, taken=taken: self.answer(taken, result)))
 
     def answer(self, taken: list[tuple[bytes, Envelope, Link]], result: Result) -> None:
