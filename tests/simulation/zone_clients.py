@@ -206,7 +206,7 @@ class Auditor:
 
     def _look_at_disk(self, where: str, key: tuple[bytes, int], stated: Stated, folder: Path) -> None:
         data = b"".join(path.read_bytes() for path in sorted(folder.glob("*.segment")))
-        for placed in self.zone.audit.logs[key]:
+        for placed in self.zone.audit.logs.get(key, ()):
             if stated.from_ <= placed.base_offset < stated.to:
                 is_promised(placed.data in data, f"{where} up to {stated.to}, its disk lacks {placed.base_offset}")
 
