@@ -21,8 +21,11 @@ from protocol.node_names import NodeName
 
 NODE = NodeName("acme", "eu", "gateway", "eu-gw1")
 PAYLOAD = b'{"version":1}'
-NOW_MS = int(datetime.datetime.now(datetime.UTC).timestamp() * 1000)
 HOUR_MS = 3_600_000
+
+
+def now_ms() -> int:
+    return int(datetime.datetime.now(datetime.UTC).timestamp() * 1000)
 
 
 def der(pair: Pair) -> bytes:
@@ -34,12 +37,12 @@ def signed(pair: Pair, payload: bytes = PAYLOAD, prefix: bytes = coverage.SIGNED
     return Signed(signing.sign(payload, key, prefix), der(pair))
 
 
-def verified(by: Signed, *authorities: Authority, payload: bytes = PAYLOAD, at_ms: int = NOW_MS) -> NodeName:
+def verified(by: Signed, *authorities: Authority, payload: bytes = PAYLOAD, at_ms: int | None = None) -> NodeName:
     known = [each for one in authorities for each in signing.read_authorities(one.cert.read_bytes())]
-    return signing.verify(payload, *by, known, "acme", at_ms)
+    return signing.verify(payload, *by, known, "acme", now_ms() if at_ms is None else at_ms)
 
 
-def refused(by: Signed, *authorities: Authority, payload: bytes = PAYLOAD, at_ms: int = NOW_MS) -> tuple[str, str]:
+def refused(by: Signed, *authorities: Authority, payload: bytes = PAYLOAD, at_ms: int | None = None) -> tuple[str, str]:
     with pytest.raises(SignatureError) as caught:
         verified(by, *authorities, payload=payload, at_ms=at_ms)
     assert caught.value.reason in signing.REASONS
@@ -126,7 +129,7 @@ def test_a_node_is_no_authority(authority: Authority) -> None:
 
 
 def test_what_was_out_of_date_then_is_refused(authority: Authority, by: Signed) -> None:
-    for at_ms in (NOW_MS - 2 * HOUR_MS, NOW_MS + 2 * HOUR_MS, 0, 2**63):
+    for at_ms in (now_ms() - 2 * HOUR_MS, now_ms() + 2 * HOUR_MS, 0, 2**63):
         reason, told = refused(by, authority, at_ms=at_ms)
         assert reason == signing.OUT_OF_DATE
         assert told.startswith(f"the authority that signed the certificate of {NODE} is valid from ")
@@ -136,9 +139,9 @@ def test_what_was_out_of_date_then_is_refused(authority: Authority, by: Signed) 
 def test_a_certificate_that_ends_before_its_authority_is_refused_then() -> None:
     root, key = mesh_authority.make("acme"), ec.generate_private_key(ec.SECP256R1())
     by = signing.sign(PAYLOAD, key), issued(root.key, root.certificate.subject, key.public_key())
-    assert signing.verify(PAYLOAD, *by, [root.certificate], "acme", NOW_MS) == NODE
+    assert signing.verify(PAYLOAD, *by, [root.certificate], "acme", now_ms()) == NODE
     with pytest.raises(SignatureError, match=f"the certificate of {NODE} is valid from ") as caught:
-        signing.verify(PAYLOAD, *by, [root.certificate], "acme", NOW_MS + HOUR_MS)
+        signing.verify(PAYLOAD, *by, [root.certificate], "acme", now_ms() + HOUR_MS)
     assert caught.value.reason == signing.OUT_OF_DATE
 
 
@@ -186,7 +189,7 @@ def test_keys_of_all_kinds_that_certificates_have_sign() -> None:
     for key in keys:
         certificate = issued(root.key, root.certificate.subject, key.public_key())
         signature = signing.sign(PAYLOAD, key)
-        arguments = certificate, [root.certificate], "acme", NOW_MS
+        arguments = certificate, [root.certificate], "acme", now_ms()
         assert signing.verify(PAYLOAD, signature, *arguments) == NODE
         with pytest.raises(SignatureError, match="the signature does not fit"):
             signing.verify(PAYLOAD, signature[:-1] + bytes([signature[-1] ^ 1]), *arguments)
@@ -198,7 +201,7 @@ def test_keys_that_cannot_sign_are_named() -> None:
         signing.sign(PAYLOAD, key)
     certificate = issued(root.key, root.certificate.subject, key.public_key())
     with pytest.raises(SignatureError, match="X25519PublicKey; expected EC, RSA or Ed25519"):
-        signing.verify(PAYLOAD, b"", certificate, [root.certificate], "acme", NOW_MS)
+        signing.verify(PAYLOAD, b"", certificate, [root.certificate], "acme", now_ms())
 
 
 # -- headers, files ---------------------------------------------------------------------------------------------------
@@ -223,11 +226,11 @@ def test_renewed_files_are_taken_up_and_bad_ones_are_not(authority: Authority, t
     own = NodeSigning(TlsNodes(ca=str(authority.cert), cert=str(pair.cert), key=str(pair.key)), NODE)
     first = own.sign(PAYLOAD)
     assert first.certificate == der(pair)
-    assert own.verify(PAYLOAD, first, NOW_MS) == NODE
+    assert own.verify(PAYLOAD, first, now_ms()) == NODE
     authority.node("eu-gw1", str(NODE))  # into the same files
     second = own.sign(PAYLOAD)
     assert second.certificate == der(pair) != first.certificate
-    assert own.verify(PAYLOAD, second, NOW_MS) == own.verify(PAYLOAD, first, NOW_MS) == NODE
+    assert own.verify(PAYLOAD, second, now_ms()) == own.verify(PAYLOAD, first, now_ms()) == NODE
     whole = pair.key.read_bytes()
     pair.key.write_bytes(b"")
     assert own.sign(PAYLOAD).certificate == second.certificate

@@ -87,8 +87,7 @@ async def test_status_of_a_whole_group_and_of_one_that_lacks_a_sink(tmp_path: Pa
 
 async def test_the_fields_are_those_that_the_page_lists(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
-    section = page.partition("| field of a sink |")[2].partition("\n## ")[0]
-    documented = set(re.findall(r"`([a-z_]+|[a-z]+\[\]\.[a-z_]+)`", "\n".join(row[0] for row in _rows(section))))
+    documented, of_coverage = _fields(page, "a sink"), _fields(page, "`coverage`")
     async with running(tmp_path) as zone:
         leader = (await shown(zone))[await zone.leader()]
         assert {"peers", "logs"} < leader.keys()
@@ -96,6 +95,12 @@ async def test_the_fields_are_those_that_the_page_lists(tmp_path: Path) -> None:
         for table in ("peers", "logs"):
             fields |= {f"{table}[].{name}" for one in leader[table] for name in one}
     assert documented == fields
+    assert of_coverage == {*leader["coverage"], "beacons[].rows"}
+
+
+def _fields(page: str, whose: str) -> set[str]:
+    table = page.partition(f"| field of {whose} |")[2].partition("\n\n")[0]
+    return set(re.findall(r"`([a-z_]+|[a-z]+\[\]\.[a-z_]+)`", "\n".join(row[0] for row in _rows(table))))
 
 
 def _rows(section: str) -> list[list[str]]:

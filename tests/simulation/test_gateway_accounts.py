@@ -92,7 +92,9 @@ class RecordingSink(Sink):
     def apply(self, command: bytes) -> Result:
         result = super().apply(command)
         if isinstance(result, list):
-            parcels = envelope.unpack(commands.decode(command).body)
+            decoded = commands.decode(command)
+            begin = commands.read_digests(decoded)[1] if decoded.kind == commands.DIGESTED else 0
+            parcels = envelope.unpack(decoded.body, begin)
             for parcel, taken in zip(parcels, result, strict=True):
                 head, is_appended = parcel.envelope, taken.placement is not None
                 ledger = self.ledgers.setdefault((head.incarnation, head.partition), Ledger())
