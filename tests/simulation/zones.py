@@ -222,10 +222,9 @@ class Audit:
         return [header for header in taken if header.attributes == CONTROL and header.base_offset >= begin]
 
     def check_begin(self, mirror: Mirror, log: Log) -> None:
-        """A mirror that is level and lacks nothing has a tree that began where its origin's did."""
-        due = max([begin for begin in log.begins if begin < log.end], default=0)
-        tree = mirror.partitions[0].tree
-        if not self._gaps(log.incarnation, 0) and (tree is None or tree.begin_offset != due):
+        """Of a mirror that is level and lacks nothing the tree began where its origin's did, once that has a batch."""
+        due, tree = log.begins[-1], mirror.partitions[0].tree
+        if due < log.end and not self._gaps(log.incarnation, 0) and (tree is None or tree.begin_offset != due):
             raise Violation(f"the tree of {mirror.state.name} is {tree}, that of its origin began at {due}")
 
     def note_loss(self) -> None:
