@@ -212,6 +212,7 @@ COVERAGE_BACK_MS: Final = 1_500_000  # that a sink which starts reads back: two 
 COVERAGE_BACK_MS_MAX: Final = 3_600_000  # ... or this, if it has not found any
 COVERAGE_HEAR_MAX: Final = 32  # events, until others have their turn: each has a signature to be checked
 COVERAGE_READ_BYTES: Final = 1 * MIB  # of `$COVERAGE`, at a time
+ACCOUNT_RUNS_KEPT: Final = 16  # runs of a producer that are over, of which a sink knows where they ended
 ACCOUNT_MARKS_KEPT: Final = 16  # sequences at which a sink knows the chain of a producer: as many seconds
 GAPS_RECORDED_KEPT: Final = 32  # that a group knows to have written, per producer and partition
 DIGEST_INTERVAL_MS: Final = 60_000  # between two comparisons of replicas

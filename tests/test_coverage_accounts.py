@@ -13,7 +13,7 @@ from protocol import envelope
 from protocol.coverage import CHAIN_START, chained, digest_of
 from protocol.errors import FrameError
 from protocol.gaps import ACCEPTED_LOSS, GATEWAY_LOST, LOST, Gap, encode_gap, missing, read_gap
-from protocol.limits import ACCOUNT_MARKS_KEPT, GAPS_RECORDED_KEPT, STATEMENTS_KEPT
+from protocol.limits import ACCOUNT_MARKS_KEPT, ACCOUNT_RUNS_KEPT, GAPS_RECORDED_KEPT, STATEMENTS_KEPT
 from protocol.merkle import EMPTY_ROOT, frontier_of, leaf_hash, root_of
 from protocol.records import encode_batch, place_batch, read_header
 from protocol.streams import StreamDefinition
@@ -187,6 +187,10 @@ def test_a_run_begins_behind_the_sequence_before_it_and_the_counts_before_are_ke
     assert (account.chain, account.before) == (chain_of(*anew), Totals(*counts))
     log.append(parcel(8, b"f", run=b"run-tri!"))
     assert log.account.before.held == 5
+    assert log.account.ended == [(RUN, 5), (NEXT_RUN, 7)]
+    for number in range(2 * ACCOUNT_RUNS_KEPT):
+        log.append(parcel(9 + number, b"f", run=b"run %04d" % number))
+    assert len(log.account.ended) == ACCOUNT_RUNS_KEPT
 
 
 def test_the_parcel_that_names_its_run_changes_nothing_when_it_comes_again(log):

@@ -9,7 +9,7 @@ import pytest
 from protocol.coverage import ALTERED, GAP, LATE, LOST, REPAIRED, UNCLOSED, Beacon, Row, Summary, Uncovered
 from protocol.gaps import GATEWAY_LOST
 from protocol.gaps import LOST as LOST_RECORD
-from sinkd.core.keeping import Close, Keeper, Orders, Reached, Report
+from sinkd.core.keeping import Close, Keeper, Orders, Reached, Record, Report
 from sinkd.core.speakers import REORDERED, REPLAYED, TOO_MANY, UNREADABLE, BeaconRefused
 from sinkd.core.summaries import facts as facts_of
 from sinkd.core.summaries import missing, restore, states, summaries
@@ -58,6 +58,7 @@ class World:
         self.reports: list[tuple[str, str, int, int, bool]] = []
         self.ids: set[str] = set()
         self.closes: list[Close] = []
+        self.records: list[Record] = []
 
     def say(self, *rows: Row, **fields: Any) -> None:
         self.number += 1
@@ -79,6 +80,7 @@ class World:
         for report in self.orders.reports:
             self.tell(report)
         self.closes += self.orders.closes
+        self.records += [one for one in self.orders.records if one not in self.records]
         return self.orders
 
     def tell(self, report: Report) -> None:
@@ -189,6 +191,16 @@ def test_a_run_is_judged_by_the_one_behind_it_also_when_that_is_over_by_then(wor
     assert sorted((each.run, each.events) for each in world.orders.records) == [
         (RUNS["A"].hex(), 10), (RUNS["B"].hex(), 5),
     ]  # fmt: skip
+
+
+def test_a_run_that_no_beacon_has_named_may_have_been_in_between(world: World) -> None:
+    world.has = account("A", 0, 20)
+    world.pass_by(1, row("A", 0, 20, 20))
+    world.pass_by(1, row("A", 0, 25, 25))  # so it was told, and the log ends at 20; then 25 came in B, which was short
+    world.process, world.number = "p2", 0
+    world.has = account("C", 28, 29, ended=[(RUNS["A"], 20), (RUNS["B"], 28)])
+    world.pass_by(20, row("C", 28, 29, 29))
+    assert [(record.reason, record.run, record.events) for record in world.records] == [(LOST, RUNS["A"].hex(), 5)]
 
 
 def test_another_chain_at_a_mark_is_altered_for_good(world: World) -> None:

@@ -28,7 +28,13 @@ from protocol.coverage import CHAIN_START, RUN_BYTES, chained
 from protocol.envelope import Envelope
 from protocol.errors import FrameError
 from protocol.gaps import TRIMMED, read_gap
-from protocol.limits import ACCOUNT_MARKS_KEPT, GAPS_RECORDED_KEPT, STATEMENT_ID_BYTES, STATEMENTS_KEPT
+from protocol.limits import (
+    ACCOUNT_MARKS_KEPT,
+    ACCOUNT_RUNS_KEPT,
+    GAPS_RECORDED_KEPT,
+    STATEMENT_ID_BYTES,
+    STATEMENTS_KEPT,
+)
 from protocol.merkle import grow, leaf_hash
 from protocol.records import CONTROL, BatchHeader
 from sinkd.core.commands import MakeStatement, RecordGap, Trim
@@ -161,6 +167,7 @@ def _account(progress: Progress, envelope: Envelope) -> Account | None:
     begun = Account(run, envelope.first_sequence - 1, CHAIN_START)
     if account is not None:
         begun.before = Totals(*(getattr(account.before, name) + getattr(account, name) for name in _COUNTS))
+        begun.ended = [*account.ended, (account.run, begun.base)][-ACCOUNT_RUNS_KEPT:]
     progress.account = begun
     return begun
 

@@ -45,7 +45,8 @@ _SETTLE_MS: Final = 1_500  # this sink may be so far behind the one that leads
 class Reached(NamedTuple):
     """What a group holds of a producer in a partition: up to sequence `last`, `run` from `base` on; b"" for no account.
 
-    `marks` are (sequence, chain there); `recorded` are (run, reason) of gap records.
+    `marks` are (sequence, chain there); `recorded` are (run, reason) of gap records; `ended` has the sequences that the
+    runs before this one came to.
     """
 
     group: int
@@ -55,6 +56,7 @@ class Reached(NamedTuple):
     chain: bytes = b""
     marks: Sequence[tuple[int, bytes]] = ()
     recorded: frozenset[tuple[bytes, str]] = frozenset()
+    ended: Sequence[tuple[bytes, int]] = ()
 
 
 Lookup: TypeAlias = Callable[[str, int, str, int], Reached | None]
@@ -316,6 +318,9 @@ class _Look:
             return min(has.last, line.row.base)
         if line.over == FOLLOWED and line.spool:
             return has.last
+        known = next((through for run, through in has.ended if run == line.run), None)
+        if known is not None:
+            return known
         return has.base if line.next_base is None else min(has.base, line.next_base)  # others may lie in between
 
     def _compare(self) -> None:

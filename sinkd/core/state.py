@@ -67,7 +67,8 @@ class Account(msgspec.Struct, array_like=True):
     """What a producer's `run` came to in a partition, from behind sequence `base` up to the last one of its `Progress`.
 
     `last sequence` - `base` = `held` + `duplicates` + `refused` + `gaps`, in events; `batches` of `size_bytes` were
-    appended. `marks` are (sequence, chain there), the oldest first. `before` is of all earlier runs.
+    appended. `marks` are (sequence, chain there), the oldest first. `before` is of all earlier runs, `ended` the latest
+    of them as (run, sequence that it came to).
     """
 
     run: bytes
@@ -81,6 +82,7 @@ class Account(msgspec.Struct, array_like=True):
     gaps: int = 0
     marks: list[tuple[int, bytes]] = []
     before: Totals = msgspec.field(default_factory=Totals)
+    ended: list[tuple[bytes, int]] = []
 
 
 class Recorded(msgspec.Struct, array_like=True, frozen=True):

@@ -49,7 +49,7 @@ def _reached(group: int, progress: Progress) -> Reached:
     if account is None:
         return Reached(group, progress.last_sequence, recorded=recorded)
     return Reached(
-        group, progress.last_sequence, account.run, account.base, account.chain, account.marks, recorded
+        group, progress.last_sequence, account.run, account.base, account.chain, account.marks, recorded, account.ended
     )  # fmt: skip
 
 
