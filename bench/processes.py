@@ -1,6 +1,8 @@
 """A measured process: what it printed, what it used of CPU, memory and disk, and how it ends."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -12,6 +14,7 @@ BIN = Path(sys.executable).parent
 START_WAIT_S_MAX = 240.0  # a nats-server reads 10 GiB of a stream before it listens
 STOP_WAIT_S_MAX = 15.0
 POLL_S = 0.005
+PORTS = range(10_000, 32_000)  # below those that the kernel gives to outgoing connections
 
 
 class BenchError(Exception):
@@ -91,13 +94,14 @@ class Process:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody has at this moment."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
+    """Ports that nobody has at this moment, and that the system gives to no connection that begins."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in ports:
+                ports.append(port)
     return ports
 
 
