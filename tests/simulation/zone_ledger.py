@@ -22,7 +22,20 @@ from typing import Any, NamedTuple
 import msgspec
 
 from protocol import certificate, envelope
-from protocol.coverage import ALTERED, BEACON, GAP, LATE, REPAIRED, ROOTS, Beacon, GapReport, Roots, Row
+from protocol.coverage import (
+    ALTERED,
+    BEACON,
+    GAP,
+    LATE,
+    LOST,
+    REPAIRED,
+    ROOTS,
+    UNCLOSED,
+    Beacon,
+    GapReport,
+    Roots,
+    Row,
+)
 from protocol.link import Opened, Refused
 from protocol.records import CONTROL, Record, read_header
 from simulation.audit import Violation
@@ -296,8 +309,9 @@ class Ledger:
             del self.open[key]
             return
         self.reports.append((moment, report))
-        if report.recorded:
-            self.open.pop(key, None)
+        if report.recorded:  # and with it whatever else was reported of the run
+            for why in (LATE, LOST, UNCLOSED):
+                self.open.pop((*key[:-1], why), None)
             return
         is_true(key not in self.open, f"reported twice: {report}")
         self.open[key] = report
