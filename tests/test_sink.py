@@ -117,7 +117,8 @@ def _configuration(folder, partitions=1, revision=1, age="0", size="0"):
     )
 
 
-async def test_what_is_appended_is_read_back_before_and_after_it_is_flushed_and_after_a_restart(tmp_path):
+async def test_what_is_appended_is_read_back_before_and_after_it_is_flushed_and_after_a_restart(tmp_path, monkeypatch):
+    monkeypatch.setattr("protocol.limits.FLUSH_INTERVAL_MS", 3_600_000)  # nothing is flushed but here
     async with Running(tmp_path) as running:
         assert (await running.peer.append(b"1", b"2")).base_offset == 0
         assert (await running.peer.append(b"3")).base_offset == 2
@@ -134,7 +135,7 @@ async def test_what_is_appended_is_read_back_before_and_after_it_is_flushed_and_
 
 async def test_a_fetch_at_the_high_watermark_waits_for_the_next_event(tmp_path):
     async with Running(tmp_path) as running:
-        running.peer.send(link.Fetch(7, "orders", 0, 0, 1 << 20, 5_000))
+        running.peer.send(link.Fetch(7, "orders", 0, 0, 1 << 20, 60_000))
         await asyncio.sleep(0.05)
         await running.peer.append(b"late")
         frame = await running.peer.get(link.Fetched)
@@ -146,7 +147,7 @@ async def test_a_fetch_at_the_high_watermark_waits_for_the_next_event(tmp_path):
 
 async def test_a_cancelled_fetch_is_not_answered(tmp_path):
     async with Running(tmp_path) as running:
-        running.peer.send(link.Fetch(7, "orders", 0, 0, 1 << 20, 5_000))
+        running.peer.send(link.Fetch(7, "orders", 0, 0, 1 << 20, 60_000))
         running.peer.send(link.Cancel(7))
         await running.peer.append(b"late")
         assert (await running.peer.ask(link.Fetch(8, "orders", 0, 0, 1 << 20, 0))).message.request == 8
@@ -156,7 +157,7 @@ async def test_a_read_too_many_is_refused_and_the_link_stays(tmp_path, monkeypat
     monkeypatch.setattr("sinkd.shell.link_server.LINK_REQUESTS_MAX", 2)
     async with Running(tmp_path) as running:
         for number in (7, 8, 9):
-            running.peer.send(link.Fetch(number, "orders", 0, 0, 1 << 20, 5_000))
+            running.peer.send(link.Fetch(number, "orders", 0, 0, 1 << 20, 60_000))
         failed = (await running.peer.get(link.Failed)).message
         assert (failed.request, failed.name) == (9, "THROTTLING_QUOTA_EXCEEDED")
         await running.peer.append(b"late")
