@@ -402,10 +402,10 @@ async def _serve_once(node: Node, stopping: asyncio.Event, started: Callable[[No
 
 
 def _on_signal(loop: asyncio.AbstractEventLoop, number: signal.Signals, stopping: asyncio.Event) -> None:
-    log.info("stopping", signal=number.name)
-    stopping.set()
     for each in (signal.SIGINT, signal.SIGTERM):
         loop.remove_signal_handler(each)  # the next one ends the process at once
+    log.info("stopping", signal=number.name)
+    stopping.set()
 
 
 def on_retire(node: Node, stopping: asyncio.Event) -> None:
