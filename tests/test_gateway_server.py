@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -18,6 +19,7 @@ from nats.aio.msg import Msg
 from support.gateway import Served, make_plane, serve
 from support.natsraw import RawClient
 from support.natsserver import nats_server
+from support.processes import free_ports
 
 from gateway.core.identity import UserEntry, Verification
 from gateway.core.session import Closed, Session
@@ -25,7 +27,7 @@ from gateway.shell.server import ClientServer, check_password
 from protocol.limits import READ_BYTES
 
 CONNECT = b'CONNECT {"verbose":false,"pedantic":false,"headers":true,"no_responders":true}\r\n'
-FAST = {"connect_timeout": 2, "reconnect_time_wait": 0.02, "max_reconnect_attempts": 100}
+FAST = {"connect_timeout": 60, "reconnect_time_wait": 0.02, "max_reconnect_attempts": -1}
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ async def client(served: Served) -> AsyncIterator[NatsClient]:
     await connected.close()
 
 
-async def eventually(condition: Callable[[], Any], wait_s: float = 30.0) -> None:
+async def eventually(condition: Callable[[], Any], wait_s: float = 60.0) -> None:
     async with asyncio.timeout(wait_s):
         while not condition():  # noqa: ASYNC110  what is waited for is no event of ours
             await asyncio.sleep(0.005)
@@ -55,7 +57,7 @@ async def test_publish_subscribe_wildcards_and_headers(client: NatsClient) -> No
     await client.publish("orders.7.new", b"one", headers={"A": "b", "C": "d"})
     await client.publish("orders.7.old", b"no")
     await client.publish("orders.8.new", b"")
-    first, second = await subscription.next_msg(), await subscription.next_msg()
+    first, second = await subscription.next_msg(60), await subscription.next_msg(60)
     assert (first.subject, first.data, first.headers) == ("orders.7.new", b"one", {"A": "b", "C": "d"})
     assert (second.subject, second.data, second.headers) == ("orders.8.new", b"", None)
     assert subscription.pending_msgs == 0
@@ -87,10 +89,10 @@ async def test_request_reply_and_no_responders(served: Served, client: NatsClien
 
     await service.subscribe("reverse", cb=answer)
     await service.flush()
-    answers = await asyncio.gather(*(client.request("reverse", b"%03d" % number) for number in range(50)))
+    answers = await asyncio.gather(*(client.request("reverse", b"%03d" % number, 60) for number in range(50)))
     assert [answer.data[::-1] for answer in answers] == [b"%03d" % number for number in range(50)]
     with pytest.raises(nats.errors.NoRespondersError):
-        await client.request("nobody", b"", timeout=5)
+        await client.request("nobody", b"", timeout=60)
     await service.close()
 
 
@@ -111,7 +113,7 @@ async def test_maximum_flush_and_drain(served: Served, client: NatsClient) -> No
     await client.flush()
     await other.drain()
     assert [int(message.data) for message in got] == list(range(200))
-    assert [(await limited.next_msg()).data for _ in range(2)] == [b"0", b"1"]
+    assert [(await limited.next_msg(60)).data for _ in range(2)] == [b"0", b"1"]
     with pytest.raises(nats.errors.Error):
         await limited.next_msg(timeout=0.05)
 
@@ -120,7 +122,7 @@ async def test_large_and_too_large_payloads(served: Served, client: NatsClient) 
     subscription = await client.subscribe("big")
     payload = bytes(range(256)) * 4096
     await client.publish("big", payload)
-    assert (await subscription.next_msg()).data == payload
+    assert (await subscription.next_msg(60)).data == payload
     with pytest.raises(nats.errors.MaxPayloadError):
         await client.publish("big", payload + b"!")
 
@@ -153,8 +155,8 @@ async def test_credentials_and_permissions() -> None:
 
 
 async def test_a_client_reconnects_when_the_server_comes_back() -> None:
-    async with serve() as first:
-        port = first.port
+    (port,) = free_ports(1)
+    async with serve(port=port) as first:
         client = await nats.connect(first.url, **FAST)
         subscription = await client.subscribe("a")
         await client.flush()
@@ -162,7 +164,7 @@ async def test_a_client_reconnects_when_the_server_comes_back() -> None:
     async with serve(port=port):
         await eventually(lambda: client.is_connected)
         await client.publish("a", b"back")
-        assert (await subscription.next_msg(timeout=5)).data == b"back"
+        assert (await subscription.next_msg(timeout=60)).data == b"back"
         await client.close()
 
 
@@ -193,7 +195,7 @@ async def test_one_clients_mistakes_do_not_touch_another(served: Served, client:
     async with RawClient(served.port) as rude:
         await rude.send(CONNECT + b"PUB a 5\r\nhel")
     await client.publish("fine", b"")
-    assert (await subscription.next_msg(timeout=5)).subject == "fine"
+    assert (await subscription.next_msg(timeout=60)).subject == "fine"
     await eventually(lambda: served.plane.stats.connections == 1)
 
 
@@ -202,7 +204,7 @@ async def test_what_was_sent_before_the_end_is_still_acted_on(served: Served, cl
     await client.flush()
     async with RawClient(served.port) as quick:
         await quick.send(CONNECT + b"PUB a 4\r\nlast\r\n")
-    assert (await subscription.next_msg(timeout=5)).data == b"last"
+    assert (await subscription.next_msg(timeout=60)).data == b"last"
 
 
 async def test_a_reader_that_does_not_read_is_cut_and_others_go_on() -> None:
@@ -308,8 +310,15 @@ async def test_timers_run() -> None:
         assert await silent.until_closed() == b"-ERR 'Authentication Timeout'\r\n"
 
 
-async def test_a_slow_password_does_not_hold_up_others() -> None:
-    hashed = bcrypt.hashpw(b"secret", bcrypt.gensalt(12)).decode()
+async def test_a_slow_password_does_not_hold_up_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end = threading.Event()
+
+    def slowly(verification: Verification) -> UserEntry | None:
+        assert may_end.wait(60)
+        return check_password(verification)
+
+    monkeypatch.setattr("gateway.shell.server.check_password", slowly)
+    hashed = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
     users = (UserEntry("slow", hashed), UserEntry("fast", "p"))
     async with serve(users=users) as served, RawClient(served.port) as slow, RawClient(served.port) as fast:
         session = served.plane.sessions[1]
@@ -318,6 +327,7 @@ async def test_a_slow_password_does_not_hold_up_others() -> None:
         await fast.send(b'CONNECT {"user":"fast","pass":"p","verbose":false}\r\nPING\r\n')
         await fast.until(b"PONG")
         assert session.verifying is not None
+        may_end.set()
         await slow.until(b"PONG")
 
 
@@ -341,7 +351,7 @@ async def test_stop_aborts_what_does_not_go_out_in_time() -> None:
         client.writer.transport.pause_reading()  # type: ignore[attr-defined]
         for _ in range(200):
             served.plane.publish("a", "", b"", b"x" * 65_536)
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(60):
             await served.server.stop(grace_ms=50)
         assert served.plane.stats.connections == 0
 

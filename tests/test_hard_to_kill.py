@@ -20,11 +20,11 @@ from gateway.shell.tls import ClientTls
 from protocol.config import TlsClients
 
 CONNECT = b'CONNECT {"verbose":false}\r\n'
-ROUND_TRIP_S_MAX = 2.0
+ROUND_TRIP_S_MAX = 10.0
 RESET = struct.pack("ii", 1, 0)
 
 
-async def eventually(condition: Callable[[], Any], wait_s: float = 30.0) -> None:
+async def eventually(condition: Callable[[], Any], wait_s: float = 60.0) -> None:
     async with asyncio.timeout(wait_s):
         while not condition():  # noqa: ASYNC110  what is waited for is no event of ours
             await asyncio.sleep(0.005)
@@ -135,7 +135,7 @@ async def test_handshakes_that_never_end_are_ended_and_leave_nothing(tmp_path: P
     authority = Authority(tmp_path)
     pair = authority.server
     rules = TlsClients(
-        cert=str(pair.cert), key=str(pair.key), ca=None, verify=False, first=False, map=False, timeout_ms=300,
+        cert=str(pair.cert), key=str(pair.key), ca=None, verify=False, first=False, map=False, timeout_ms=3_000,
         allow_non_tls=True, first_fallback_ms=0,
     )  # fmt: skip
     async with serve(tls=ClientTls(rules), tls_available=True) as served, good_client(served) as good:
@@ -156,7 +156,7 @@ async def test_handshakes_that_never_end_are_ended_and_leave_nothing(tmp_path: P
 @pytest.mark.parametrize("live", [False, True])
 async def test_history_may_be_taken_as_slowly_as_a_reader_likes(live: bool) -> None:
     """The write deadline is for live messages: where these are behind history, it begins when that is taken."""
-    async with serve(write_deadline_ms=200) as served, RawClient(served.port) as reader:
+    async with serve(write_deadline_ms=1_000) as served, RawClient(served.port) as reader:
         await reader.send(CONNECT + b"SUB inbox 1\r\nSUB live 2\r\nPING\r\n")
         await reader.until(b"PONG\r\n")
         reader.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -168,7 +168,7 @@ async def test_history_may_be_taken_as_slowly_as_a_reader_likes(live: bool) -> N
             for _ in range(400):
                 served.plane.publish("live", "", b"", bytes(65_536))
             served.server.flush()
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(2)
         assert session.closing is None
         reader.writer.transport.resume_reading()  # type: ignore[attr-defined]
         left_bytes = 400 * len(b"MSG inbox 1 65536\r\n\r\n" + bytes(65_536))

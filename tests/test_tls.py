@@ -106,7 +106,7 @@ def only_session(running: Served) -> Session:
     return session
 
 
-async def eventually(condition: Callable[[], Any], wait_s: float = 30.0) -> None:
+async def eventually(condition: Callable[[], Any], wait_s: float = 60.0) -> None:
     async with asyncio.timeout(wait_s):
         while not condition():  # noqa: ASYNC110  what is waited for is no event of ours
             await asyncio.sleep(0.005)
@@ -136,7 +136,7 @@ async def test_nats_py_talks_encrypted(authority: Authority, first: bool) -> Non
         subscription = await client.subscribe("a")
         payload = bytes(range(256)) * 4_000
         await client.publish("a", payload, headers={"A": "b"})
-        message = await subscription.next_msg(timeout=5)
+        message = await subscription.next_msg(timeout=60)
         assert (message.data, message.headers) == (payload, {"A": "b"})
         tls = only_session(running).tls
         assert isinstance(tls, Encryption)
@@ -169,7 +169,7 @@ async def test_with_first_nothing_is_said_before_the_handshake(authority: Author
 
 
 async def test_with_a_fallback_who_says_nothing_is_greeted_after_a_while(authority: Authority) -> None:
-    async with served(authority, first=True, first_fallback_ms=200) as running:
+    async with served(authority, first=True, first_fallback_ms=1_000) as running:
         async with TlsClient(running.port, client_context(authority), first=True) as at_once:
             await at_once.send(CONNECT + b"PING\r\n")
             await at_once.until(b"PONG\r\n")
@@ -179,7 +179,7 @@ async def test_with_a_fallback_who_says_nothing_is_greeted_after_a_while(authori
         await eventually(lambda: not running.plane.sessions)
         started = asyncio.get_running_loop().time()
         async with TlsClient(running.port, client_context(authority)) as after_info:
-            assert asyncio.get_running_loop().time() - started >= 0.2
+            assert asyncio.get_running_loop().time() - started >= 1.0
             await after_info.send(CONNECT + b"PING\r\n")
             await after_info.until(b"PONG\r\n")
             second = only_session(running).tls
@@ -189,7 +189,7 @@ async def test_with_a_fallback_who_says_nothing_is_greeted_after_a_while(authori
 
 async def test_a_fallback_leaves_all_of_the_time_for_the_handshake(authority: Authority) -> None:
     async with (
-        served(authority, first=True, first_fallback_ms=300, timeout_ms=300) as running,
+        served(authority, first=True, first_fallback_ms=1_000, timeout_ms=1_000) as running,
         RawClient(running.port) as client,
     ):
         with pytest.raises(TimeoutError):
@@ -199,7 +199,7 @@ async def test_a_fallback_leaves_all_of_the_time_for_the_handshake(authority: Au
 
 async def test_where_both_are_allowed_the_first_byte_decides(authority: Authority) -> None:
     async with (
-        served(authority, allow_non_tls=True, timeout_ms=200) as running,
+        served(authority, allow_non_tls=True, timeout_ms=1_000) as running,
         RawClient(running.port) as plain,
         RawClient(running.port) as late,
         TlsClient(running.port, client_context(authority)) as encrypted,
@@ -210,7 +210,7 @@ async def test_where_both_are_allowed_the_first_byte_decides(authority: Authorit
         await plain.until(b"PONG\r\n")
         assert await encrypted.until(b"hi\r\n") == b"MSG a 1 2\r\nhi\r\n"
         assert [session.tls is None for session in running.plane.sessions.values()] == [True, True, False]
-        await asyncio.sleep(0.4)  # the handshake's time is over
+        await asyncio.sleep(1.2)  # the handshake's time is over
         await late.send(CONNECT + b"PING\r\n")
         await late.until(b"PONG\r\n")
 
@@ -471,7 +471,7 @@ def test_much_goes_through_both_ways_on_both_loops(
             payloads = [bytes([number]) * size for number, size in enumerate((0, 1, 16_383, 16_384, 900_000))]
             sent = b"".join(b"PUB a %d\r\n%b\r\n" % (len(payload), payload) for payload in payloads)
             await publisher.send(CONNECT + sent * 3 + b"PUB a 3\r\nend\r\n")
-            got = await subscriber.until(b"\r\nend\r\n", 10)
+            got = await subscriber.until(b"\r\nend\r\n", 60)
             expected = b"".join(b"MSG a 1 %d\r\n%b\r\n" % (len(payload), payload) for payload in payloads)
             assert got == expected * 3 + b"MSG a 1 3\r\nend\r\n"
 
