@@ -51,7 +51,7 @@ async def test_clients_of_all_gateways_hear_each_other() -> None:
         for number, each in enumerate(clients):
             await each.publish(f"news.{number}", b"x", reply="answers", headers={"Tag": "a"})
         for subscription in subscriptions:
-            got = [await subscription.next_msg(5) for _ in clients]
+            got = [await subscription.next_msg(60) for _ in clients]
             assert sorted(message.subject for message in got) == ["news.0", "news.1", "news.2"]
             assert {(message.reply, message.headers["Tag"]) for message in got} == {("answers", "a")}
         await asyncio.sleep(0.05)
@@ -69,25 +69,23 @@ async def test_routing_by_broadcast_looks_the_same_to_clients() -> None:
         for number in range(EVENTS):
             await publisher.publish("news", b"%d" % number)
             await publisher.publish("other", b"x")
-        assert [int((await plain.next_msg(5)).data) for _ in range(EVENTS)] == list(range(EVENTS))
-        await until(lambda: sum(member.pending_msgs for member in members) >= EVENTS, "one of each group", 5)
+        assert [int((await plain.next_msg(60)).data) for _ in range(EVENTS)] == list(range(EVENTS))
+        await until(lambda: sum(member.pending_msgs for member in members) >= EVENTS, "one of each group")
         links = [gateway.mesh.links["gw1"].session for gateway in gateways[1:]]
-        await until(lambda: all(link.in_msgs == 2 * EVENTS for link in links), "all have come", 5)
-        got = [int((await member.next_msg(5)).data) for member in members for _ in range(member.pending_msgs)]
+        await until(lambda: all(link.in_msgs == 2 * EVENTS for link in links), "all have come")
+        got = [int((await member.next_msg(60)).data) for member in members for _ in range(member.pending_msgs)]
         assert sorted(got) == list(range(EVENTS))
         assert links[0].unwanted_msgs == EVENTS  # there the other half had a subscriber
         assert links[1].unwanted_msgs == 2 * EVENTS - members[1].delivered
         second = gateways[1].mesh
         lost = second.links["gw1"]
         lost.transport.abort()
-        await until(lambda: second.links.get("gw1", lost) is not lost, "there is another link", 5)
+        await until(lambda: second.links.get("gw1", lost) is not lost, "there is another link")
         assert second.dropped["gw1", "unwanted"] >= EVENTS  # the count outlives the link
         links_of_first = gateways[0].plane.peers.links
-        await until(
-            lambda: [each.learned.is_stale for each in links_of_first.values()] == [False] * 2, "all is known", 5
-        )
+        await until(lambda: [each.learned.is_stale for each in links_of_first.values()] == [False] * 2, "all is known")
         with pytest.raises(NoRespondersError):
-            await publisher.request("other", b"x", timeout=5)
+            await publisher.request("other", b"x", timeout=60)
 
 
 async def test_what_a_flush_confirms_is_never_missed() -> None:
@@ -96,7 +94,7 @@ async def test_what_a_flush_confirms_is_never_missed() -> None:
             subscription = await subscriber.subscribe(f"once.{number}", max_msgs=1)
             await subscriber.flush()
             await publisher.publish(f"once.{number}", b"x")
-            assert (await subscription.next_msg(5)).data == b"x"
+            assert (await subscription.next_msg(60)).data == b"x"
 
 
 async def test_a_queue_group_over_all_gateways_gets_each_message_once() -> None:
@@ -114,13 +112,13 @@ async def test_a_queue_group_over_all_gateways_gets_each_message_once() -> None:
             await each.flush()
         for number in range(EVENTS):
             await publisher.publish("jobs", b"%d" % number)
-        await until(lambda: len(got) >= EVENTS, "all of them", 5)
+        await until(lambda: len(got) >= EVENTS, "all of them")
         assert {number for number, _ in got} == {0}  # local members come first
         await held[0].unsubscribe()
         await members[0].flush()
         for number in range(EVENTS, 2 * EVENTS):
             await publisher.publish("jobs", b"%d" % number)
-        await until(lambda: len(got) >= 2 * EVENTS, "all of them", 5)
+        await until(lambda: len(got) >= 2 * EVENTS, "all of them")
         await asyncio.sleep(0.05)
         assert sorted(int(data) for _, data in got) == list(range(2 * EVENTS))
         assert {number for number, _ in got[EVENTS:]} == {1, 2}
@@ -129,18 +127,18 @@ async def test_a_queue_group_over_all_gateways_gets_each_message_once() -> None:
 async def test_a_request_is_answered_across_and_refused_only_if_nobody_is_there() -> None:
     async with gateways_of(zone_text()) as gateways, clients_of(gateways[0], gateways[2]) as (requester, service):
         with pytest.raises(NoRespondersError):
-            await requester.request("work", b"x", timeout=5)
+            await requester.request("work", b"x", timeout=60)
 
         async def answer(message) -> None:
             await message.respond(b"done " + message.data)
 
         subscription = await service.subscribe("work", cb=answer)
         await service.flush()
-        assert (await requester.request("work", b"1", timeout=5)).data == b"done 1"
+        assert (await requester.request("work", b"1", timeout=60)).data == b"done 1"
         await subscription.unsubscribe()
         await service.flush()
         with pytest.raises(NoRespondersError):
-            await requester.request("work", b"x", timeout=5)
+            await requester.request("work", b"x", timeout=60)
 
 
 async def test_clients_are_told_where_else_they_can_go() -> None:
@@ -150,7 +148,7 @@ async def test_clients_are_told_where_else_they_can_go() -> None:
             connection.connected_url.netloc
         } == addresses
         await gateways[2].stop()
-        await until(lambda: gateways[1].mesh.missing == ["gw3"], "the link is down", 5)
+        await until(lambda: gateways[1].mesh.missing == ["gw3"], "the link is down")
         await gateways[2].stop()
 
 
@@ -159,7 +157,7 @@ async def test_links_are_shown_and_counted() -> None:
         subscription = await subscriber.subscribe("a")
         await subscriber.flush()
         await publisher.publish("a", b"12345")
-        await subscription.next_msg(5)
+        await subscription.next_msg(60)
         page = reports.routez(gateways[0].plane, gateways[0].moment())
         assert page["num_routes"] == 2
         route = next(route for route in page["routes"] if route["remote_name"] == "gw2")
@@ -178,7 +176,7 @@ async def test_links_are_shown_and_counted() -> None:
         assert samples["mesh_gateway_link_interest", "gw2"] == 1
         assert samples["mesh_gateway_link_stale", "gw2"] == 0
         assert samples["mesh_gateway_link_interest_repairs_total", "gw2"] == 0
-        await until(lambda: gateways[0].mesh.links["gw2"].session.rtt_ms >= 0, "a round trip", 5)
+        await until(lambda: gateways[0].mesh.links["gw2"].session.rtt_ms >= 0, "a round trip")
 
 
 async def test_mesh_status_shows_the_links_as_each_gateway_sees_them(tmp_path) -> None:
@@ -195,11 +193,12 @@ async def test_mesh_status_shows_the_links_as_each_gateway_sees_them(tmp_path) -
     await sink.start()
     await asyncio.gather(*(node.start() for node in nodes))
     try:
+        await until(lambda: all(node.gateway.plane.peers.agreed for node in nodes), "the two know each other")
         async with clients_of(nodes[0].gateway, nodes[1].gateway) as (publisher, subscriber):
             subscription = await subscriber.subscribe("a")
             await subscriber.flush()
             await publisher.publish("a", b"12345")
-            await subscription.next_msg(5)
+            await subscription.next_msg(60)
             shown = await invoked("status", "--config", str(tmp_path / "mesh.toml"))
             as_json = await invoked("--json", "status", "--config", str(tmp_path / "mesh.toml"))
         table = shown.out.decode().split("GATEWAY")[1].splitlines()
@@ -240,7 +239,7 @@ async def told(gateway: Gateway, said: bytes) -> bytes:
     assert routes.read_hello((await reader.readline()).rstrip()).node == gateway.node.name
     writer.write(said)
     try:
-        return await asyncio.wait_for(reader.read(), 5)
+        return await asyncio.wait_for(reader.read(), 60)
     except ConnectionResetError:
         return b"reset"
     finally:
@@ -270,7 +269,7 @@ async def test_a_link_that_is_not_wanted_is_refused_by_name_and_no_other_notices
         subscription = await subscriber.subscribe("a")
         await subscriber.flush()
         await publisher.publish("a", b"x")
-        assert (await subscription.next_msg(5)).data == b"x"
+        assert (await subscription.next_msg(60)).data == b"x"
         assert gateways[0].mesh.links == {"gw2": link}
 
 
@@ -278,7 +277,7 @@ async def test_garbage_behind_hello_ends_that_link_alone() -> None:
     async with gateways_of(zone_text(), ["gw1", "gw2"]) as gateways:
         heard = await told(gateways[0], hello() + b"PUB a 1\r\nx\r\n")
         assert b"-ERR" in heard
-        await until(lambda: list(gateways[0].mesh.links) == ["gw2"], "it is gone", 5)
+        await until(lambda: list(gateways[0].mesh.links) == ["gw2"], "it is gone")
         assert gateways[0].mesh.links["gw2"].session.closing is None
 
 
@@ -290,19 +289,19 @@ async def test_who_says_nothing_is_not_waited_for(monkeypatch) -> None:
 
 async def test_a_silent_peer_is_sent_everything_then_given_up_and_let_in_again(monkeypatch) -> None:
     monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_PING_INTERVAL_MS", 20)
-    monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_STALE_MS", 60)
-    monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_SILENCE_MS_MAX", 200)
+    monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_STALE_MS", 200)
     async with gateways_of(zone_text(), ["gw1", "gw2"]) as gateways:
         mesh = gateways[0].mesh
-        await until(lambda: mesh.links["gw2"].session.rtt_ms >= 0, "both are there", 5)
+        await until(lambda: mesh.links["gw2"].session.rtt_ms >= 0, "both are there")
         reader, writer = await asyncio.open_connection(gateways[0].node.mesh.host, gateways[0].node.mesh.port)
         writer.write(hello() + b"RSALL 1\r\nRSSUM 1 0 0000000000000000\r\nPONG\r\n")
-        await until(lambda: "gw3" in mesh.links, "the silent one is in", 5)
+        await until(lambda: "gw3" in mesh.links, "the silent one is in")
         links, silent = gateways[0].plane.peers.links, mesh.links["gw3"].session
-        await until(lambda: not links[silent].learned.is_stale, "it has told what it wants", 5)
-        await until(lambda: links[silent].learned.is_stale, "it is not heard", 5)
+        await until(lambda: not links[silent].learned.is_stale, "it has told what it wants")
+        await until(lambda: links[silent].learned.is_stale, "it is not heard")
         assert not links[mesh.links["gw2"].session].is_silent
-        await until(lambda: "gw3" not in mesh.links, "it is given up", 5)
+        monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_SILENCE_MS_MAX", 400)
+        await until(lambda: "gw3" not in mesh.links, "it is given up")
         assert "gw2" in mesh.links
         with contextlib.suppress(ConnectionError):
             await reader.read()
@@ -327,12 +326,12 @@ async def test_a_gateway_that_begins_anew_is_linked_again() -> None:
         for _ in range(2):
             third = make_gateway(config.parse(text, "mesh.toml"), "gw3")
             await third.start()
-            await until(lambda third=third: third.mesh.missing == [], "it is linked", 5)
+            await until(lambda third=third: third.mesh.missing == [], "it is linked")
             async with clients_of(third) as (publisher,):
                 await publisher.publish("a", b"x")
-                assert (await subscription.next_msg(5)).data == b"x"
+                assert (await subscription.next_msg(60)).data == b"x"
             await third.stop()
-            await until(lambda: gateways[0].mesh.missing == ["gw3"], "the link is down", 5)
+            await until(lambda: gateways[0].mesh.missing == ["gw3"], "the link is down")
 
 
 # -- certificates -----------------------------------------------------------------------------------------------------
@@ -361,11 +360,11 @@ async def test_links_are_encrypted_where_nodes_have_certificates(secured: str) -
         for _ in range(4):
             await publisher.publish("a", payload)
         for subscription in subscriptions:
-            assert [(await subscription.next_msg(5)).data for _ in range(4)] == [payload] * 4
+            assert [(await subscription.next_msg(60)).data for _ in range(4)] == [payload] * 4
         reader, writer = await asyncio.open_connection(gateways[0].node.mesh.host, gateways[0].node.mesh.port)
         writer.write(hello())
         with contextlib.suppress(ConnectionError):
-            assert b"HELLO" not in await asyncio.wait_for(reader.read(), 5)
+            assert b"HELLO" not in await asyncio.wait_for(reader.read(), 60)
         writer.close()
         assert gateways[0].mesh.missing == []
 
@@ -377,7 +376,7 @@ async def test_a_peer_with_the_certificate_of_another_is_refused(secured: str) -
         address = gateways[0].node.mesh
         reader, writer = await asyncio.open_connection(address.host, address.port, ssl=own.client)
         writer.write(hello())
-        heard = await asyncio.wait_for(reader.read(), 5)
+        heard = await asyncio.wait_for(reader.read(), 60)
         writer.close()
         assert heard.endswith(b"-ERR 'gw3 has shown the certificate of gw2'\r\n")
         assert gateways[0].mesh.refused == {"certificate": 1}
@@ -395,7 +394,7 @@ async def test_refused_certificates_are_counted_and_read_back_from_the_audit_str
     await kept.start()
     try:
         async with gateways_of(text, ["gw1", "gw2"]) as gateways, clients_of(gateways[1]) as (operator,):
-            await asyncio.gather(*(asyncio.wait_for(gateway.linked(), 5) for gateway in gateways))
+            await asyncio.gather(*(asyncio.wait_for(gateway.linked(), 60) for gateway in gateways))
             foreign = tmp_path / "foreign"
             foreign.mkdir()
             pair = Authority(foreign).node("gw3", "mesh://acme/eu/gateway/gw3")
@@ -408,9 +407,9 @@ async def test_refused_certificates_are_counted_and_read_back_from_the_audit_str
                 reader, writer = await asyncio.open_connection(address.host, address.port, ssl=dials)
                 writer.write(hello())
                 with contextlib.suppress(ConnectionError, ssl.SSLError):
-                    await asyncio.wait_for(reader.read(), 5)
+                    await asyncio.wait_for(reader.read(), 60)
                 writer.close()
-            await until(lambda: gateways[0].mesh.refused == {"tls": 1, "certificate": 1}, "both are counted", 5)
+            await until(lambda: gateways[0].mesh.refused == {"tls": 1, "certificate": 1}, "both are counted")
             gateways[0].audit.finish()  # the second came from the same address in the same minute
             events = await until_audited(operator, "link_refused", 2)
             assert {(each["node"], each["from"], each["what"]) for each in events} == {
@@ -440,16 +439,16 @@ async def test_an_event_is_kept_once_by_the_gateway_of_its_publisher(tmp_path) -
     await sink.start()
     try:
         async with gateways_of(text) as gateways, clients_of(*gateways) as clients:
-            await asyncio.gather(*(asyncio.wait_for(gateway.linked(), 5) for gateway in gateways))
+            await asyncio.gather(*(asyncio.wait_for(gateway.linked(), 60) for gateway in gateways))
             subscriptions = [await each.subscribe("orders.*") for each in clients]
             for each in clients:
                 await each.flush()
             offsets = []
             for number in range(30):
-                answer = await clients[number % 3].request(f"orders.{number}", b"x", timeout=5)
+                answer = await clients[number % 3].request(f"orders.{number}", b"x", timeout=60)
                 offsets.append(json.loads(answer.data)["offset"])
             assert offsets == list(range(30))
-            await until(lambda: all(each.pending_msgs == 30 for each in subscriptions), "live delivery", 5)
+            await until(lambda: all(each.pending_msgs == 30 for each in subscriptions), "live delivery")
             # One of each is of the audit stream: its client has come.
             beacons = [sum(gateway.beacons.written.values()) for gateway in gateways]
             captured = [gateway.outbox.counters.captured for gateway in gateways]
