@@ -25,6 +25,7 @@ from sinkd.shell.journal import Journal
 STREAM = "--stream", "text=text.>"
 MIB = 1024 * 1024
 LOOPBACK_BYTES = 16 * MIB  # what the kernel holds of a connection that is not read, at most
+ROUND_TRIP_MS_MAX = 3_000  # a client that is held up would wait for longer
 
 
 @contextlib.asynccontextmanager
@@ -47,7 +48,7 @@ async def round_trip_ms(connection: Client) -> float:
     subscription = await connection.subscribe(inbox)
     begun = time.monotonic()
     await connection.publish(inbox, b"")
-    await subscription.next_msg(10)
+    await subscription.next_msg(60)
     await subscription.unsubscribe()
     return (time.monotonic() - begun) * 1000
 
@@ -78,7 +79,7 @@ async def test_nothing_is_acknowledged_or_shown_before_it_is_synced(tmp_path: Pa
     may_sync.set()
 
     def slow_sync(journal: Journal) -> None:
-        assert may_sync.wait(20)
+        assert may_sync.wait(60)
         sync(journal)
 
     with mock.patch.object(Journal, "sync", slow_sync):
@@ -138,7 +139,7 @@ async def test_a_publisher_that_outruns_a_stopped_sink_is_paused_and_loses_nothi
         answer = await published(other, "text.a", b"refused")
         assert (answer["error"]["code"], answer["error"]["err_code"]) == (429, 10167)
         while time.monotonic() - stopped_at < 6.5:
-            assert await round_trip_ms(other) < 500
+            assert await round_trip_ms(other) < ROUND_TRIP_MS_MAX
             await asyncio.sleep(0.1)
         assert not publishing.done()
         sink.send(signal.SIGCONT)
@@ -160,9 +161,9 @@ async def _publish(writer: asyncio.StreamWriter, payloads: list[bytes]) -> None:
 async def _until_it_stands_still(writer: asyncio.StreamWriter, publishing: asyncio.Task[None]) -> int:
     """How many events were sent when no more were taken for a while."""
     sent = -1
-    while sent != (now := getattr(writer, "sent", 0)):
+    while (now := getattr(writer, "sent", 0)) == 0 or sent != now:
         sent = now
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(1)
     assert not publishing.done(), "it was never paused"
     return sent
 
@@ -197,7 +198,7 @@ async def test_a_reader_who_does_not_read_costs_little_and_gets_everything_in_th
         most_bytes = 0
         until_s = time.monotonic() + 3
         while time.monotonic() < until_s:
-            assert await round_trip_ms(other) < 1_000
+            assert await round_trip_ms(other) < ROUND_TRIP_MS_MAX
             most_bytes = max(most_bytes, server.memory_bytes() - before_bytes)
             await asyncio.sleep(0.05)
         assert most_bytes < 120 * MIB, "of 300 MiB that were asked for"
@@ -298,7 +299,7 @@ async def test_history_shows_what_its_reader_may_subscribe_to(guarded: Folder) -
 
 
 async def _streams(connection: Client) -> list[str]:
-    answer = json.loads((await connection.request("$LOG.METADATA", b"", 5)).data)
+    answer = json.loads((await connection.request("$LOG.METADATA", b"", 60)).data)
     return [stream["stream"] for stream in answer["streams"]]
 
 
@@ -309,7 +310,7 @@ async def test_no_number_in_a_request_stays_without_an_answer(folder: Folder) ->
         denied = await fetch(reader, "text", enormous, offset=0)
         assert (denied.status, denied.headers["Description"]) == ("404", "UNKNOWN_REQUEST")
         for request in ({"at": "timestamp", "timestamp": enormous}, {"at": "latest", "partitions": [enormous]}):
-            answer = await reader.request("$LOG.OFFSETS.text", json.dumps(request).encode(), 5)
+            answer = await reader.request("$LOG.OFFSETS.text", json.dumps(request).encode(), 60)
             assert json.loads(answer.data)["error"]["name"] == "INVALID_REQUEST"
 
 
@@ -322,5 +323,5 @@ async def test_requests_that_nobody_listens_to_leave_room_for_others(folder: Fol
         inbox = await reader.subscribe("wanted.*")
         for number in range(65):
             await reader.publish("$LOG.FETCH.text.0", b'{"offset": 0, "max_wait_ms": 60000}', f"wanted.{number}")
-        refused = await inbox.next_msg(5)
+        refused = await inbox.next_msg(60)
         assert (refused.subject, (refused.headers or {})["Description"]) == ("wanted.64", "THROTTLING_QUOTA_EXCEEDED")
