@@ -38,7 +38,7 @@ async def clients_of(*gateways: Gateway):
 async def until_known(gateways, pattern: str, zone: str) -> None:
     """Until all gateways of other zones know that `zone` wants it."""
     far = [gateway for gateway in gateways.values() if gateway.zone != zone]
-    await until(lambda: all(_wants(gateway, pattern, zone) for gateway in far), f"{pattern} is known", 5)
+    await until(lambda: all(_wants(gateway, pattern, zone) for gateway in far), f"{pattern} is known")
 
 
 def _wants(gateway: Gateway, pattern: str, zone: str) -> bool:
@@ -61,10 +61,10 @@ async def test_an_event_reaches_each_subscriber_of_both_zones_once(routing: str)
             for event in range(EVENTS):
                 await each.publish(f"news.{number}", b"%d" % event, reply="answers", headers={"Tag": "a"})
         for subscription in subscriptions:
-            got = [await subscription.next_msg(5) for _ in range(EVENTS * len(clients))]
+            got = [await subscription.next_msg(60) for _ in range(EVENTS * len(clients))]
             assert Counter(message.subject for message in got) == {f"news.{n}": EVENTS for n in range(4)}
             assert {(message.reply, message.headers["Tag"]) for message in got} == {("answers", "a")}
-        await until(lambda: sum(member.pending_msgs for member in members) >= 4 * EVENTS, "one of the group", 5)
+        await until(lambda: sum(member.pending_msgs for member in members) >= 4 * EVENTS, "one of the group")
         await asyncio.sleep(0.05)
         assert [subscription.pending_msgs for subscription in subscriptions] == [0] * 4
         assert sum(member.pending_msgs for member in members) == 4 * EVENTS
@@ -90,9 +90,9 @@ async def test_a_request_finds_its_service_and_the_answer_its_way_back_between_a
         await until_known(gateways, "svc", "us")
         for name in (asker, *held):
             for _ in range(20):
-                assert (await by_name[name].request("svc", b"?", timeout=5)).data == b"yes"
+                assert (await by_name[name].request("svc", b"?", timeout=60)).data == b"yes"
         with pytest.raises(NoRespondersError):
-            await by_name[asker].request("other", b"?", timeout=5)
+            await by_name[asker].request("other", b"?", timeout=60)
 
 
 async def test_members_of_the_zone_come_before_those_of_another() -> None:
@@ -100,12 +100,12 @@ async def test_members_of_the_zone_come_before_those_of_another() -> None:
         away = await far.subscribe("jobs", "crew")
         await until_known(gateways, "jobs", "us")
         await publisher.publish("jobs", b"1")
-        assert (await away.next_msg(5)).data == b"1"
+        assert (await away.next_msg(60)).data == b"1"
         close = await near.subscribe("jobs", "crew")
         await near.flush()
         for _ in range(EVENTS):
             await publisher.publish("jobs", b"2")
-        assert [(await close.next_msg(5)).data for _ in range(EVENTS)] == [b"2"] * EVENTS
+        assert [(await close.next_msg(60)).data for _ in range(EVENTS)] == [b"2"] * EVENTS
         assert away.pending_msgs == 0
 
 
@@ -118,11 +118,11 @@ async def test_when_the_holder_goes_another_gateway_takes_over() -> None:
             for each in subscribers:
                 await each.flush()
             await gateways[holder].stop()
-            await until(lambda: other in holders({other: gateways[other]}), "it is taken over", 8)
+            await until(lambda: other in holders({other: gateways[other]}), "it is taken over")
             await until_known({other: gateways[other]}, "a", "us")
             await publisher.publish("a", b"x")
             for subscription in subscriptions:
-                assert (await subscription.next_msg(5)).data == b"x"
+                assert (await subscription.next_msg(60)).data == b"x"
             await asyncio.sleep(0.05)
             assert [subscription.pending_msgs for subscription in subscriptions] == [0, 0]
 
@@ -132,7 +132,7 @@ async def test_pages_tables_and_metrics_say_who_links_zones_and_what_goes_over_i
         subscription = await far.subscribe("a")
         await until_known(gateways, "a", "us")
         await publisher.publish("a", bytes(9_000))
-        await subscription.next_msg(5)
+        await subscription.next_msg(60)
         told = {
             name: reports.routez(gateway.plane, gateway.moment(), gateway.mesh.report())
             for name, gateway in gateways.items()
@@ -165,7 +165,7 @@ async def test_a_link_that_is_lost_is_dialled_anew() -> None:
         [holder] = [name for name in holders(gateways) if name.startswith("eu")]
         lost = gateways[holder].mesh.borders["us"]
         lost.transport.abort()
-        await until(lambda: holders(gateways) and lost not in _borders(gateways), "there is another", 8)
+        await until(lambda: holders(gateways) and lost not in _borders(gateways), "there is another")
 
 
 def _borders(gateways) -> list[object]:
@@ -178,7 +178,7 @@ async def test_where_no_live_events_pass_there_is_no_link_and_no_service() -> No
         await service.subscribe("svc")
         await service.flush()
         with pytest.raises(NoRespondersError):
-            await asker.request("svc", b"?", timeout=5)
+            await asker.request("svc", b"?", timeout=60)
         assert holders(gateways) == {}
         heard = await told(gateways["us1"], hello(zone="eu", node="eu1"))
         assert heard == b"-ERR 'eu1 is of zone eu, us1 of zone us'\r\n"
@@ -233,7 +233,7 @@ async def test_the_certificate_of_a_gateway_names_its_zone(tmp_path) -> None:
         payload = bytes(500_000)
         for _ in range(4):
             await publisher.publish("a", payload)
-        assert [(await subscription.next_msg(5)).data for _ in range(4)] == [payload] * 4
+        assert [(await subscription.next_msg(60)).data for _ in range(4)] == [payload] * 4
         own = node_tls.contexts(configuration.tls_nodes, node_tls.name_of(configuration, "eu1")).client
         heard = await told(gateways["us1"], hello(), own)
         assert heard == b"-ERR 'us2 has shown the certificate of eu1 of zone eu'\r\n"
@@ -328,13 +328,13 @@ async def test_what_a_rate_holds_back_is_dropped_at_the_bound_and_counted_and_no
         await until_known(gateways, "a", "us")
         for _ in range(200):
             await publisher.publish("a", os.urandom(5_000))
-            await own.next_msg(5)
+            await own.next_msg(60)
         border = gateways["eu1"].mesh.borders["us"]
         dropped = gateways["eu1"].mesh.dropped["us1", "behind"]
         assert 120 < dropped < 180  # 256 KiB of the 1 MB may wait
         assert gateways["eu1"].plane.stats.stalled_clients == 0
         assert border.border.waiting_bytes > 100_000
-        await until(lambda: subscription.pending_msgs > 0, "what comes first comes", 5)
+        await until(lambda: subscription.pending_msgs > 0, "what comes first comes")
         eu1 = gateways["eu1"]
         eu1.take_rates(dataclasses.replace(eu1.configuration, links=()))
         assert (border.border.rate_bytes, eu1.mesh.far["us"].rate_bytes) == (0, 0)

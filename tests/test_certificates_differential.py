@@ -18,7 +18,7 @@ from gateway.core.identity import UserEntry
 from gateway.shell.tls import ClientTls
 from protocol.config import TlsClients
 
-WAIT_S_MAX = 10.0
+WAIT_S_MAX = 60.0
 CN, ORG, OU, L = (
     NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME, NameOID.ORGANIZATIONAL_UNIT_NAME, NameOID.LOCALITY_NAME,
 )  # fmt: skip

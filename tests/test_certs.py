@@ -194,7 +194,7 @@ async def test_a_gateway_and_its_sink_link_with_them(file: Path) -> None:
     try:
         async with client(f"nats://{host}:{port}") as connection:
             await asyncio.wait_for(gateway.linked(), 60)
-            answer = json.loads((await connection.request("orders.1", b"x")).data)
+            answer = json.loads((await connection.request("orders.1", b"x", timeout=60)).data)
             assert answer["offset"] == 0
     finally:
         await gateway.stop()

@@ -16,7 +16,7 @@ from support.natsraw import nats_server
 from support.toolchains import BuildError, ToolchainMissing, program
 
 MESH = Path(sys.executable).parent / "mesh"
-START_WAIT_S_MAX = 30.0
+START_WAIT_S_MAX = 60.0
 TOUR_WAIT_S_MAX = 60.0
 
 STEPS = {

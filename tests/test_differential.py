@@ -32,7 +32,7 @@ from support.scripts import (
     VERBOSE,
 )
 
-WAIT_S_MAX = 10.0
+WAIT_S_MAX = 60.0
 INVALID_PUBLISH = b"-ERR 'Invalid Publish Subject'\r\n"
 
 

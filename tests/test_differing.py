@@ -67,13 +67,13 @@ async def test_two_gateways_with_files_that_differ_report_each_other_once() -> N
     one, two = (make_gateway(config.parse(file, "mesh.toml"), name) for name, file in files.items())
     await asyncio.gather(one.start(), two.start())
     try:
-        await until(lambda: one.mesh.differing and two.mesh.differing, "both have noticed", 5)
+        await until(lambda: one.mesh.differing and two.mesh.differing, "both have noticed")
         assert one.mesh.differing == {"gw2": "limits in the file of gw2, revision 2"}
         assert two.mesh.differing == {"gw1": "limits in the file of gw1, revision 1"}
         assert [each.audit.written["configuration_differs"] for each in (one, two)] == [1, 1]
         before = two.mesh.links["gw1"]
         before.transport.abort()
-        await until(lambda: two.mesh.links.get("gw1") not in (None, before), "the link is back", 5)
+        await until(lambda: two.mesh.links.get("gw1") not in (None, before), "the link is back")
         assert [each.audit.written["configuration_differs"] for each in (one, two)] == [1, 1]
     finally:
         await asyncio.gather(one.stop(), two.stop())

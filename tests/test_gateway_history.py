@@ -38,19 +38,19 @@ async def test_a_request_that_meets_a_bug_of_ours_is_answered(client, monkeypatc
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(HistoryService, "_metadata", fails)
-    answer = json.loads((await client.request("$LOG.METADATA", b"", timeout=5)).data)
+    answer = json.loads((await client.request("$LOG.METADATA", b"", timeout=60)).data)
     assert answer["error"]["name"] == "UNKNOWN_SERVER_ERROR"
     assert "ZeroDivisionError" in capsys.readouterr().out
     monkeypatch.undo()
-    assert json.loads((await client.request("$LOG.METADATA", b"", timeout=5)).data)["zone"] == "local"
+    assert json.loads((await client.request("$LOG.METADATA", b"", timeout=60)).data)["zone"] == "local"
 
 
 async def test_no_answer_is_ever_delivered_on_a_system_subject(client):
     everything = await client.subscribe(">")
     await client.publish("orders.a", b"asks", reply="$LOG.METADATA")
-    ack = json.loads((await client.request("orders.b", b"asks too", timeout=5)).data)
+    ack = json.loads((await client.request("orders.b", b"asks too", timeout=60)).data)
     assert ack["offset"] == 1
-    seen = [(await everything.next_msg(timeout=5)).subject for _ in range(3)]
+    seen = [(await everything.next_msg(timeout=60)).subject for _ in range(3)]
     assert seen[:2] == ["orders.a", "orders.b"]
     assert seen[2].startswith("_INBOX.")
 
@@ -58,11 +58,11 @@ async def test_no_answer_is_ever_delivered_on_a_system_subject(client):
 async def test_a_fetch_that_waits_ends_with_the_subscription_that_it_would_answer(node, client):
     inbox = await client.subscribe("inbox")
     await client.publish("$LOG.FETCH.orders.0", b'{"offset": 0, "max_wait_ms": 60000}', reply="inbox")
-    await client.request("$LOG.METADATA", b"")
+    await client.request("$LOG.METADATA", b"", timeout=60)
     waiting = [task for tasks in node.gateway.history._tasks.values() for task in tasks]
     assert [task.done() for task in waiting] == [False]
     await inbox.unsubscribe()
-    await asyncio.wait(waiting, timeout=5)
+    await asyncio.wait(waiting, timeout=60)
     assert waiting[0].cancelled()
     assert not any(node.gateway.history._tasks.values())
     assert not node.gateway.plane.accounts["$G"].watches
@@ -88,7 +88,7 @@ async def test_the_next_chunk_is_asked_for_while_the_last_one_is_shown(node, cli
     monkeypatch.setattr(SinkLink, "fetch", asked)
     monkeypatch.setattr(HistoryService, "_hand_over", shown)
     for number in range(4):
-        await client.request("orders.a", b"%d" % number, timeout=5)
+        await client.request("orders.a", b"%d" % number, timeout=60)
     assert (await history(client, max_records=9)) == [b"0", b"1", b"2", b"3"]
     batches = [("shows", number) for number in range(4)]
     assert [each for each in seen if each[0] == "shows"] == batches
@@ -108,6 +108,6 @@ async def history(client: Client, **request: int) -> list[bytes]:
     inbox = await client.subscribe(client.new_inbox())
     await client.publish("$LOG.FETCH.orders.0", json.dumps({"offset": 0, **request}).encode(), reply=inbox.subject)
     payloads = []
-    while "Status" not in (message := await inbox.next_msg(timeout=5)).headers:
+    while "Status" not in (message := await inbox.next_msg(timeout=60)).headers:
         payloads.append(message.data)
     return payloads

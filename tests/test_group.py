@@ -115,7 +115,7 @@ async def test_nothing_is_answered_or_committed_before_the_journal_is_synced(tmp
         may_sync, real_sync = threading.Event(), running.journal.sync
 
         def slow_sync():
-            assert may_sync.wait(10)
+            assert may_sync.wait(60)
             real_sync()
 
         monkeypatch.setattr(running.journal, "sync", slow_sync)

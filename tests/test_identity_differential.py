@@ -21,7 +21,7 @@ from support.natsraw import nats_server
 
 from gateway.core.identity import Responses, UserEntry
 
-WAIT_S_MAX = 10.0
+WAIT_S_MAX = 60.0
 PAIR = nkeys.from_seed(nkeys.encode_seed(bytes(32), nkeys.PREFIX_BYTE_USER))
 OTHER = nkeys.from_seed(nkeys.encode_seed(bytes(range(32)), nkeys.PREFIX_BYTE_USER))
 NKEY, OTHERS = PAIR.public_key.decode(), OTHER.public_key.decode()

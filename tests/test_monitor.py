@@ -15,7 +15,7 @@ from mesh.query import Query
 from protocol.limits import MONITOR_INDENTED_BYTES_MAX
 
 Get = Callable[[str], Awaitable[tuple[int, str, Any]]]
-WAIT_S = 5.0
+WAIT_S = 60.0
 
 
 class State:
@@ -142,7 +142,7 @@ async def test_an_address_in_use_is_an_error() -> None:
         monitor = Monitor("127.0.0.1", port, Sources(lambda: None, CollectorRegistry, {}))
         with pytest.raises(OSError, match="in use"):
             await monitor.start()
-        await asyncio.wait_for(monitor.stop(), 1)
+        await asyncio.wait_for(monitor.stop(), WAIT_S)
 
 
 async def test_who_comes_before_the_application_is_loaded_is_served(monitor: Monitor) -> None:

@@ -100,7 +100,7 @@ async def test_it_runs_a_nats_servers_file_and_is_sent_signals(tmp_path: Path) -
         connection = await nats.connect(f"nats://a:b@{server.address()}")
         subscription = await connection.subscribe("x")
         await connection.publish("x", b"hello")
-        assert (await subscription.next_msg(5)).data == b"hello"
+        assert (await subscription.next_msg(60)).data == b"hello"
         await connection.close()
         assert await _says_without_credentials(server.address()) == b"-ERR 'Authorization Violation'\r\n"
 
@@ -247,7 +247,7 @@ async def test_two_servers_form_a_cluster_by_flags_and_by_a_file(tmp_path: Path)
             for _ in range(2):  # the first PING of nats-py may overtake its SUB
                 await there.flush()
             await here.publish("news", b"first")
-            assert (await got.next_msg(5)).data == b"first"
+            assert (await got.next_msg(60)).data == b"first"
             await here.close()
             await there.close()
 
@@ -288,7 +288,7 @@ async def test_the_trace_is_that_of_nats_server(tmp_path: Path, flags: list[str]
             subscription = await connection.subscribe("orders.*")
             await connection.publish("orders.1", b'a "payload"\n', headers={"Key": "value"})
             await connection.publish("orders.2", b"")
-            assert [(await subscription.next_msg(5)).subject for _ in range(2)] == ["orders.1", "orders.2"]
+            assert [(await subscription.next_msg(60)).subject for _ in range(2)] == ["orders.1", "orders.2"]
             await subscription.unsubscribe()
             await connection.close()
             if "-V=false" not in flags:

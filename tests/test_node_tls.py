@@ -307,7 +307,9 @@ async def test_a_gateway_keeps_events_on_a_sink_over_tls(authority):
         client(url) as connection,
     ):
         await asyncio.wait_for(gateway.linked(), 60)
-        answers = [json.loads((await connection.request("orders.1", b"x" * 500_000)).data) for _ in range(3)]
+        answers = [
+            json.loads((await connection.request("orders.1", b"x" * 500_000, timeout=60)).data) for _ in range(3)
+        ]
         assert [answer["offset"] for answer in answers] == [0, 1, 2]
 
 

@@ -84,5 +84,5 @@ async def test_a_cut_ends_connections_and_takes_new_ones() -> None:
                 assert await reader.read() == b""
         _, writer = await asyncio.open_connection(*wire.address)
         writer.write(b"again")
-        await until(lambda: wire.passed_bytes == 5, "it passes on what comes anew", 5)
+        await until(lambda: wire.passed_bytes == 5, "it passes on what comes anew")
         writer.transport.abort()

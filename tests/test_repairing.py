@@ -16,7 +16,7 @@ from protocol.records import CONTROL, read_header, read_records, split_batches
 from sinkd.shell.folder import GroupFolder
 
 PAYLOADS = [b"%04d" % number * 500 for number in range(200)]
-SURE_S = 40.0
+SURE_S = 60.0
 
 
 @asynccontextmanager

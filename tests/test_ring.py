@@ -113,7 +113,7 @@ def with_buffer(names: tuple[str, ...], more: str = "") -> str:
 
 
 async def error_of(connection, subject: str, body: bytes = b"") -> dict:
-    return json.loads((await connection.request(subject, body, timeout=5)).data)["error"]
+    return json.loads((await connection.request(subject, body, timeout=60)).data)["error"]
 
 
 async def test_each_gateway_has_what_its_own_clients_have_published():
@@ -129,7 +129,7 @@ async def test_each_gateway_has_what_its_own_clients_have_published():
         for number in range(3):
             await one.publish("a.b", b"%d" % number, headers={"Of": "one"})
         await other.publish("c", b"there")
-        assert [(await seen.next_msg(timeout=5)).data for _ in range(3)] == [b"0", b"1", b"2"]
+        assert [(await seen.next_msg(timeout=60)).data for _ in range(3)] == [b"0", b"1", b"2"]
         shown = await fetch(one, "events@gw1", 0, offset=0)
         assert [event[::2] for event in shown.events] == [(number, "a.b") for number in range(3)]
         assert [event.payload for event in shown.events] == [b"0", b"1", b"2"]
@@ -137,7 +137,7 @@ async def test_each_gateway_has_what_its_own_clients_have_published():
         wrong = await fetch(one, "events@gw2", 0, offset=0)
         assert (wrong.status, wrong.headers["Description"]) == ("404", "UNKNOWN_STREAM")
         assert wrong.headers["Log-Error"] == "no log 'events@gw2' of 'gw2' is kept here; this ring is 'gw1'"
-        metadata = json.loads((await one.request("$LOG.METADATA", b"", timeout=5)).data)
+        metadata = json.loads((await one.request("$LOG.METADATA", b"", timeout=60)).data)
         (stream,) = metadata["streams"]
         assert (metadata["zone"], stream["stream"], stream["zone"], stream["reply"]) == (
             "gw1",
@@ -156,7 +156,7 @@ async def test_requests_find_nobody_as_without_a_ring_and_are_in_it():
     async with gateways_of(text, ("gw1",)) as (gateway,), client(url_of(config.parse(text, "m"), "gw1")) as connection:
         for _ in range(3):
             with pytest.raises(NoRespondersError):
-                await connection.request("nobody", b"asks", timeout=5)
+                await connection.request("nobody", b"asks", timeout=60)
         assert gateway.rings.events == 3
         await connection.publish("$JS.API.INFO", b"no event")
         await connection.publish("_INBOX.x", b"no event")

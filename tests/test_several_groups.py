@@ -25,7 +25,7 @@ async def publish(connection, first, count):
     """Events on many subjects, all acknowledged: payload → (partition, offset)."""
     payloads = [b"%d" % number for number in range(first, first + count)]
     answers = await asyncio.gather(
-        *(connection.request(f"orders.{number % 50}", payload, timeout=20) for number, payload in enumerate(payloads))
+        *(connection.request(f"orders.{number % 50}", payload, timeout=60) for number, payload in enumerate(payloads))
     )
     acks = [json.loads(answer.data) for answer in answers]
     return {payload: (ack["partition"], ack["offset"]) for payload, ack in zip(payloads, acks, strict=True)}
@@ -62,11 +62,11 @@ async def test_each_group_keeps_its_own_partitions_and_all_are_there_after_a_res
             acknowledged = await publish(connection, 0, 400)
             await are_there(connection, acknowledged)
             await zone.level()
-            shown = json.loads((await connection.request("$LOG.METADATA.orders", b"", timeout=5)).data)
+            shown = json.loads((await connection.request("$LOG.METADATA.orders", b"", timeout=60)).data)
             leaders = [row["leader"] for row in shown["streams"][0]["partitions"]]
             assert leaders == [zone.leader_of(group) for group in GROUPS]
             asked = json.dumps({"partitions": [3, 0], "at": "latest"}).encode()
-            offsets = json.loads((await connection.request("$LOG.OFFSETS.orders", asked, timeout=5)).data)["offsets"]
+            offsets = json.loads((await connection.request("$LOG.OFFSETS.orders", asked, timeout=60)).data)["offsets"]
             counts = [[number for number, _ in acknowledged.values()].count(partition) for partition in range(4)]
             assert [(row["partition"], row["offset"]) for row in offsets] == [(3, counts[3]), (0, counts[0])]
             await zone.stop()
@@ -159,7 +159,7 @@ async def test_a_group_without_a_leader_is_told_apart(tmp_path):
             assert fetched.status == ("503" if group == 1 else "204"), (partition, fetched)
             assert ("leads group 1" in fetched.headers.get("Log-Error", "")) == (group == 1)
             if group == 0:
-                ack = json.loads((await connection.request(keys[partition], b"more", timeout=5)).data)
+                ack = json.loads((await connection.request(keys[partition], b"more", timeout=60)).data)
                 assert ack["partition"] == partition
 
 

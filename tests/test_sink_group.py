@@ -136,7 +136,7 @@ async def test_a_sink_stops_in_the_middle_of_being_filled_and_goes_on_from_there
         def slow(self, saved):
             install(self, saved)
             is_installing.set()
-            assert may_end.wait(10)
+            assert may_end.wait(60)
 
         monkeypatch.setattr(Replica, "_write_installed", slow)
         await zone.start(victim)

@@ -65,7 +65,7 @@ async def test_it_shows_gateways_sinks_and_logs(tmp_path):
         folder.write_config()
         await folder.both()
         async with client(folder.url) as connection:
-            await connection.request("orders.1", b"one", timeout=10, headers={"Nats-Msg-Id": "1"})
+            await connection.request("orders.1", b"one", timeout=60, headers={"Nats-Msg-Id": "1"})
             config = "--config", str(tmp_path / "mesh.toml"), "--interval", "100ms", "--once"
             seen = json.loads((await invoked("top", *config, "--json")).out)
             assert seen["gateways"]["gw1"]["connections"] == 1
@@ -103,7 +103,7 @@ async def test_on_a_terminal_it_goes_on_until_it_is_interrupted():
             shown += os.read(ours, 1 << 16)
         return shown.count(b"GATEWAY")
 
-    await until(lambda: looks() >= 3, "three looks", 30)
+    await until(lambda: looks() >= 3, "three looks")
     os.write(ours, b"\x03")
     await asyncio.wait_for(process.wait(), 60)
     assert process.returncode == 130

@@ -24,7 +24,7 @@ from test_differential import scripts
 
 from gateway.core.tracing import Trace, traced, without_secrets
 
-WAIT_S_MAX = 10.0
+WAIT_S_MAX = 60.0
 _ENDS = re.compile(r" <-> \[DELSUB ")
 _MESSAGE = re.compile(r" ->> \[H?MSG ")
 _PAYLOAD = re.compile(r" ->> MSG_PAYLOAD: ")

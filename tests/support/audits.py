@@ -16,7 +16,7 @@ async def audited(operator: Client, kind: str = ">", log: str = STREAM) -> list[
     request = json.dumps({"offset": 0, "filter": f"{STREAM}.{kind}"}).encode()
     await operator.publish(f"$LOG.FETCH.{log}.0", request, reply=inbox.subject)
     events: list[dict[str, Any]] = []
-    while "Status" not in (message := await inbox.next_msg(timeout=5)).headers:
+    while "Status" not in (message := await inbox.next_msg(timeout=60)).headers:
         assert message.headers["Nats-Subject"] == f"{STREAM}.{json.loads(message.data)['kind']}"
         events.append(json.loads(message.data))
     status = message.headers["Status"], message.headers.get("Description")
@@ -25,7 +25,7 @@ async def audited(operator: Client, kind: str = ">", log: str = STREAM) -> list[
     return events
 
 
-async def until_audited(operator: Client, kind: str, count: int = 1, within_s: float = 10) -> list[dict[str, Any]]:
+async def until_audited(operator: Client, kind: str, count: int = 1, within_s: float = 60) -> list[dict[str, Any]]:
     """The same, when there are so many."""
     end = time.monotonic() + within_s
     while len(events := await audited(operator, kind)) < count:

@@ -30,7 +30,7 @@ async def zones_of(text: str, *left_out: str) -> AsyncIterator[dict[str, Gateway
     made = {name: make_gateway(configuration, name) for name in names}
     await asyncio.gather(*(gateway.start() for gateway in made.values()))
     try:
-        await until(lambda: is_whole(made.values()), "zones are linked, and all is known", 8)
+        await until(lambda: is_whole(made.values()), "zones are linked, and all is known")
         yield made
     finally:
         await asyncio.gather(*(gateway.stop() for gateway in made.values()))

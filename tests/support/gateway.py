@@ -152,11 +152,11 @@ def serve_in_thread(**options: Any) -> Iterator[int]:
     thread.start()
     serving = serve(**options)
     try:
-        served = asyncio.run_coroutine_threadsafe(serving.__aenter__(), loop).result(10)
+        served = asyncio.run_coroutine_threadsafe(serving.__aenter__(), loop).result(60)
         try:
             yield served.port
         finally:
-            asyncio.run_coroutine_threadsafe(serving.__aexit__(None, None, None), loop).result(10)
+            asyncio.run_coroutine_threadsafe(serving.__aexit__(None, None, None), loop).result(60)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()

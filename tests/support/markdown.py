@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 COMMAND_WAIT_S_MAX = 60.0
-TERMINAL_WAIT_S_MAX = 30.0
+TERMINAL_WAIT_S_MAX = 60.0
 POLL_S = 0.02
 _STOPPED = (0, 130)  # drained, or ended by Ctrl-C as shells have it
 _FENCE = re.compile(r"^```(?P<language>\w*) *(?P<argument>[^\n`]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NATS_SERVER = Path(sys.executable).parent / "nats-server"
-START_WAIT_S_MAX = 10.0
+START_WAIT_S_MAX = 60.0
 INFO = re.compile(rb"INFO (\{.*?\}) ?\r\n")
 
 
@@ -68,7 +68,7 @@ class RawClient:
                 self.writer.write(chunk)
                 await self.writer.drain()
 
-    async def until(self, end: bytes, wait_s: float = 30.0) -> bytes:
+    async def until(self, end: bytes, wait_s: float = 60.0) -> bytes:
         """All that came since the last call, up to `end` at the earliest."""
         async with asyncio.timeout(wait_s):
             while end not in self.received and await self._more():
@@ -76,7 +76,7 @@ class RawClient:
         assert end in self.received, bytes(self.received)
         return self._take()
 
-    async def until_closed(self, wait_s: float = 30.0) -> bytes:
+    async def until_closed(self, wait_s: float = 60.0) -> bytes:
         """All that came since the last call, up to the end of the connection."""
         async with asyncio.timeout(wait_s):
             while await self._more():

@@ -29,7 +29,7 @@ class NatsServer:
             str(BINARY), "-a", "127.0.0.1", "-p", str(self.port), *self._arguments,
             stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
         )  # fmt: skip
-        for _ in range(500):
+        for _ in range(6_000):
             try:
                 _, writer = await asyncio.open_connection("127.0.0.1", self.port)
             except OSError:
