@@ -18,7 +18,7 @@ from protocol.merkle import EMPTY_ROOT, frontier_of, leaf_hash, root_of
 from protocol.records import encode_batch, place_batch, read_header
 from protocol.streams import StreamDefinition
 from sinkd.core import commands
-from sinkd.core.accounts import Stated
+from sinkd.core.accounts import Stated, ended_runs
 from sinkd.core.appending import append_command, mirrored_command
 from sinkd.core.commands import (
     AcceptLoss,
@@ -188,9 +188,19 @@ def test_a_run_begins_behind_the_sequence_before_it_and_the_counts_before_are_ke
     log.append(parcel(8, b"f", run=b"run-tri!"))
     assert log.account.before.held == 5
     assert log.account.ended == [(RUN, 5), (NEXT_RUN, 7)]
+    assert ended_runs(log.account) == [(b"", 0), (RUN, 5), (NEXT_RUN, 7)]
     for number in range(2 * ACCOUNT_RUNS_KEPT):
         log.append(parcel(9 + number, b"f", run=b"run %04d" % number))
+    assert ended_runs(log.account) == log.account.ended
     assert len(log.account.ended) == ACCOUNT_RUNS_KEPT
+
+
+def test_what_was_before_a_stream_was_covered_is_no_run():
+    uncovered = Log(definition("orders", covered=False))
+    uncovered.append(parcel(1, b"a", run=RUN), parcel(2, b"b"))
+    uncovered.configure(COVERED)
+    uncovered.append(parcel(3, b"c", run=NEXT_RUN, revision=2))
+    assert ended_runs(uncovered.account) == [(b"", 2)]
 
 
 def test_the_parcel_that_names_its_run_changes_nothing_when_it_comes_again(log):

@@ -39,7 +39,7 @@ def row(run: str, base: int, acknowledged: int, named: int, **fields: Any) -> Ro
 
 def account(run: str, base: int, last: int, *recorded: tuple[str, str], **fields: Any) -> Reached:
     marks = [(at, chain_at(at)) for at in range(max(base + 1, last - 15), last + 1)]
-    given = {"run": RUNS[run], "base": base, "chain": chain_at(last), "marks": marks}
+    given = {"run": RUNS[run], "base": base, "chain": chain_at(last), "marks": marks, "ended": [(b"", base)]}
     return Reached(0, last, **given | fields, recorded=frozenset((RUNS[name], why) for name, why in recorded))
 
 
@@ -184,7 +184,8 @@ def test_what_was_acknowledged_and_is_not_there_is_lost_and_recorded_when_its_ru
 def test_a_run_is_judged_by_the_one_behind_it_also_when_that_is_over_by_then(world: World) -> None:
     world.has = account("A", 0, 10)
     world.pass_by(1, row("A", 0, 10, 10))
-    world.has = account("C", 20, 21)  # 11 to 20 of A were lost, and 21 to 25 of B, which began at 11
+    ended = [(b"", 0), (RUNS["A"], 10), (RUNS["B"], 20)]
+    world.has = account("C", 20, 21, ended=ended)  # 11 to 20 of A were lost, and 21 to 25 of B, which began at 11
     world.pass_by(1, row("A", 0, 20, 20, is_over=True), row("B", 10, 25, 25, is_over=True), row("C", 20, 21, 21))
     world.pass_by(1, row("C", 20, 21, 21))
     assert world.open == [(LOST, 11, 20), (LOST, 21, 25)]
@@ -201,6 +202,26 @@ def test_a_run_that_no_beacon_has_named_may_have_been_in_between(world: World) -
     world.has = account("C", 28, 29, ended=[(RUNS["A"], 20), (RUNS["B"], 28)])
     world.pass_by(20, row("C", 28, 29, 29))
     assert [(record.reason, record.run, record.events) for record in world.records] == [(LOST, RUNS["A"].hex(), 5)]
+
+
+def test_of_a_run_of_which_nothing_ever_came_all_is_missing(world: World) -> None:
+    world.has = account("A", 0, 10)
+    world.pass_by(1, row("A", 0, 10, 10))
+    world.process, world.number = "p2", 0
+    world.say(row("B", 10, 10, 15))
+    world.process, world.number = "p3", 0
+    world.has = account("C", 30, 31, ended=[(b"", 0), (RUNS["A"], 10), (b"D" * 8, 30)])
+    world.pass_by(20, row("C", 30, 31, 31))
+    assert [(each.reason, each.run, each.events) for each in world.records] == [(GATEWAY_LOST, RUNS["B"].hex(), 5)]
+
+
+def test_what_was_before_all_that_is_known_is_not_missed(world: World) -> None:
+    """Accounts begin anew where a stream is covered again, and of many runs the oldest are forgotten."""
+    world.say(row("A", 0, 10, 15))
+    world.process, world.number = "p2", 0
+    world.has = account("C", 30, 31, ended=[(RUNS["B"], 30)])
+    world.pass_by(20, row("C", 30, 31, 31))
+    assert (world.records, world.reports) == ([], [])
 
 
 def test_another_chain_at_a_mark_is_altered_for_good(world: World) -> None:
@@ -292,7 +313,7 @@ def test_when_the_next_run_has_begun_it_is_known_at_once(world: World) -> None:
     world.has = account("A", 0, 10)
     world.say(row("A", 0, 10, 25))
     world.process, world.number = "p2", 0
-    world.has = account("B", 12, 14)  # two more had come
+    world.has = account("B", 12, 14, ended=[(b"", 0), (RUNS["A"], 12)])  # two more had come
     world.pass_by(1, row("B", 12, 14, 14))
     assert world.open == [(UNCLOSED, 13, 25)]
     assert [record.events for record in world.orders.records] == [13]

@@ -172,6 +172,17 @@ def _account(progress: Progress, envelope: Envelope) -> Account | None:
     return begun
 
 
+def ended_runs(account: Account) -> list[tuple[bytes, int]]:
+    """(run, sequence that it came to) of those before it that are known; if these are all, in front of them (b"", where
+    the first one began).
+    """
+    if len(account.ended) >= ACCOUNT_RUNS_KEPT:
+        return account.ended
+    before = account.before
+    spent = before.held + before.duplicates + before.refused + before.gaps
+    return [(b"", account.base - spent), *account.ended]
+
+
 def _mark(account: Account, envelope: Envelope) -> None:
     if envelope.mark:
         account.marks.append((envelope.last_sequence, account.chain))

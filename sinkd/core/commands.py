@@ -17,12 +17,14 @@ which the leader has made of what it was sent, so that the other members need no
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import msgspec
 
+from protocol import envelope
 from protocol.contracts import Contract
+from protocol.envelope import Parcel
 from protocol.errors import UNREADABLE, FrameError
 from protocol.merkle import HASH_BYTES
 from protocol.streams import StreamDefinition, StreamState
@@ -219,8 +221,19 @@ def encode_digested(time_ms: int, parcels: Sequence[bytes], digests: Sequence[by
     return b"".join((*head, *digests, *parcels))
 
 
-def read_digests(command: Command) -> tuple[list[bytes], int]:
-    """(digests, position of the parcels in the body) of a command that has some. FrameError as for `decode`."""
+def read_parcels(command: Command) -> Iterator[tuple[Parcel, bytes]]:
+    """Of a command that appends: each parcel, and the digest of its batch, b"" where the leader has made none.
+
+    FrameError as for `decode`.
+    """
+    if command.kind == APPEND:
+        return ((parcel, b"") for parcel in envelope.unpack(command.body))
+    digests, begin = _read_digests(command)
+    return zip(envelope.unpack(command.body, begin), digests, strict=True)
+
+
+def _read_digests(command: Command) -> tuple[list[bytes], int]:
+    """(digests, position of the parcels in the body)"""
     try:
         (count,) = _COUNT.unpack_from(command.body)
     except struct.error as error:

@@ -45,8 +45,8 @@ _SETTLE_MS: Final = 1_500  # this sink may be so far behind the one that leads
 class Reached(NamedTuple):
     """What a group holds of a producer in a partition: up to sequence `last`, `run` from `base` on; b"" for no account.
 
-    `marks` are (sequence, chain there); `recorded` are (run, reason) of gap records; `ended` has the sequences that the
-    runs before this one came to.
+    `marks` are (sequence, chain there); `recorded` are (run, reason) of gap records. `ended` has the sequences that the
+    runs before this one came to, the oldest first: of what was behind the first of these each is there that had any.
     """
 
     group: int
@@ -321,7 +321,8 @@ class _Look:
         known = next((through for run, through in has.ended if run == line.run), None)
         if known is not None:
             return known
-        return has.base if line.next_base is None else min(has.base, line.next_base)  # others may lie in between
+        has_come = not has.ended or line.row.base < has.ended[0][1]  # it was before what is known, and judged then
+        return has.base if has_come else line.row.base
 
     def _compare(self) -> None:
         """The chains, at a sequence where both know them."""

@@ -20,7 +20,6 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 
 from protocol import contracts
-from protocol import envelope as envelopes
 from protocol.coverage import digest_of
 from protocol.envelope import Envelope, Parcel
 from protocol.errors import UNREADABLE, FrameError, LogError
@@ -172,12 +171,8 @@ class Machine:
         """Carries out one committed command. FrameError: it cannot be understood, the process must stop."""
         command = commands.decode(data)
         self.state.now_ms = max(self.state.now_ms, command.time_ms)
-        if command.kind == commands.APPEND:
-            return [self._append(parcel, b"") for parcel in envelopes.unpack(command.body)]
-        if command.kind == commands.DIGESTED:
-            digests, begin = commands.read_digests(command)
-            parcels = envelopes.unpack(command.body, begin)
-            return [self._append(parcel, digest) for parcel, digest in zip(parcels, digests, strict=True)]
+        if command.kind in (commands.APPEND, commands.DIGESTED):
+            return [self._append(parcel, digest) for parcel, digest in commands.read_parcels(command)]
         if command.kind == commands.OPEN:
             return self._open(commands.read_body(command, OpenProducer))
         if command.kind == commands.CONFIGURE:

@@ -99,7 +99,6 @@ class Line:
         self.over_ms = 0
         self.spool = False
         self.is_followed = False  # the worker names another run there
-        self.next_base: int | None = None  # where the run behind it begins: no more of it was there then
 
     @property
     def place(self) -> Place:
@@ -212,9 +211,6 @@ class Speaker:
             line = next((old for old in self.olds if old.run == run and old.place == place), None)
         if line is None:
             line = Line(row, beacon.process, beacon.time)
-            for before in (*self.olds, *filter(None, (self.lines.get(place),))):
-                if before.place == place and before.next_base is None:
-                    before.next_base = row.base
             if row.is_over:
                 self.olds.append(line)
             else:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from protocol.limits import COVERAGE_STATUS_ROWS_MAX
 from protocol.merkle import root_of
+from sinkd.core.accounts import ended_runs
 from sinkd.core.keeping import Keeper, Reached
 from sinkd.core.state import Account, Producer, Progress
 from sinkd.core.state import Stream as LoggedStream
@@ -49,7 +50,8 @@ def _reached(group: int, progress: Progress) -> Reached:
     if account is None:
         return Reached(group, progress.last_sequence, recorded=recorded)
     return Reached(
-        group, progress.last_sequence, account.run, account.base, account.chain, account.marks, recorded, account.ended
+        group, progress.last_sequence, account.run, account.base, account.chain, account.marks, recorded,
+        ended_runs(account),
     )  # fmt: skip
 
 

@@ -15,7 +15,6 @@ import pytest
 from gateway.core.coverage import Account
 from gateway.core.outbox import Outbox
 from gateway.core.partition_outbox import Batch, PartitionOutbox
-from protocol import envelope
 from protocol.coverage import Row
 from protocol.envelope import Envelope
 from protocol.records import CONTROL, read_header
@@ -92,10 +91,8 @@ class RecordingSink(Sink):
     def apply(self, command: bytes) -> Result:
         result = super().apply(command)
         if isinstance(result, list):
-            decoded = commands.decode(command)
-            begin = commands.read_digests(decoded)[1] if decoded.kind == commands.DIGESTED else 0
-            parcels = envelope.unpack(decoded.body, begin)
-            for parcel, taken in zip(parcels, result, strict=True):
+            parcels = commands.read_parcels(commands.decode(command))
+            for (parcel, _), taken in zip(parcels, result, strict=True):
                 head, is_appended = parcel.envelope, taken.placement is not None
                 ledger = self.ledgers.setdefault((head.incarnation, head.partition), Ledger())
                 is_refused = getattr(taken.answer, "reason", "") in ("WRONG_LAST_SEQUENCE", "WRONG_LAST_ID")

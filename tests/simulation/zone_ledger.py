@@ -143,8 +143,7 @@ class Ledger:
             request = commands.read_body(command, OpenProducer)
             self._producers[group, result.producer_id] = request.node, request.worker
         elif command.kind in (commands.APPEND, commands.DIGESTED):
-            begin = commands.read_digests(command)[1] if command.kind == commands.DIGESTED else 0
-            for parcel, taken in zip(envelope.unpack(command.body, begin), result, strict=True):
+            for (parcel, _), taken in zip(commands.read_parcels(command), result, strict=True):
                 self._decided(group, parcel, taken)
         elif isinstance(result, GapRecorded) and result.placement is not None and result.recorded is not None:
             request_of_gap, _ = commands.read_head(command, RecordGap)
