@@ -117,6 +117,7 @@ CERTIFICATE_BEACONS_READ_MS: Final = 3_600_000  # so far back it is looked for t
 CERTIFICATE_BEACONS_READ_BYTES: Final = 64 * MIB  # ... in so much of `$COVERAGE` at most
 CERTIFICATE_SKEW_MS_MAX: Final = 600_000  # between its time and the clock of a sink that is to sign it
 CERTIFICATE_WAIT_MS_MAX: Final = 30_000  # a sink that does not hold so much yet waits so long for it
+STATEMENT_WAIT_MS_MAX: Final = 5_000  # ... and one that does not lead, for a statement to be committed there too
 ATTEST_RATE_BYTES: Final = 256 * MIB  # a second, that a sink reads again before it signs
 ATTESTED_MS_MAX: Final = 600_000  # from then on statements, and what was read again for them, do not count any more
 ATTESTED_KEPT: Final = 4_096  # of both

@@ -450,7 +450,8 @@ class GiveUp(Message, frozen=True):
 class Statement(Message, frozen=True):
     """Asks the leader what its group says of a partition, to be kept under `statement_id` (16 random bytes).
 
-    The answer is `Certified` with a `protocol.certificate.Stated`: it has read the partition again from its disk.
+    The answer is `Certified` with a `protocol.certificate.Stated`: it has read the partition again from its disk. If
+    that has spoilt it (STORAGE_ERROR), any other member answers the same of what was kept under that id.
     """
 
     request: int

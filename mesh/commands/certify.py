@@ -20,7 +20,7 @@ import click
 import msgspec
 
 from mesh.commands import verify as verifying
-from mesh.commands.failure import Failure, notice
+from mesh.commands.failure import Failure, Refused, notice
 from mesh.commands.sinks import Told, Zone, leader_of
 from protocol import certificate, certified, config, coverage, link, signing
 from protocol.certificate import (
@@ -58,7 +58,7 @@ class Earlier(NamedTuple):
 
 
 class Said(NamedTuple):
-    """What a leader has said of a partition; `sink` leads `group`."""
+    """What `sink` has said of a partition, which is in `group`."""
 
     stated: Stated
     sink: str
@@ -159,11 +159,24 @@ class Certifying:
         return [first, *await asyncio.gather(*rest)]
 
     async def _state(self, groups: list[Told], number: int) -> Said:
+        """As its leader makes a statement; if that one's disk has spoilt it, another one tells the same. Failure"""
         group, leader = self._leader(groups, self.stream, number)
-        question = link.Statement(next(_numbers), self.stream, number, secrets.token_bytes(STATEMENT_ID_BYTES))
-        async with self._asking:
-            frame = await self.origin.ask(leader, question, group, READ_S_MAX)
-        return Said(msgspec.json.decode(frame.tail, type=Stated), leader, group)
+        statement_id = secrets.token_bytes(STATEMENT_ID_BYTES)
+        refusals = [f"sink {name}: {one['error']}" for name, one in groups[group].items() if "error" in one]
+        others = [name for name, one in groups[group].items() if name != leader and "error" not in one]
+        for sink in (leader, *others):
+            question = link.Statement(next(_numbers), self.stream, number, statement_id)
+            try:
+                async with self._asking:
+                    frame = await self.origin.ask(sink, question, group, READ_S_MAX)
+            except Failure as failure:
+                is_spoilt = isinstance(failure, Refused) and failure.name == "STORAGE_ERROR"
+                if sink == leader and not is_spoilt:
+                    raise
+                refusals.append(str(failure))
+            else:
+                return Said(msgspec.json.decode(frame.tail, type=Stated), sink, group)
+        raise Failure("\n".join(refusals))
 
     def _leader(self, groups: list[Told], stream: str, number: int) -> tuple[int, str]:
         """(group, sink) of a partition. Failure: there is no such partition, or nobody leads its group."""

@@ -15,6 +15,14 @@ class Failure(click.ClickException):
             notice(line)
 
 
+class Refused(Failure):
+    """A sink has refused what it was asked; `name` is that of `protocol.errors.LOG_ERRORS`."""
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class BadInput(Failure):
     """What was asked for, or given, is no such thing: nothing was looked at."""
 

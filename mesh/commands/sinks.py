@@ -22,7 +22,7 @@ from rich.table import Table
 from gateway.shell.tls import explained
 from mesh import terminal
 from mesh.commands import links
-from mesh.commands.failure import Failure
+from mesh.commands.failure import Failure, Refused
 from mesh.node_tls import Expected, expected_sinks, verify
 from mesh.sizes import size
 from protocol import config, link
@@ -56,7 +56,7 @@ async def ask(
             while data := await reader.read(65_536):
                 for frame in frames.feed(data):
                     if isinstance(frame.message, link.Failed):
-                        raise Failure(frame.message.message)
+                        raise Refused(frame.message.name, frame.message.message)
                     if isinstance(frame.message, _ANSWERS):
                         return frame
         finally:
@@ -148,7 +148,8 @@ class Zone:
         try:
             return await self._ask(self.sinks[name], question, group, timeout_s)
         except (OSError, TimeoutError, Failure) as error:
-            raise Failure("\n".join(f"sink {name}: {line}" for line in why(error).splitlines())) from error
+            what = "\n".join(f"sink {name}: {line}" for line in why(error).splitlines())
+            raise (Refused(error.name, what) if isinstance(error, Refused) else Failure(what)) from error
 
     async def _ask(
         self, sink: config.Sink, question: link.Question | link.Fetch | link.Offsets, group: int, timeout_s: float = 0

@@ -4,6 +4,7 @@
     its segments, read again and hashed ──────────────────────────────┼─► the same? ─► signature with the node's key
     the leaves that it keeps, and the certificate that it is shown ───┘        └─► no: refused, with what differs, where
 
+Where the disk of the one that leads has spoilt something, another one of its group may tell what was stated.
 A sink of another zone, which mirrors the log, has no accounts: it compares what it holds up to the same end, and signs
 that much of the certificate (`protocol.certificate`). What was read again for a statement is remembered until that is
 signed, for a while; the next certificate has another one.
@@ -45,11 +46,12 @@ from protocol.limits import (
     CERTIFICATE_SKEW_MS_MAX,
     CERTIFICATE_WAIT_MS_MAX,
     SEGMENT_SCAN_BYTES,
+    STATEMENT_WAIT_MS_MAX,
 )
 from protocol.merkle import Tree, Trimmed
 from protocol.node_names import NodeName
 from protocol.records import CONTROL, read_header, split_batches
-from protocol.streams import mirror_name
+from protocol.streams import StreamState, mirror_name
 from sinkd.core import commands
 from sinkd.core.accounts import Stated as Made
 from sinkd.core.certifying import accounts_of, partition_of
@@ -113,26 +115,42 @@ class Attesting:
     # -- stating ------------------------------------------------------------------------------------------------------
 
     async def state(self, replica: "Replica", asked: link.Statement) -> Stated:
-        """What the group says of a partition of a stream of this zone, as this leader's disk has it."""
-        partition = replica.store.partition(asked.stream, asked.partition)
-        state = partition.stream
+        """What the group says of a partition of a stream of this zone, as this sink's disk has it.
+
+        A statement is made by whoever leads. Another one has heard of it a moment later, if it was made.
+        """
+        state = replica.store.partition(asked.stream, asked.partition).stream
         if state.is_mirror:
             raise LogError("INVALID_REQUEST", f"{state.name} is another zone's log: that one certifies it")
-        request = commands.MakeStatement(state.name, state.incarnation, asked.partition, asked.statement_id)
-        made = await replica.group.submit(commands.STATEMENT, request)
-        assert isinstance(made, Made)
-        if made.statement is None:
-            raise LogError("INVALID_REQUEST", made.refusal)
-        said, found = await self._own(replica, made.statement)
+        if replica.group.leads:
+            statement = await self._made(replica, asked, state)
+        else:
+            known = await self._known(asked.statement_id, STATEMENT_WAIT_MS_MAX)
+            if known is None:
+                leader = replica.group.leader or "not known which"
+                raise LogError(
+                    "LEADER_NOT_AVAILABLE", f"another sink leads: {leader}; here that statement is not known"
+                )
+            _, statement = known
+            _check_place(statement, asked.stream, state.incarnation, asked.partition)
+        said, found = await self._own(replica, statement)
         return Stated(
             incarnation=state.incarnation.hex(),
             partitions=state.partitions,
             members=self._members(replica),
             mirrored_in=tuple(zone for zone in self._sink.other_zones if state.is_for(zone)),
             partition=said,
-            accounts=accounts_of(made.statement),
+            accounts=accounts_of(statement),
             gaps=found.gaps,
         )
+
+    async def _made(self, replica: "Replica", asked: link.Statement, state: StreamState) -> Statement:
+        request = commands.MakeStatement(state.name, state.incarnation, asked.partition, asked.statement_id)
+        made = await replica.group.submit(commands.STATEMENT, request)
+        assert isinstance(made, Made)
+        if made.statement is None:
+            raise LogError("INVALID_REQUEST", made.refusal)
+        return made.statement
 
     def _members(self, replica: "Replica") -> tuple[str, ...]:
         return tuple(sorted(replica.group.member.members)) or (self._sink.node.name,)
@@ -216,9 +234,13 @@ class Attesting:
         """A partition of this zone's log. LogError."""
         shown, accounts = certificate.partitions[number], certificate.accounts[number]
         incarnation = bytes.fromhex(certificate.incarnation)
-        replica, statement = await self._statement(bytes.fromhex(accounts.statement), certificate.stream)
-        if (statement.log, statement.incarnation, statement.partition) != (certificate.stream, incarnation, number):
-            raise LogError("INVALID_REQUEST", f"statement {accounts.statement} is not of partition {number}")
+        statement_id = bytes.fromhex(accounts.statement)
+        known = await self._known(statement_id, CERTIFICATE_WAIT_MS_MAX)
+        if known is None:
+            what = f"statement {accounts.statement} of {certificate.stream} is not known here: it is old, or never was"
+            raise LogError("INVALID_REQUEST", what)
+        replica, statement = known
+        _check_place(statement, certificate.stream, incarnation, number)
         partitions = replica.store.partition(certificate.stream, number).stream.partitions
         if partitions != len(certificate.partitions):
             what = f"{certificate.stream} has {partitions} partitions, the certificate {len(certificate.partitions)}"
@@ -236,9 +258,9 @@ class Attesting:
             if one != own:
                 raise LogError("INVALID_REQUEST", f"partition {number}: {what}: {_difference(one, own)}")
 
-    async def _statement(self, statement_id: bytes, stream: str) -> tuple["Replica", Statement]:
-        """... and the replica that has it, a moment later than its leader. LogError."""
-        until = asyncio.get_running_loop().time() + CERTIFICATE_WAIT_MS_MAX / 1000
+    async def _known(self, statement_id: bytes, wait_ms: int) -> "tuple[Replica, Statement] | None":
+        """The statement, and the replica that has it, which it has a moment later than its leader."""
+        until = asyncio.get_running_loop().time() + wait_ms / 1000
         while True:
             if (known := self._statements.get(statement_id)) is not None:
                 return known[1:]
@@ -247,8 +269,7 @@ class Attesting:
                     if statement.statement_id == statement_id:
                         return replica, statement
             if asyncio.get_running_loop().time() > until:
-                what = f"statement {statement_id.hex()} of {stream} is not known here: it is old, or never was"
-                raise LogError("INVALID_REQUEST", what)
+                return None
             await asyncio.sleep(_LOOK_S)
 
     def _check_members(self, certificate: Certificate, replica: "Replica") -> None:
@@ -376,6 +397,9 @@ class Attesting:
 
     async def _differs(self, replica: "Replica", partition: Log, said: Partition) -> LogError:
         """What this sink's disk has is not what it took in: where. What a peer has whole is mended soon."""
+        of_it = partition.stream.incarnation, partition.number
+        for place in [each for each in self._read if (each.incarnation, each.partition) == of_it]:
+            del self._read[place]  # it will be another one
 
         def look() -> int | None:
             kept = (leaf for leaves, _ in partition.log.tree.leaves(said.from_, said.to) for leaf in unpack(leaves))
@@ -440,6 +464,13 @@ class Attesting:
             path=_hex(path),
             batch=to_base64(bytes(batch)),
         )
+
+
+def _check_place(statement: Statement, log: str, incarnation: bytes, partition: int) -> None:
+    """LogError: it is of another one."""
+    if (statement.log, statement.incarnation, statement.partition) != (log, incarnation, partition):
+        what = f"statement {statement.statement_id.hex()} is not of partition {partition} of {log}"
+        raise LogError("INVALID_REQUEST", what)
 
 
 def _hex(hashes: list[bytes]) -> tuple[str, ...]:

@@ -86,6 +86,7 @@ async def test_an_auditor_is_shown_what_two_zones_hold_and_whatever_is_changed_i
             await proved_and_forged(it)
             leader, erring, other = await it.roles()
             await a_sink_whose_disk_erred(it, erring)
+            await a_leader_whose_disk_erred(it, leader)
             for number in range(EVENTS, EVENTS + 10):
                 await publisher.send(number, os.urandom(1_000))
             await publisher.settle()
@@ -133,6 +134,17 @@ async def a_sink_whose_disk_erred(it: Mesh, erring: str) -> None:
     assert (await it.verify("first.json", "--data", erring)).status == 0
     ran = await it.certify("whole.json")
     assert ran.lines[0].endswith("signed by eu: e1, e2, e3; us: u1"), ran.err
+
+
+async def a_leader_whose_disk_erred(it: Mesh, leader: str) -> None:
+    """Others say what was stated, and sign; by then it may be whole again, and sign too."""
+    path = it.segments(leader)[0]
+    flip(path, 30_000_000)
+    ran = await it.certify("led.json")
+    assert ran.status == 0, ran.err
+    assert (await it.verify("led.json", "--data", "u1")).status == 0
+    await until(path.with_suffix(".damaged").exists, "it is mended")
+    assert (await it.verify("led.json", "--data", leader)).status == 0
 
 
 async def a_majority_is_needed(it: Mesh, leader: str, one: str, other: str) -> None:
