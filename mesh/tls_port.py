@@ -7,7 +7,7 @@ connection is accepted first, so that it is known from where it came, and then s
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any, Final
 
 from gateway.shell.tls import explained
@@ -26,7 +26,8 @@ class TlsPort:
     ) -> None:
         self._make, self._context, self._failed = make, context, failed
         self.sockets: list[socket.socket] = []
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._securing: set[asyncio.Task[None]] = set()  # handshakes that have begun
+        self._is_closed = False
 
     async def listen(self, bind: Address) -> None:
         """OSError: the address cannot be had."""
@@ -40,7 +41,7 @@ class TlsPort:
             self.close()
             raise
         for listener in self.sockets:
-            self._start(self._accept(listener))
+            self._watch(listener)
 
     def _listen(self, listener: socket.socket, address: Any) -> None:
         self.sockets.append(listener)
@@ -53,27 +54,39 @@ class TlsPort:
 
     def close(self) -> None:
         """Takes no more connections; those that are secured go on."""
-        for task in self._tasks:
+        self._is_closed = True
+        for task in self._securing:
             task.cancel()
         for listener in self.sockets:
+            asyncio.get_running_loop().remove_reader(listener)
             listener.close()
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _watch(self, listener: socket.socket) -> None:
+        if not self._is_closed:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
-    async def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: socket.socket) -> None:
+        """Without a task that could be cancelled with a connection in its hands."""
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, address = await loop.sock_accept(listener)
-            except OSError:
-                await asyncio.sleep(_PAUSE_S)
-            else:
-                self._start(self._secure(connection, str(address[0])))
+        try:
+            connection, address = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:
+            loop.remove_reader(listener)
+            loop.call_later(_PAUSE_S, self._watch, listener)
+            return
+        connection.setblocking(False)
+        task = loop.create_task(self._secure(connection, str(address[0])))
+        task.add_done_callback(self._securing.discard)
 
     async def _secure(self, connection: socket.socket, host: str) -> None:
+        if self._is_closed:
+            connection.close()
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._securing.add(task)
         try:
             async with asyncio.timeout(GATEWAY_HELLO_MS_MAX / 1_000):
                 await asyncio.get_running_loop().connect_accepted_socket(self._make, connection, ssl=self._context)

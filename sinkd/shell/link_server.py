@@ -74,6 +74,7 @@ class LinkServer:
         self.holding, self.bucket_of = holding, bucket_of
         holding.changed = self._copies_changed
         self.connections: set[LinkConnection] = set()
+        self.is_closed = False
         self.appends = self.fetches = self.refused_full = 0
 
     def accept(self) -> "LinkConnection":
@@ -105,6 +106,7 @@ class LinkServer:
             connection.send_copies(incarnation, partition)
 
     async def close(self) -> None:
+        self.is_closed = True
         tasks = [task for connection in self.connections for task in connection.close()]
         await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -128,6 +130,9 @@ class LinkConnection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are no asyncio.Transport by name, only by what they can.
         self._transport = cast(asyncio.Transport, transport)
+        if self._server.is_closed:  # it was accepted before
+            self._transport.abort()
+            return
         unpace(self._transport)
         self._server.connections.add(self)
 

@@ -43,6 +43,15 @@ class Port(Protocol):
     def close(self) -> None: ...
 
 
+async def stop_listening(port: Port) -> None:
+    """What it has accepted becomes a connection first: asyncio's own server, closed in that turn, would forget it."""
+    if isinstance(port, asyncio.Server):
+        for each in port.sockets:
+            asyncio.get_running_loop().remove_reader(each)
+        await asyncio.sleep(0)
+    port.close()
+
+
 class NodeTls(NamedTuple):
     """Both sides' contexts, and who a certificate is for: a sink of the zone, or any node of the mesh, by its zone,
     role and name (FrameError).
@@ -69,6 +78,7 @@ class RaftPort:
         self.tls, self._not_secured, self.refused = tls, not_secured, refused
         self.links: dict[int, RaftLinks] = {}
         self.connections: set[PeerConnection] = set()
+        self.is_closed = False
         self._server: Port | None = None
         self._watching: asyncio.Task[None] | None = None
 
@@ -89,7 +99,8 @@ class RaftPort:
             self._watching.cancel()
             await asyncio.wait({self._watching})
         if self._server is not None:
-            self._server.close()
+            await stop_listening(self._server)
+        self.is_closed = True
         for peer in list(self.connections):
             peer.abort("closing")
 
@@ -220,6 +231,9 @@ class PeerConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._port.is_closed:  # it was accepted, or dialled, before
+            self._transport.abort()
+            return
         self._port.connections.add(self)
         if self._links is not None:
             self.write(CODEC.pack_parts(self._links.hello()))

@@ -44,7 +44,7 @@ from sinkd.shell.group import Group, UnknownOutcome
 from sinkd.shell.journal import Journal
 from sinkd.shell.link_server import LinkServer
 from sinkd.shell.mirrors import Mirroring
-from sinkd.shell.raft_links import NodeTls, Port, RaftPort
+from sinkd.shell.raft_links import NodeTls, Port, RaftPort, stop_listening
 from sinkd.shell.rebuilding import Rebuilding
 from sinkd.shell.replica import Replica
 from sinkd.shell.store import Store
@@ -203,7 +203,7 @@ class Sink:
     async def stop(self) -> None:
         """Finishes what was taken in, makes it durable in segments and a checkpoint, and closes everything."""
         if self._listener is not None:
-            self._listener.close()
+            await stop_listening(self._listener)
         if not self.replicas:  # it never opened; what it had is closed
             self.writer.shutdown()
             return
