@@ -87,7 +87,7 @@ FIRST ?= 0
 FUZZ ?= 5
 ON_BOTH := tests/test_forwarding.py tests/test_sublist.py tests/test_plane.py tests/test_twins.py \
   tests/test_lanes.py tests/test_lane_replies.py \
-  tests/test_records.py tests/test_replay.py tests/test_record_twins.py
+  tests/test_records.py tests/test_columns.py tests/test_replay.py tests/test_record_twins.py
 fuzz: export PYTHONPATH := tests
 fuzz: install-test
 	$(BIN)/python -m support.fuzz --sanitize --seeds $(FIRST) $$(($(FIRST) + $(SCRIPTS)))

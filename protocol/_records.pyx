@@ -1,15 +1,15 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""The compiled twin of the hot parts of `protocol.records` and `protocol.replay`: read those first.
+"""The compiled twin of the hot parts of `protocol.records`, `columns` and `replay`: read those first.
 
 It does the ordinary case: records as our encoder makes them, header blocks of plain lines. At anything else in a batch
 that is read, the whole call goes to the reference, which finds the same thing again and says what it is; so there are no
-errors of this module's own. A header block that takes a closer look (other bytes than ASCII on the way in, names that
+errors of this module's own (but one for columns, which are no batches, however one looks at them). A header block that takes a closer look (other bytes than ASCII on the way in, names that
 could pass for ours on the way out) is asked of the reference alone.
 
 Batches and messages are written into a `bytes` object that grows and is then handed out as it is.
 
-Here are these buffers, and numbers; making, reading and showing batches stand in files of their own, compiled into this
-one module: `_encoding.pxi`, `_decoding.pxi`, `_showing.pxi`.
+Here are these buffers, and numbers; making, reading and showing batches, and their columns, stand in files of their own,
+compiled into this one module: `_encoding.pxi`, `_decoding.pxi`, `_showing.pxi`, `_columns.pxi`.
 """
 
 cimport cython
@@ -23,9 +23,11 @@ from libc.string cimport memchr, memcmp, memcpy, memset
 
 import fastcrc
 
+from protocol import columns as columns_reference
 from protocol import history
 from protocol import records as reference
 from protocol import replay
+from protocol.errors import FrameError
 
 cdef extern from "Python.h":
     int _PyBytes_Resize(PyObject** bytes, Py_ssize_t newsize) except -1
@@ -187,3 +189,4 @@ cdef inline uint64_t _big(const char* data, int size) noexcept nogil:
 include "_encoding.pxi"
 include "_decoding.pxi"
 include "_showing.pxi"
+include "_columns.pxi"

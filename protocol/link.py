@@ -91,7 +91,8 @@ class Subscribe(Message, frozen=True):
     batch that the mirror holds begins, -1 if it holds none or if that is a gap; `digest` is its SHA-256 from the
     attributes on.
 
-    `once`: one frame is all that is wanted, of about `window_bytes`, to mend a segment with.
+    `once`: one frame is all that is wanted, of about `window_bytes`, to mend a segment with. With `columns` they may
+    come in columns.
     """
 
     subscription: int
@@ -103,10 +104,13 @@ class Subscribe(Message, frozen=True):
     last_offset: int = -1
     digest: bytes = b""
     once: bool = False
+    columns: bool = False
 
 
 class Mirrored(Message, frozen=True):
     """The tail is whole batches back to back, `raw_bytes` of them, in one zstd frame if it is `compressed`.
+
+    With `columns` they were taken apart before that (`protocol.columns`): then `raw_bytes` is what they are together.
 
     `offset` is that of the first; below `start_offset` the origin has no history. Without batches all of it is gone.
     The log's Merkle tree began at `tree_begin`; -1: it has none.
@@ -120,6 +124,7 @@ class Mirrored(Message, frozen=True):
     start_offset: int
     high_watermark: int
     tree_begin: int = -1
+    columns: bool = False
 
 
 class Durable(Message, frozen=True):

@@ -140,7 +140,7 @@ def _seal(
 ) -> bytes:
     body = bytearray(HEADER_BYTES)
     for record in records:
-        _put_varint(body, len(record))
+        put_varint(body, len(record))
         body += record
     _HEADER.pack_into(
         body, 0, 0, len(body) - _LENGTH_FROM, 0, MAGIC, 0, attributes, (offsets or len(records)) - 1,
@@ -162,11 +162,11 @@ def _encode_record(
     offset_delta: int, timestamp_delta_ms: int, key: bytes, value: bytes, headers: Sequence[tuple[bytes, bytes]]
 ) -> bytearray:
     record = bytearray(1)  # attributes: none are defined for a record
-    _put_varint(record, timestamp_delta_ms)
-    _put_varint(record, offset_delta)
+    put_varint(record, timestamp_delta_ms)
+    put_varint(record, offset_delta)
     _put_bytes(record, key)
     _put_bytes(record, value)
-    _put_varint(record, len(headers))
+    put_varint(record, len(headers))
     for name, value in headers:
         _put_bytes(record, name)
         _put_bytes(record, value)
@@ -204,11 +204,11 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _put_bytes(out: bytearray, data: bytes) -> None:
-    _put_varint(out, len(data))
+    put_varint(out, len(data))
     out += data
 
 
-def _put_varint(out: bytearray, value: int) -> None:
+def put_varint(out: bytearray, value: int) -> None:
     """Zig-zag varint, as Protocol Buffers have it."""
     value = value << 1 if value >= 0 else (-value << 1) - 1
     while value > 0x7F:
@@ -299,14 +299,14 @@ class _Raw(NamedTuple):
 def _read_raw(data: bytes, header: BatchHeader) -> Iterator[_Raw]:
     if header.size_bytes != len(data):
         raise FrameError(f"record batch: {len(data)} bytes, its header says {header.size_bytes}")
-    cursor = _Cursor(data)
+    cursor = Cursor(data)
     for cursor.index in range(header.record_count):
         yield _read_record(cursor, header)
     if cursor.position != len(data):
         raise FrameError(f"record batch: {len(data) - cursor.position} bytes behind its last record")
 
 
-def _read_record(cursor: "_Cursor", header: BatchHeader) -> _Raw:
+def _read_record(cursor: "Cursor", header: BatchHeader) -> _Raw:
     end = cursor.enter_record()
     timestamp_ms = header.base_timestamp_ms + cursor.number()
     if not -(2**63) <= timestamp_ms < 2**63:
@@ -325,11 +325,11 @@ def _read_record(cursor: "_Cursor", header: BatchHeader) -> _Raw:
     return _Raw(header.base_offset + offset_delta, timestamp_ms, key, value, headers)
 
 
-class _Cursor:
+class Cursor:
     """Where in a batch we are: in record `index`, which ends at `end`. Nothing is read beyond that."""
 
-    def __init__(self, data: bytes) -> None:
-        self.data, self.position, self.end, self.index = data, HEADER_BYTES, len(data), 0
+    def __init__(self, data: bytes, position: int = HEADER_BYTES, end: int | None = None) -> None:
+        self.data, self.position, self.end, self.index = data, position, len(data) if end is None else end, 0
 
     def error(self, what: str) -> FrameError:
         return FrameError(f"record batch: record {self.index}, byte {self.position}: {what}")

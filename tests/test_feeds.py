@@ -6,6 +6,7 @@ from support.streams import state
 
 from protocol import coverage
 from protocol.limits import MIRROR_TAIL_BYTES
+from protocol.link import Subscribe
 from sinkd.core.mirroring import Feed, TokenBucket
 from sinkd.shell.feeds import Feeds, _Served
 
@@ -13,7 +14,8 @@ from sinkd.shell.feeds import Feeds, _Served
 def served(number: int, name: str, behind_bytes: int, turn: int, *, account: str = "$G") -> _Served:
     partition = SimpleNamespace(stream=state(name, account=account), high_watermark=behind_bytes)
     store = SimpleNamespace(bytes_from=lambda partition, offset: partition.high_watermark - offset)
-    made = _Served(number, Feed("us", 0, 1_000_000), SimpleNamespace(store=store), partition)  # type: ignore[arg-type]
+    asked, server = Subscribe(number, name, b"", 0, 0, 1_000_000), SimpleNamespace(store=store)
+    made = _Served(asked, Feed("us", 0, 1_000_000), server, partition)  # type: ignore[arg-type]
     made.turn = turn
     return made
 

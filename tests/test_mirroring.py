@@ -19,6 +19,7 @@ from protocol.gaps import read_gap
 from protocol.records import encode_batch, read_header
 from sinkd.core import commands
 from sinkd.core.commands import Trim
+from sinkd.core.mirroring import unpack_batches
 from sinkd.shell import feeds
 
 
@@ -257,6 +258,25 @@ async def test_retention_waits_for_a_zone_that_has_not_got_it(tmp_path):
         await gateway.close()
 
 
+async def test_batches_come_in_columns_to_who_asks_for_it_and_as_ever_to_who_does_not(tmp_path):
+    """A sink from before columns does not ask."""
+    async with running(tmp_path, "e1") as zones:
+        gateway = await zones.gateway()
+        await gateway.append(*(b"event %d" % number for number in range(40)))
+        asking = await LinkedGateway.of(zones.links["e1"], link.Hello("acme", "us", "u1", role=link.MIRROR_ROLE))
+        for columns in False, True:
+            for once in False, True:
+                place = "orders", gateway.stream.incarnation, 0, 0, 1_000_000
+                asking.send(link.Subscribe(1, *place, once=once, columns=columns))
+                frame = await asking.get(link.Mirrored)
+                assert frame.message.columns is columns
+                batches = await zones.batches("e1", "orders")
+                assert bytes(unpack_batches(frame.message, frame.tail)) == b"".join(batches)
+                asking.send(link.Cancel(1))
+        await asking.close()
+        await gateway.close()
+
+
 async def test_a_copy_rate_holds_copies_back_and_says_so(tmp_path):
     async with running(tmp_path, more='[links.eu.us]\ncopy_rate = "150KB/s"') as zones:
         gateway = await zones.gateway()
@@ -304,6 +324,7 @@ async def test_a_wrong_frame_ends_the_link_is_counted_and_leaves_the_mirror_as_i
         await zones.until(lambda: own.refused["crc"] >= 2 and origin.links >= 2, "refused, and dialled anew")
         assert zones.end("u1") == 0
         assert not any(isinstance(message, link.Durable) for message in origin.heard)
+        assert all(message.columns for message in origin.heard if isinstance(message, link.Subscribe))
     finally:
         await zones.stop()
         server.close()

@@ -4,10 +4,13 @@ import os
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support.streams import definition, event, state
 
 from protocol import link
 from protocol.coverage import digest_of
+from protocol.engine import BEST
 from protocol.errors import FrameError
 from protocol.gaps import Gap, missing, read_gap
 from protocol.records import encode_batch, place_batch, read_header, split_batches
@@ -187,28 +190,70 @@ def test_streams_are_not_touched_by_mirrors_and_the_other_way_round(machine):
 # -- the receiving end ------------------------------------------------------------------------------------------------
 
 
-def frame(*batches: bytes, start_offset: int = 0, incarnation: bytes = ONE) -> tuple[link.Mirrored, bytes]:
+def frame(
+    *batches: bytes, start_offset: int = 0, incarnation: bytes = ONE, columns: bool = True
+) -> tuple[link.Mirrored, bytes]:
     data = b"".join(batches)
-    packed, compressed = pack_batches(data)
+    tail, compressed, in_columns = pack_batches(data, columns=columns)
     offset = read_header(data).base_offset if data else start_offset
-    return link.Mirrored(1, incarnation, offset, len(data), compressed, start_offset, 100), bytes(packed)
+    facts = offset, len(data), compressed, start_offset, 100, -1, in_columns
+    return link.Mirrored(1, incarnation, *facts), bytes(tail)
 
 
 def test_what_repeats_itself_is_compressed_and_what_does_not_passes_as_it_is():
-    packed, compressed = pack_batches(b"all the same " * 100)
-    assert compressed
-    assert len(packed) < 200
-    assert pack_batches(b"x") == (b"x", False)
+    packed = pack_batches(b"all the same " * 100, columns=True)
+    assert (packed.compressed, packed.columns) == (True, False)
+    assert len(packed.tail) < 200
+    assert pack_batches(b"x", columns=True) == (b"x", False, False)
 
 
 def test_much_that_cannot_be_compressed_passes_as_it_is_by_its_samples():
     noise, text = os.urandom(300_000), b"all the same " * 23_000
-    assert pack_batches(memoryview(noise)) == (noise, False)
+    assert pack_batches(memoryview(noise), columns=True) == (noise, False, False)
     for data in (text, text + noise, noise + text):
-        packed, compressed = pack_batches(data)
-        assert compressed
-        assert len(packed) < len(data) * 0.6
-        assert unpack_batches(link.Mirrored(1, ONE, 0, len(data), True, 0, 1), packed) == data
+        packed = pack_batches(data, columns=True)
+        assert packed.compressed
+        assert len(packed.tail) < len(data) * 0.6
+        assert unpack_batches(link.Mirrored(1, ONE, 0, len(data), True, 0, 1), packed.tail) == data
+
+
+def lines(begin: int, count: int) -> bytes:
+    """A batch of short lines of which no two are the same."""
+    taken = [
+        event(b"%d GET /orders/%d" % (number * number, number), timestamp_ms=T + number) for number in range(count)
+    ]
+    return place_batch(encode_batch(taken), begin, 1)
+
+
+def test_lines_go_in_columns_to_whoever_knows_them_and_take_less():
+    batches = lines(2, 500), lines(502, 300)
+    (plain, more), (columns, less) = frame(*batches, columns=False), frame(*batches)
+    assert (plain.columns, columns.columns) == (False, True)
+    assert len(less) < 0.7 * len(more)
+    for message, tail in (plain, more), (columns, less):
+        assert Pull("eu", ONE, 2).take(message, tail) == (b"".join(batches), 802)
+
+
+@given(st.data())
+def test_columns_that_were_damaged_are_refused_or_make_the_same_batches(data):
+    batch = lines(2, 20)
+    message, tail = frame(batch)
+    assert message.columns
+    damaged = bytearray(tail)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(damaged) - 1))
+        if data.draw(st.booleans()):
+            damaged[at] ^= data.draw(st.integers(1, 255))
+        else:
+            del damaged[at:]
+            break
+    pull = Pull("eu", ONE, 2)
+    try:
+        taken, after = pull.take(message, bytes(damaged))
+    except BadFrame:
+        assert pull.next_offset == 2
+    else:
+        assert (place_batch(taken, 2, 1), after) == (batch, 22)  # the term is under no checksum
 
 
 @pytest.mark.parametrize("payload", [b"x", b"x" * 5_000])
@@ -249,11 +294,24 @@ def wrong_frames():
     replace = msgspec.structs.replace
     plain = batch(2, b"x" * 500)
     raw = replace(good, compressed=False)
+    many = lines(2, 50)
+    columns, packed = frame(many)
+    apart = BEST.take_apart(many)
     yield "incarnation", replace(good, incarnation=TWO), tail
     yield "inflated", replace(good, raw_bytes=good.raw_bytes + 1), tail
     yield "inflated", good, b"no zstd at all"
     yield "inflated", replace(raw, raw_bytes=3), plain
     yield "size", replace(good, raw_bytes=RAW_BYTES_MAX + 1), tail
+    yield "size", replace(columns, raw_bytes=RAW_BYTES_MAX + 1), packed
+    yield "inflated", columns, packed[:-1]
+    yield "inflated", columns, b"no zstd at all"
+    yield "inflated", replace(columns, columns=False), packed
+    yield "columns", replace(columns, raw_bytes=columns.raw_bytes + 1), packed
+    yield "columns", replace(columns, raw_bytes=10), packed
+    yield "columns", replace(columns, compressed=False), packed
+    yield "columns", replace(columns, compressed=False), apart[:-1]
+    yield "columns", replace(good, columns=True), tail
+    yield "crc", replace(columns, compressed=False), flipped(apart)
     yield "crc", raw, flipped(plain)
     yield "crc", replace(raw, raw_bytes=len(plain) - 1), plain[:-1]
     yield "offset", *frame(batch(3, b"x"))

@@ -70,6 +70,16 @@ def read_and_show(batch: bytes, window: Window, headed: bool, hides: bytes) -> N
     )
 
 
+def take_apart_and_put_together(batches: bytes, damage: Callable[[bytes], bytes]) -> None:
+    """And what becomes of columns that were damaged on their way."""
+    apart = same(lambda codec: codec.take_apart(batches))
+    if apart is not None:
+        assert same(lambda codec: codec.put_together(apart, len(batches))) == batches
+        hurt = damage(apart)
+        same(lambda codec: codec.put_together(hurt, len(batches)))
+        same(lambda codec: codec.put_together(apart, len(batches) - 1))
+
+
 def sealed(batch: bytes) -> bytes:
     """With a size and a CRC that are right, so that nothing but records can be wrong."""
     batch = batch[:8] + (len(batch) - 12).to_bytes(4, "big") + batch[12:]
@@ -125,6 +135,20 @@ def test_batches_of_real_lines_sound_and_damaged(seed: int) -> None:
     for _ in range(8):
         read_and_show(batch, window, chance.random() < 0.8, taken[0].subject)
         batch = chance.choice((damaged, damaged_records, damaged_records))(batch, chance.randrange)
+
+
+@pytest.mark.parametrize("seed", range(40 * FUZZ))
+def test_columns_of_real_lines_sound_and_damaged(seed: int) -> None:
+    chance = random.Random(seed)
+    lines = some_lines(2_000)
+    taken = [_event(lines, chance) for _ in range(chance.randrange(16, 40))]
+    begin_ms = 0 if chance.random() < 0.5 else 1_700_000_000_000
+    taken = [event._replace(timestamp_ms=begin_ms + number // 3) for number, event in enumerate(taken)]
+    sound = engine.REFERENCE.encode_batch(taken)
+    batches = sound * chance.randrange(1, 4)
+    for _ in range(8):
+        take_apart_and_put_together(batches, lambda columns: damaged(columns, chance.randrange))
+        batches = chance.choice((damaged, damaged_records))(sound, chance.randrange) + sound
 
 
 def _event(lines: list[bytes], chance: random.Random) -> Event:

@@ -58,11 +58,11 @@ def test_random_scripts(build: Path, limits: list[str]) -> None:
 
 
 def test_record_batches(build: Path) -> None:
-    test = "tests/test_record_twins.py::test_batches_of_real_lines_sound_and_damaged"
-    seeds = [f"{test}[{seed}]" for seed in range(RECORD_SEEDS)]
+    tests = "test_batches_of_real_lines_sound_and_damaged", "test_columns_of_real_lines_sound_and_damaged"
+    seeds = [f"tests/test_record_twins.py::{test}[{seed}]" for test in tests for seed in range(RECORD_SEEDS)]
     done = run("-m", "support.fuzz", "--extensions", str(build), *seeds)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"{RECORD_SEEDS} passed" in done.stdout
+    assert f"{2 * RECORD_SEEDS} passed" in done.stdout
 
 
 def test_a_mistake_would_be_seen(build: Path) -> None:

@@ -1,4 +1,4 @@
-"""Golden vectors of what travels: record batch, envelope, sink link, Raft command. Both directions meet them.
+"""Golden vectors of what travels: record batch, columns, envelope, sink link, Raft command. Both directions meet them.
 
 In `fields`, byte strings stand as base64 and structures inside others as arrays, as on the wire. `older` ones are read,
 and no longer written: what has come since has its default.
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from support.batches import on_both
 
 from protocol import envelope, link
 from protocol.coverage import digest_of
@@ -56,6 +57,14 @@ def test_record_batch(row, data):
         ]
     assert place_batch(batch, row["base_offset"], row["leader_epoch"]) == data
     check_batch(data)
+
+
+@on_both
+@pytest.mark.parametrize(("row", "data"), vectors("columns.json"))
+def test_columns(codec, row, data):
+    batches = bytes.fromhex(row["batches"])
+    assert codec.take_apart(batches) == data
+    assert codec.put_together(data, len(batches)) == batches
 
 
 @pytest.mark.parametrize(("row", "data"), vectors("envelope.json"))

@@ -8,14 +8,18 @@
 A `Pull` takes batches only where they join on: what is missing at the origin by then is a gap record in their place. A
 frame that is wrong in any way leaves the mirror as it was, and ends the link; its reason is counted.
 
+Batches go over the link in columns (`protocol.columns`), compressed; what the mirror takes are the origin's own bytes.
+What cannot be taken apart is only compressed, and what does not become smaller passes as it is.
+
 A digest is SHA-256 over a batch from its attributes on: the bytes that never change.
 """
 
 from collections import deque
-from typing import Final
+from typing import Final, NamedTuple
 
 import zstandard
 
+from protocol.engine import BEST
 from protocol.errors import FrameError, MeshError
 from protocol.gaps import TRIMMED, leaf_digest, missing, read_gap
 from protocol.limits import BATCH_BYTES_MAX, MIRROR_FRAME_BYTES
@@ -47,6 +51,7 @@ class SubscriptionRefused(MeshError):
 REASONS: Final = {
     "incarnation": "it is of another incarnation than what was subscribed to",
     "inflated": "it cannot be decompressed, or to another size than it says",
+    "columns": "its columns cannot be put together, or to another size than it says",
     "size": "it is larger than any frame may be",
     "crc": "a batch is no batch, or its bytes are not those that its sender had",
     "offset": "a batch does not stand where it is due",
@@ -54,8 +59,16 @@ REASONS: Final = {
 }
 
 
-def pack_batches(batches: bytes | memoryview) -> tuple[bytes | memoryview, bool]:
-    """(what goes over the link, whether it is compressed): what does not become smaller passes as it is.
+class Packed(NamedTuple):
+    """What goes over the link, and what `Mirrored` says of it."""
+
+    tail: bytes | memoryview
+    compressed: bool = False
+    columns: bool = False
+
+
+def pack_batches(batches: bytes | memoryview, *, columns: bool) -> Packed:
+    """In columns, if the other end knows them, and compressed; what does not become smaller passes as it is.
 
     That costs most to find out, so of much a few samples are looked at first.
     """
@@ -63,26 +76,34 @@ def pack_batches(batches: bytes | memoryview) -> tuple[bytes | memoryview, bool]
         view, step = memoryview(batches), len(batches) // _SAMPLES
         sample = b"".join(view[at : at + _SAMPLE_BYTES] for at in range(0, step * _SAMPLES, step))
         if len(zstandard.ZstdCompressor(level=_SAMPLE_LEVEL).compress(sample)) > _WORTH * len(sample):
-            return batches, False
-    packed = zstandard.ZstdCompressor(level=_LEVEL).compress(batches)
-    return (packed, True) if len(packed) < len(batches) else (batches, False)
+            return Packed(batches)
+    apart = BEST.take_apart(batches) if columns else None
+    packed = zstandard.ZstdCompressor(level=_LEVEL).compress(batches if apart is None else apart)
+    return Packed(packed, compressed=True, columns=apart is not None) if len(packed) < len(batches) else Packed(batches)
 
 
 def unpack_batches(message: Mirrored, tail: bytes | memoryview) -> bytes | memoryview:
     """The batches of a frame. BadFrame: it does not hold what it says."""
     if not 0 <= message.raw_bytes <= RAW_BYTES_MAX:
         raise BadFrame("size", f"{message.raw_bytes} bytes of batches, at most {RAW_BYTES_MAX} are allowed")
-    data: bytes | memoryview = tail
-    if message.compressed:
+    data = _inflate(message, tail) if message.compressed else tail
+    if message.columns:
         try:
-            # What the frame says of itself comes first: else nothing is inflated.
-            is_bounded = zstandard.frame_content_size(tail) == message.raw_bytes
-            data = zstandard.ZstdDecompressor().decompress(tail) if is_bounded else b""
-        except zstandard.ZstdError as error:
-            raise BadFrame("inflated", f"a frame that is not zstd: {error}") from error
+            return BEST.put_together(data, message.raw_bytes)
+        except FrameError as error:
+            raise BadFrame("columns", str(error)) from error
     if len(data) != message.raw_bytes:
         raise BadFrame("inflated", f"{len(data)} bytes of batches, the frame says {message.raw_bytes}")
     return data
+
+
+def _inflate(message: Mirrored, tail: bytes | memoryview) -> bytes:
+    """What the frame says of itself comes first: what would be too much is not inflated."""
+    try:
+        is_bounded = 0 <= zstandard.frame_content_size(tail) <= message.raw_bytes
+        return zstandard.ZstdDecompressor().decompress(tail) if is_bounded else b""
+    except zstandard.ZstdError as error:
+        raise BadFrame("inflated", f"a frame that is not zstd: {error}") from error
 
 
 class Pull:

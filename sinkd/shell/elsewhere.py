@@ -45,7 +45,7 @@ class Elsewhere:
     async def pull(self, zone: str, stream: StreamState, partition: int, offset: int) -> tuple[str, bytes]:
         """(sink, whole batches from the one that holds `offset`). LogError: no sink of that zone has them."""
         name = self._name_there(zone, stream)
-        asked = link.Subscribe(0, name, stream.incarnation, partition, offset, ELSEWHERE_BYTES, once=True)
+        asked = link.Subscribe(0, name, stream.incarnation, partition, offset, ELSEWHERE_BYTES, once=True, columns=True)
         held = self._links.get(zone)
         sinks = list(self._sink.zone_named(zone).sinks.values())
         if held is not None:  # the one that has answered goes on

@@ -1,7 +1,7 @@
 """The origin's end of a link from another zone: sends committed batches to the mirrors there.
 
     Subscribe ─► may that zone have it? is it the same log? ─► a `Feed` (`sinkd.core.mirroring`)
-    one loop:    the next feed with something to send ─► read, compress ─► the pair's rate ─► Mirrored
+    one loop:    the next feed with something to send ─► read, pack ─► the pair's rate ─► Mirrored
     once a second, for each feed: Behind
 
 One frame is made at a time, for whichever feed is due: what nodes say of what they hold (`$COVERAGE`) first, then those
@@ -17,6 +17,7 @@ origin that has lost it. Who wants to know what that is, is told once a second (
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -34,7 +35,7 @@ from protocol.limits import (
 )
 from protocol.link import Message
 from protocol.records import CONTROL, read_header, split_batches
-from sinkd.core.mirroring import Feed, SubscriptionRefused, TokenBucket, check_end, check_last, pack_batches
+from sinkd.core.mirroring import Feed, Packed, SubscriptionRefused, TokenBucket, check_end, check_last, pack_batches
 from sinkd.shell.store import Partition, Store
 
 if TYPE_CHECKING:
@@ -46,11 +47,15 @@ log = structlog.get_logger()
 class _Served:
     """A feed and the log that it is fed from."""
 
-    def __init__(self, number: int, feed: Feed, server: "LinkServer", partition: Partition) -> None:
-        self.number, self.feed, self.server, self.partition = number, feed, server, partition
+    def __init__(self, asked: link.Subscribe, feed: Feed, server: "LinkServer", partition: Partition) -> None:
+        self.asked, self.feed, self.server, self.partition = asked, feed, server, partition
         self.turn = 0  # when it was served last
         self.is_first = partition.stream.account == coverage.ACCOUNT
         self.waiter: asyncio.Future[None] | None = None
+
+    @property
+    def number(self) -> int:
+        return self.asked.subscription
 
     @property
     def store(self) -> Store:
@@ -125,7 +130,7 @@ class Feeds:
         feed = Feed(self._zone, asked.offset, asked.window_bytes)
         if is_origin:
             server.holding.note(feed, asked.incarnation, asked.partition)
-        return _Served(asked.subscription, feed, server, partition)
+        return _Served(asked, feed, server, partition)
 
     async def _give(self, asked: link.Subscribe) -> None:
         """One frame, to a sink that mends a segment. What is bad here is mended later: that sink may be asked for it.
@@ -139,12 +144,9 @@ class Feeds:
         batches = await server.store.read(partition, asked.offset, bytes_max, for_peer=True)
         if not batches:
             raise SubscriptionRefused("NOT_CAUGHT_UP", f"the log ends at offset {asked.offset} here")
-        packed, compressed = await asyncio.get_running_loop().run_in_executor(None, pack_batches, batches)
-        await self._pace(len(packed))
-        await self._may_write()
+        packed = await self._pack(asked, batches)
         begins_at, _ = _span(batches, asked.offset)
-        facts = len(batches), compressed, partition.start_offset, partition.high_watermark, _tree_begin(partition)
-        self._send(link.Mirrored(asked.subscription, asked.incarnation, begins_at, *facts), packed)
+        self._send_packed(asked, partition, begins_at, len(batches), packed)
 
     def _find(self, asked: link.Subscribe) -> "tuple[LinkServer, Partition]":
         machine = self._siblings[0].machine
@@ -239,16 +241,31 @@ class Feeds:
         except (DamagedFile, OSError) as error:
             served.server.failed(error)
             raise
-        loop = asyncio.get_running_loop()
-        packed, compressed = await loop.run_in_executor(None, pack_batches, batches)
-        await self._pace(len(packed))
-        await self._may_write()
+        packed = await self._pack(served.asked, batches)
         if self._served.get(served.number) is not served:
             return
         begins_at, next_offset = _span(batches, offset)
-        facts = len(batches), compressed, partition.start_offset, partition.high_watermark, _tree_begin(partition)
-        self._send(link.Mirrored(served.number, partition.stream.incarnation, begins_at, *facts), packed)
+        self._send_packed(served.asked, partition, begins_at, len(batches), packed)
         feed.sent(next_offset, len(batches))
+
+    async def _pack(self, asked: link.Subscribe, batches: bytes | memoryview) -> Packed:
+        """As they go over the link, when they may."""
+        pack = partial(pack_batches, batches, columns=asked.columns)
+        packed = await asyncio.get_running_loop().run_in_executor(None, pack)
+        await self._pace(len(packed.tail))
+        await self._may_write()
+        return packed
+
+    def _send_packed(
+        self, asked: link.Subscribe, partition: Partition, begins_at: int, raw_bytes: int, packed: Packed
+    ) -> None:
+        tree = partition.replicated.tree
+        message = link.Mirrored(
+            asked.subscription, partition.stream.incarnation, begins_at, raw_bytes, packed.compressed,
+            partition.start_offset, partition.high_watermark, tree.begin_offset if tree is not None else -1,
+            packed.columns,
+        )  # fmt: skip
+        self._send(message, packed.tail)
 
     @property
     def _frame_bytes(self) -> int:
@@ -305,11 +322,6 @@ class Feeds:
         size_bytes = served.store.bytes_from(partition, offset)
         oldest_ms = first.base_timestamp_ms
         return link.Behind(served.number, partition.high_watermark, size_bytes, oldest_ms, self._is_limited)
-
-
-def _tree_begin(partition: "Partition") -> int:
-    tree = partition.replicated.tree
-    return tree.begin_offset if tree is not None else -1
 
 
 def _span(batches: bytes | memoryview, offset: int) -> tuple[int, int]:

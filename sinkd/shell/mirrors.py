@@ -366,7 +366,8 @@ class Origin:
             followed.number,
             end,
         )
-        connection.send(link.Subscribe(followed.subscription, *place, MIRROR_WINDOW_BYTES, last_offset, digest))
+        asked = link.Subscribe(followed.subscription, *place, MIRROR_WINDOW_BYTES, last_offset, digest, columns=True)
+        connection.send(asked)
 
     def _leave(self, connection: ZoneLink, followed: _Followed) -> None:
         if followed.subscription:

@@ -189,10 +189,11 @@ class Side(World):
         while feed is not None and feed.has_room and feed.offset < _end(held):
             due = [batch for batch in held if read_header(batch).next_offset > feed.offset][:FRAME_BATCHES_MAX]
             data = b"".join(due)
-            packed, compressed = pack_batches(data)
+            packed = pack_batches(data, columns=True)
             tree = self.peer.receiver.machine.mirror_of_incarnation(wire.incarnation).partitions[0].tree
-            facts = read_header(due[0]).base_offset, len(data), compressed, 0, _end(held), tree.begin_offset
-            wire.to_receiver.append((link.Mirrored(wire.fed, wire.incarnation, *facts), bytes(packed)))
+            begin = read_header(due[0]).base_offset
+            facts = begin, len(data), packed.compressed, 0, _end(held), tree.begin_offset, packed.columns
+            wire.to_receiver.append((link.Mirrored(wire.fed, wire.incarnation, *facts), bytes(packed.tail)))
             feed.sent(_end(due), len(data))
 
     def serve(self, wire: Wire, message: link.Message) -> None:

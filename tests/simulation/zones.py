@@ -502,10 +502,10 @@ class World:
             if not batches and log.start <= feed.offset:
                 return  # another log's offsets
             data = b"".join(batches)
-            packed, compressed = pack_batches(data)
+            packed = pack_batches(data, columns=True)
             begin = read_header(batches[0]).base_offset if batches else log.start
-            facts = begin, len(data), compressed, log.start, applied, log.tree_begin(applied)
-            wire.to_receiver.append((link.Mirrored(wire.fed, log.incarnation, *facts), bytes(packed)))
+            facts = begin, len(data), packed.compressed, log.start, applied, log.tree_begin(applied), packed.columns
+            wire.to_receiver.append((link.Mirrored(wire.fed, log.incarnation, *facts), bytes(packed.tail)))
             feed.sent(read_header(batches[-1]).next_offset if batches else log.start, len(data))
 
     # -- the end ------------------------------------------------------------------------------------------------------
