@@ -9,6 +9,7 @@ import nkeys
 import pytest
 from nats.aio.client import Client
 from support.natsraw import RawClient
+from support.processes import settle
 
 from mesh import daemon
 from protocol import config
@@ -100,7 +101,7 @@ async def test_a_client_with_an_nkey_is_in_its_account(node, connect, tmp_path):
 async def test_an_answer_is_not_heard_in_another_account(connect):
     plain, acme = await connect("plain"), await connect("acme")
     elsewhere, here = await plain.subscribe("inbox"), await acme.subscribe("inbox")
-    await plain.flush()
+    await settle(plain)
     await acme.publish("orders.a", b"x", reply="inbox")
     assert json.loads((await here.next_msg(timeout=60)).data)["stream"] == "acme-orders"
     await ask(plain, "orders.a", 1)

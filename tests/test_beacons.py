@@ -13,7 +13,7 @@ from nats.aio.client import Client
 from support.certificates import Authority
 from support.events import everything, readable
 from support.gateways import gateways_of, url_of, zone_text
-from support.processes import client, until
+from support.processes import client, settle, until
 from support.sinks import SinkZone
 from support.streams import state
 
@@ -597,6 +597,6 @@ async def test_what_no_log_takes_is_counted_where_it_is_published(tmp_path: Path
     async with gateways_of(text, ("g1",)) as (gateway,), client(url_of(config.parse(text, "x"), "g1")) as connection:
         for subject in ("a.b", "a.b", "_INBOX.x.y", "$MESH.x"):
             await connection.publish(subject, b"1234567")
-        await connection.flush()
+        await settle(connection)
         assert gateway.beacons.uncovered() == (Uncovered(why="delivery-fabric", events=2, bytes=14),)
         assert gateway.beacons.written == {}

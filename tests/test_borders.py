@@ -14,7 +14,7 @@ from rich.console import Console
 from support.borders import holders, mesh_text, zones_of
 from support.cli import invoked
 from support.gateways import url_of
-from support.processes import client, until
+from support.processes import client, settle, until
 
 from gateway.core import reports
 from gateway.shell.borders import BorderStream
@@ -55,6 +55,8 @@ async def test_an_event_reaches_each_subscriber_of_both_zones_once(routing: str)
     async with zones_of(text) as gateways, clients_of(*gateways.values()) as clients:
         subscriptions = [await each.subscribe("news.*") for each in clients]
         members = [await each.subscribe("news.*", "crew") for each in clients[2:]]  # in zone us alone
+        for each in clients:
+            await settle(each)
         for zone in ("eu", "us"):
             await until_known(gateways, "news.*", zone)
         for number, each in enumerate(clients):
@@ -102,7 +104,7 @@ async def test_members_of_the_zone_come_before_those_of_another() -> None:
         await publisher.publish("jobs", b"1")
         assert (await away.next_msg(60)).data == b"1"
         close = await near.subscribe("jobs", "crew")
-        await near.flush()
+        await settle(near)
         for _ in range(EVENTS):
             await publisher.publish("jobs", b"2")
         assert [(await close.next_msg(60)).data for _ in range(EVENTS)] == [b"2"] * EVENTS
@@ -116,7 +118,7 @@ async def test_when_the_holder_goes_another_gateway_takes_over() -> None:
         async with clients_of(gateways[other], gateways["us1"], gateways["us2"]) as (publisher, *subscribers):
             subscriptions = [await each.subscribe("a") for each in subscribers]
             for each in subscribers:
-                await each.flush()
+                await settle(each)
             await gateways[holder].stop()
             await until(lambda: other in holders({other: gateways[other]}), "it is taken over")
             await until_known({other: gateways[other]}, "a", "us")
@@ -176,7 +178,7 @@ async def test_where_no_live_events_pass_there_is_no_link_and_no_service() -> No
     text = mesh_text(more="[links.eu.us]\nlive = false\n")
     async with zones_of(text) as gateways, clients_of(gateways["eu1"], gateways["us1"]) as (asker, service):
         await service.subscribe("svc")
-        await service.flush()
+        await settle(service)
         with pytest.raises(NoRespondersError):
             await asker.request("svc", b"?", timeout=60)
         assert holders(gateways) == {}
@@ -324,7 +326,7 @@ async def test_what_a_rate_holds_back_is_dropped_at_the_bound_and_counted_and_no
     text += 'max_pending = "256KiB"\nmax_payload = "64KiB"\n'
     async with zones_of(text) as gateways, clients_of(*gateways.values(), gateways["eu1"]) as (publisher, far, near):
         subscription, own = await far.subscribe("a"), await near.subscribe("a")
-        await near.flush()
+        await settle(near)
         await until_known(gateways, "a", "us")
         for _ in range(200):
             await publisher.publish("a", os.urandom(5_000))

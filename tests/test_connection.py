@@ -7,7 +7,7 @@ from pathlib import Path
 import nkeys
 import pytest
 from support.natsserver import NatsServer, free_port, nats_server
-from support.processes import until
+from support.processes import settle, until
 
 from mesh.connection import ConnectError, HeaderPairs, Headers, connect, without_secrets
 from mesh.log_reader import header_lists
@@ -30,7 +30,7 @@ async def test_a_subject_that_is_not_utf8_does_not_end_the_connection() -> None:
     async with nats_server() as server:
         connection = await connect(ClientSettings(server=server.url))
         subscription = await connection.subscribe("a.>")
-        await connection.flush()
+        await settle(connection)
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.write(b"CONNECT {}\r\nPUB a.\xff 1\r\nx\r\nPUB a.b 1\r\ny\r\n")
         await writer.drain()

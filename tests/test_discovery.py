@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 from support.gateways import url_of
 from support.natsraw import RawClient
-from support.processes import client, free_ports, until
+from support.processes import client, free_ports, settle, until
 
 from gateway.shell import discovery
 from gateway.shell.discovery import Cluster
@@ -91,8 +91,7 @@ async def test_events_cross_and_clients_are_told_of_the_others() -> None:
         urls = [url_of(each.configuration, name) for each, name in ((one, "one"), (two, "two"))]
         async with client(urls[0]) as here, client(urls[1]) as there:
             got = await there.subscribe("news")
-            for _ in range(2):  # the first PING of nats-py may overtake its SUB
-                await there.flush()
+            await settle(there)
             await here.publish("news", b"first")
             assert (await got.next_msg(60)).data == b"first"
         client_ports = {name: each.node.client.port for name, each in members.gateways.items()}

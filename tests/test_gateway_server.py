@@ -19,7 +19,7 @@ from nats.aio.msg import Msg
 from support.gateway import Served, make_plane, serve
 from support.natsraw import RawClient
 from support.natsserver import nats_server
-from support.processes import free_ports
+from support.processes import free_ports, settle
 
 from gateway.core.identity import UserEntry, Verification
 from gateway.core.session import Closed, Session
@@ -72,7 +72,7 @@ async def test_a_queue_group_gets_each_message_once(served: Served, client: Nats
 
     for member in members:
         await member.subscribe("jobs", "workers", cb=take)
-        await member.flush()
+        await settle(member)
     for number in range(100):
         await client.publish("jobs", b"%d" % number)
     await eventually(lambda: len(got) >= 100)
@@ -88,7 +88,7 @@ async def test_request_reply_and_no_responders(served: Served, client: NatsClien
         await message.respond(message.data[::-1])
 
     await service.subscribe("reverse", cb=answer)
-    await service.flush()
+    await settle(service)
     answers = await asyncio.gather(*(client.request("reverse", b"%03d" % number, 60) for number in range(50)))
     assert [answer.data[::-1] for answer in answers] == [b"%03d" % number for number in range(50)]
     with pytest.raises(nats.errors.NoRespondersError):
@@ -107,10 +107,10 @@ async def test_maximum_flush_and_drain(served: Served, client: NatsClient) -> No
 
     other = await nats.connect(served.url)
     await other.subscribe("a", cb=take)
-    await other.flush()
+    await settle(other)
     for number in range(200):
         await client.publish("a", b"%d" % number)
-    await client.flush()
+    await settle(client)
     await other.drain()
     assert [int(message.data) for message in got] == list(range(200))
     assert [(await limited.next_msg(60)).data for _ in range(2)] == [b"0", b"1"]
@@ -142,7 +142,7 @@ async def test_credentials_and_permissions() -> None:
         shop = await nats.connect(served.url, user="shop", password="secret", error_cb=remember)
         await shop.publish("other", b"")
         await shop.subscribe("orders.new")
-        await shop.flush()
+        await settle(shop)
         assert 'permissions violation for publish to "other"' in str(problems[0]).lower()
         assert 'permissions violation for subscription to "orders.new"' in str(problems[1]).lower()
         await shop.close()
@@ -159,7 +159,7 @@ async def test_a_client_reconnects_when_the_server_comes_back() -> None:
     async with serve(port=port) as first:
         client = await nats.connect(first.url, **FAST)
         subscription = await client.subscribe("a")
-        await client.flush()
+        await settle(client)
     await eventually(lambda: client.is_reconnecting)
     async with serve(port=port):
         await eventually(lambda: client.is_connected)
@@ -181,7 +181,7 @@ async def test_info_tells_where_and_who(served: Served) -> None:
 
 async def test_one_clients_mistakes_do_not_touch_another(served: Served, client: NatsClient) -> None:
     subscription = await client.subscribe(">")
-    await client.flush()
+    await settle(client)
     for mistake in (
         b"NONSENSE\r\n",
         b"PUB a 99999999\r\n",
@@ -201,7 +201,7 @@ async def test_one_clients_mistakes_do_not_touch_another(served: Served, client:
 
 async def test_what_was_sent_before_the_end_is_still_acted_on(served: Served, client: NatsClient) -> None:
     subscription = await client.subscribe("a")
-    await client.flush()
+    await settle(client)
     async with RawClient(served.port) as quick:
         await quick.send(CONNECT + b"PUB a 4\r\nlast\r\n")
     assert (await subscription.next_msg(timeout=60)).data == b"last"

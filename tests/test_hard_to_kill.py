@@ -102,7 +102,7 @@ async def test_one_byte_at_a_time_holds_nobody_up() -> None:
 
 
 async def test_who_falls_silent_is_noticed() -> None:
-    async with serve(ping_interval_ms=100, ping_max=2) as served, RawClient(served.port) as silent:
+    async with serve(ping_interval_ms=100, ping_max=2) as served, RawClient(served.port, shows_pings=True) as silent:
         await silent.send(CONNECT + b"SUB a 1\r\n")
         assert (await silent.until_closed()).endswith(b"PING\r\nPING\r\n-ERR 'Stale Connection'\r\n")
         assert served.plane.stats.stale_connections == 1

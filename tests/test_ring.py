@@ -7,7 +7,7 @@ import pytest
 from nats.errors import NoRespondersError
 from support.events import fetch
 from support.gateways import gateways_of, url_of, zone_text
-from support.processes import client
+from support.processes import client, settle
 
 from gateway.core.engine import BEST
 from gateway.core.ring import Rings
@@ -125,7 +125,7 @@ async def test_each_gateway_has_what_its_own_clients_have_published():
         client(url_of(made, "gw2")) as other,
     ):
         seen = await other.subscribe("a.>")
-        await other.flush()
+        await settle(other)
         for number in range(3):
             await one.publish("a.b", b"%d" % number, headers={"Of": "one"})
         await other.publish("c", b"there")
@@ -160,7 +160,7 @@ async def test_requests_find_nobody_as_without_a_ring_and_are_in_it():
         assert gateway.rings.events == 3
         await connection.publish("$JS.API.INFO", b"no event")
         await connection.publish("_INBOX.x", b"no event")
-        await connection.flush()
+        await settle(connection)
         assert gateway.rings.events == 3
 
 
@@ -168,7 +168,7 @@ async def test_who_waits_at_the_end_is_told_what_comes():
     text = with_buffer(("gw1",))
     async with gateways_of(text, ("gw1",)), client(url_of(config.parse(text, "m"), "gw1")) as connection:
         waiting = asyncio.ensure_future(fetch(connection, "events", 0, offset=0, max_wait_ms=10_000))
-        await connection.flush()
+        await settle(connection)
         for number in range(2):  # the second goes by the lane
             await connection.publish("a", b"%d" % number)
         assert [event.payload for event in (await waiting).events][:1] == [b"0"]

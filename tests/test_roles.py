@@ -9,6 +9,7 @@ import pytest
 from nats.aio.client import Client
 from support.audits import audited, until_audited
 from support.natsraw import RawClient
+from support.processes import settle
 
 from mesh import daemon
 from mesh.log_reader import LogReader, Partition
@@ -76,8 +77,7 @@ async def connect(node) -> AsyncIterator[Connect]:
 
 async def told(client: Any) -> list[str]:
     """The errors that the client was told, all it has sent being acted on."""
-    await client.flush()
-    await client.flush()
+    await settle(client)
     errors, client.told[:] = list(client.told), []
     return errors
 
@@ -183,7 +183,7 @@ async def test_a_subscriber_answers_only_where_it_is_let(connect):
         await message.respond(b"done")
 
     await service.subscribe("work", cb=answer)
-    await service.flush()
+    await settle(service)
     assert (await requester.request("work", b"", timeout=60)).data == b"done"
     assert not await publishes(service, "work")
 
@@ -191,7 +191,7 @@ async def test_a_subscriber_answers_only_where_it_is_let(connect):
 async def test_nothing_of_the_audit_stream_is_heard_live(connect):
     operator, listener, other = [await connect(name) for name in ("operator", "operator", "publisher")]
     heard = [await listener.subscribe(subject) for subject in ("$AUDIT.>", ">")]
-    await listener.flush()
+    await settle(listener)
     assert not await subscribes(other, "x")
     await until_audited(operator, "permission_refused")
     await other.publish("end", b"")

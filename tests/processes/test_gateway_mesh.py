@@ -5,7 +5,7 @@ import contextlib
 from pathlib import Path
 
 from support.gateways import NAMES, url_of, write_zone, zone_text
-from support.processes import client, folder_at, until
+from support.processes import client, folder_at, settle, until
 
 EVENTS_BETWEEN = 500
 
@@ -23,9 +23,9 @@ async def test_a_gateway_that_is_killed_under_load_harms_no_other_and_is_back_so
             for each, share in zip((killed, other), shares, strict=True):
                 await each.subscribe("a", "crew", cb=into(share))
             for each in clients:
-                await each.flush()
+                await settle(each)
             publishing = asyncio.create_task(publish(publisher))
-            await until(lambda: bool(shares[0]), "one member has some", 5)
+            await until(lambda: bool(shares[0]), "one member has some")
             daemons["gw2"].kill()
             await asyncio.sleep(0.2)
             daemons["gw2"] = folder.run("gateway", "--config", "mesh.toml", "--node", "gw2")
@@ -33,7 +33,7 @@ async def test_a_gateway_that_is_killed_under_load_harms_no_other_and_is_back_so
             async with client(url_of(configuration, "gw2")) as back:
                 late: list[int] = []
                 await back.subscribe("a", cb=into(late))
-                await back.flush()
+                await settle(back)
                 await until(lambda: len(late) >= EVENTS_BETWEEN, "it is in again")
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)

@@ -9,7 +9,7 @@ from random import Random
 import pytest
 from nats.aio.client import Client
 from support.events import Publisher, everything, fetch, published
-from support.processes import Daemon, Folder, client, folder_at, free_ports, until
+from support.processes import Daemon, Folder, client, folder_at, free_ports, settle, until
 from support.proxy import Wire
 
 TEXT = '[streams.text]\nsubjects = ["text.>"]\nreply = "header"'
@@ -44,9 +44,9 @@ async def publish_all(connection: Client, wanted: list[bytes], pause_s: float = 
     for number, payload in enumerate(wanted):
         await connection.publish("text.a", payload)
         if number % 100 == 99:
-            await connection.flush()
+            await connection.flush(60)
             await asyncio.sleep(pause_s)
-    await connection.flush()
+    await settle(connection)
 
 
 def numbered(count: int) -> list[bytes]:
@@ -77,8 +77,9 @@ async def _publish_until(connection: Client, enough: asyncio.Event) -> int:
     count = 0
     while not enough.is_set():
         await connection.publish("text.a", b"%d" % count)
-        await connection.flush()
+        await connection.flush(60)
         count += 1
+    await settle(connection)
     return count
 
 
@@ -91,7 +92,7 @@ async def test_an_answer_that_died_with_the_sink_comes_from_the_next_one(folder:
         publisher = await Publisher(connection, "text.a").open()
         for number in range(50):
             await publisher.send(number, b"%d" % number)
-        await connection.flush()
+        await settle(connection)
         await asyncio.sleep(0.5)  # they are on their way to it by then
         sink.kill()
         await asyncio.sleep(0.2)
@@ -122,7 +123,7 @@ async def test_a_lost_answer_makes_no_duplicate(folder: Folder, answered: bool) 
                 await publisher.send(number, b"%d" % number)
             else:
                 await connection.publish("text.a", b"%d" % number)
-        await connection.flush()
+        await settle(connection)
         await until(lambda: find_last(folder, b"49"), "the sink has them")
         assert publisher.answers == {}
         wire.swallows_answers = False

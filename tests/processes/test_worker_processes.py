@@ -21,7 +21,7 @@ from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as RequestTimeoutError
 from support.events import Publisher, everything, published
 from support.natsraw import RawClient
-from support.processes import Daemon, Folder, client, folder_at, until
+from support.processes import Daemon, Folder, client, folder_at, settle, until
 from support.workers import CONNECTS_MAX, client_of
 
 STREAMS = '[streams.orders]\nsubjects = ["orders.>"]\n[streams.text]\nsubjects = ["text.>"]\nreply = "header"'
@@ -90,12 +90,6 @@ async def workers(folder: Folder) -> list[dict[str, Any]]:
     return shown
 
 
-async def settle(connection: Client) -> None:
-    """Until its subscriptions are known everywhere: the PING of the first flush overtakes what waits to be sent."""
-    await connection.flush()
-    await connection.flush()
-
-
 async def done(request: Msg) -> None:
     await request.respond(b"done")
 
@@ -137,11 +131,6 @@ def is_there(process_id: int) -> bool:
     return True
 
 
-async def heard(raw: RawClient, end: bytes) -> bytes:
-    """What came up to `end`, without the server's own PING."""
-    return (await raw.until(end)).replace(b"PING\r\n", b"")
-
-
 # -- clients ----------------------------------------------------------------------------------------------------------
 
 
@@ -151,11 +140,11 @@ async def test_clients_of_two_workers_are_clients_of_one_server(unharmed: Folder
         heard = await one.subscribe("news.*")
         await settle(one)
         await zero.publish("news.a", b"hello", headers={"a": "b"})
-        message = await heard.next_msg(5)
+        message = await heard.next_msg(60)
         assert (message.subject, message.data, message.headers) == ("news.a", b"hello", {"a": "b"})
 
         with pytest.raises(NoRespondersError):
-            await zero.request("work", b"", 5)
+            await zero.request("work", b"", 60)
         served: list[int] = []
 
         def serve(name: int) -> Callable[[Any], Any]:
@@ -168,7 +157,7 @@ async def test_clients_of_two_workers_are_clients_of_one_server(unharmed: Folder
         for name, member in enumerate((zero, one)):
             await member.subscribe("work", "crew", cb=serve(name))
             await settle(member)
-        answers = [await requester.request("work", b"", 5) for requester in (zero, one) for _ in range(50)]
+        answers = [await requester.request("work", b"", 60) for requester in (zero, one) for _ in range(50)]
         assert [int(answer.data) for answer in answers] == served
         assert len(served) == 100  # one member each
 
@@ -179,9 +168,9 @@ async def test_what_a_pong_confirms_is_never_missed(unharmed: Folder) -> None:
         for number in range(1_000):
             there, here = (zero, one) if number % 2 else (one, zero)
             await here.send(b"SUB once.%d 1\r\nPING\r\n" % number)
-            assert await heard(here, b"PONG\r\n") == b"PONG\r\n"
+            assert await here.until(b"PONG\r\n") == b"PONG\r\n"
             await there.send(b"PUB once.%d 1\r\nx\r\n" % number)
-            assert await heard(here, b"x\r\n") == b"MSG once.%d 1 1\r\nx\r\n" % number
+            assert await here.until(b"x\r\n") == b"MSG once.%d 1 1\r\nx\r\n" % number
             await here.send(b"UNSUB 1\r\n")
 
 
@@ -213,7 +202,7 @@ async def test_every_event_is_in_the_log_once_and_in_the_order_of_its_connection
             await publisher.settle()
             assert len(publisher.acknowledged) == 2_000
         for other in others:
-            await other.flush()
+            await settle(other)
         for stream in ("orders", "text"):
             async with asyncio.timeout(60):
                 while len(events := await everything(pair[0], stream)) < 4_000:  # noqa: ASYNC110 - another process's
@@ -267,16 +256,16 @@ async def test_a_worker_that_is_killed_is_made_again_and_the_others_are_unharmed
         await settle(moved)
         for number in range(100):
             await safe.publish("news", b"%d" % number)
-        assert [int((await heard.next_msg(5)).data) for _ in range(100)] == list(range(100))
+        assert [int((await heard.next_msg(60)).data) for _ in range(100)] == list(range(100))
         await moved.publish("mine", b"x")
-        assert (await mine.next_msg(5)).data == b"x"
+        assert (await mine.next_msg(60)).data == b"x"
         assert safe.is_connected
         await moved.close()
         await until_nobody_works(safe)
         await until_healthy(folder)
         async with client_of(folder.url, 1, 2) as newcomer:
             await newcomer.publish("mine", b"y")
-            assert (await mine.next_msg(5)).data == b"y"
+            assert (await mine.next_msg(60)).data == b"y"
     after = await workers(folder)
     assert after[0]["pid"] == before[0]["pid"]
     assert [each["restarts"] for each in after] == [0, 1]
@@ -289,7 +278,7 @@ async def test_interest_dies_with_its_worker(folder: Folder, fabric: Daemon) -> 
     async with client_of(folder.url, 0, 2) as requester, client_of(folder.url, 1, 2) as service:
         await service.subscribe("work", cb=done)
         await settle(service)
-        assert (await requester.request("work", b"", 5)).data == b"done"
+        assert (await requester.request("work", b"", 60)).data == b"done"
         os.kill(victim, signal.SIGKILL)
         await until(lambda: service.is_closed, "its client has noticed")
         await until_nobody_works(requester)
@@ -331,9 +320,9 @@ async def test_a_gateway_that_retires_sends_its_clients_away_and_ends(folder: Fo
 
     async with one_of_each(folder, lame_duck_mode_cb=lame) as pair:
         for each in pair:
-            await each.flush()
+            await settle(each)
         retiring.send(signal.SIGUSR2)
-        await until(lambda: all(each.is_closed for each in pair), "all clients are closed", 40)
+        await until(lambda: all(each.is_closed for each in pair), "all clients are closed")
     assert await retiring.ended() == 0
     assert len(told) == 2
 
@@ -375,7 +364,7 @@ async def test_pages_show_one_server(folder: Folder, fabric: Daemon) -> None:
             for subscription in range(number + 2):
                 await each.subscribe(f"s.{number}.{subscription}")
             await each.publish("nobody", b"x" * (number + 1))
-            await each.flush()
+            await settle(each)
         ids = [each.client_id for each in (zero, one, third)]
 
         varz = await page(folder, "/varz")

@@ -5,12 +5,14 @@ answers is what `protocol.history` and `protocol.publish` say; the real log has 
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import nats.errors
 from nats.aio.msg import Msg
 from nats.protocol import command
 
@@ -20,6 +22,7 @@ from protocol import history, publish, subjects
 from protocol.errors import LogError
 from protocol.history import FetchRequest, MetadataRequest, OffsetsRequest
 from protocol.records import Record
+from support.processes import POLL_S, settle
 
 ZONE = "local"
 
@@ -64,7 +67,14 @@ class FakeLog:
         await self._connection.subscribe("$LOG.>", cb=self._on_request)
         for stream in self.streams.values():
             await self._connection.subscribe(stream.pattern, cb=self._on_publish)
-        await self._connection.flush()
+        await settle(self._connection)
+
+    async def is_back(self) -> None:
+        """Once its server has its subscriptions again."""
+        while True:
+            with contextlib.suppress(nats.errors.Error):
+                return await settle(self._connection, 1)
+            await asyncio.sleep(POLL_S)
 
     async def stop(self) -> None:
         for task in self._tasks:

@@ -27,6 +27,7 @@ START_WAIT_S_MAX = 90.0
 STOP_WAIT_S_MAX = 90.0
 POLL_S = 0.01
 PORTS = range(10_000, 32_000)  # below those that the kernel gives to outgoing connections
+_given: set[int] = set()
 
 
 async def until(true: Callable[[], bool], what: str, wait_s: float = 60.0) -> None:
@@ -38,7 +39,10 @@ async def until(true: Callable[[], bool], what: str, wait_s: float = 60.0) -> No
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody has, and no other worker of this test run: who is killed comes back on its own."""
+    """Ports of 127.0.0.1 that nobody has, and no other worker of this test run: who is killed comes back on its own.
+
+    Nor has an earlier call given them, as long as there are others: what a test asks for bit by bit is not in use yet.
+    """
     ports: list[int] = []
     chosen = Random()
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
@@ -47,8 +51,11 @@ def free_ports(count: int) -> list[int]:
         port = chosen.choice(own)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            if port not in ports:
+            if port not in ports and port not in _given:
                 ports.append(port)
+    _given.update(ports)
+    if len(_given) > len(own) // 2:
+        _given.clear()
     return ports
 
 
@@ -198,6 +205,12 @@ def folder_at(path: Path) -> Iterator[Folder]:
         yield folder
     finally:
         folder.close()
+
+
+async def settle(connection: Client, wait_s: int = 60) -> None:
+    """Until what it sent has been acted on, everywhere: the PING of the first flush overtakes what waits to be sent."""
+    await connection.flush(wait_s)
+    await connection.flush(wait_s)
 
 
 @contextlib.asynccontextmanager
