@@ -198,6 +198,8 @@ async def test_zones_compare_what_they_hold_of_each_other(tmp_path):
         eu, us = zones.sinks["e1"], zones.sinks["u1"]
         mirrors = {"e1": f"{coverage.STREAM}@us", "u1": f"{coverage.STREAM}@eu"}
         await zones.until(lambda: all(zones.end(name, log) >= 0 for name, log in mirrors.items()), "they are mirrored")
+        for sink in (eu, us):
+            await sink.comparing._hear_other_zones()  # the first time what comes from now on
         for sink in (eu, us, eu, us):
             await sink.comparing.look()
         ends = lambda: {  # noqa: E731

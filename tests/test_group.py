@@ -157,7 +157,10 @@ async def test_no_sync_begins_once_the_group_has_ended(tmp_path, monkeypatch):
         is_syncing, may_sync = threading.Event(), threading.Event()
 
         def slow_sync():  # something is left to be synced whenever one ends
-            is_syncing.set()
+            if not is_syncing.is_set():
+                is_syncing.set()
+                monkeypatch.setattr(running.journal, "add", failing_add)
+                running.append(opened, 2)
             may_sync.wait(1)
 
         def failing_add(*arguments):
@@ -168,9 +171,6 @@ async def test_no_sync_begins_once_the_group_has_ended(tmp_path, monkeypatch):
         monkeypatch.setattr(running.group, "_sync_s", 0.0)
         monkeypatch.setattr(running.journal, "sync", slow_sync)
         running.append(opened, 1)
-        await asyncio.to_thread(is_syncing.wait, 60)
-        monkeypatch.setattr(running.journal, "add", failing_add)
-        running.append(opened, 2)
         with pytest.raises(OSError, match="the disk is gone"):
             await asyncio.wait_for(running.task, 60)
         await asyncio.sleep(0.01)

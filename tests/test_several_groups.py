@@ -10,6 +10,7 @@ from support.sinks import SinkZone, zone_with_gateway
 
 from mesh.commands.failure import Failure
 from mesh.commands.sinks import Zone, change, lead
+from sinkd.shell import raft
 
 STREAMS = """
 [streams.orders]
@@ -91,7 +92,7 @@ async def test_a_gateway_with_an_older_file_reaches_all_groups(tmp_path):
         assert [each.sink for each in gateway.links] == [zone.leader_of(group) for group in (0, 1)]
 
 
-async def test_a_leader_that_goes_holds_up_its_own_group_alone(tmp_path):
+async def test_a_leader_that_goes_holds_up_its_own_group_alone(tmp_path, monkeypatch):
     async with (
         zone_with_gateway(tmp_path, groups=2, streams=STREAMS) as (zone, gateway, url),
         client(url) as connection,
@@ -100,6 +101,8 @@ async def test_a_leader_that_goes_holds_up_its_own_group_alone(tmp_path):
         acknowledged = await publish(connection, 0, 100)
         gone = zone.leader_of(1)
         await asyncio.wait_for(gateway.linked(), 60)
+        monkeypatch.setattr(raft, "ELECTION_S_MIN", 5.0)  # all run in one process: that this is held up for a moment
+        monkeypatch.setattr(raft, "ELECTION_S_MAX", 10.0)  # is no leader's silence
         leads, connects = zone.leader, gateway.links[0].connects
         term = zone.sinks[leads].group.term
         more, _ = await asyncio.gather(publish(connection, 100, 300), zone.stop(gone))
