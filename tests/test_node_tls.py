@@ -146,8 +146,14 @@ async def listening(context, port=0):
     try:
         yield config.Address("127.0.0.1", server.sockets[0].getsockname()[1])
     finally:
-        server.close()
-        await server.wait_closed()
+        await ended(server)
+
+
+async def ended(server):
+    """And all that it had accepted has gone: before Python 3.12 `wait_closed` does not wait for that."""
+    server.close()
+    await server.wait_closed()
+    await until(lambda: not getattr(server, "_active_count", 0), "all have gone")
 
 
 async def test_two_nodes_of_a_mesh_know_each_other(authority):
@@ -213,7 +219,7 @@ async def test_a_sink_takes_only_sinks_of_its_zone_for_peers(authority, peer):
     transport, _ = await node_tls.connect(address, dialling, SINK, Dialling)
     await until(lambda: bool(identified), "a peer")
     transport.abort()
-    server.close()
+    await ended(server)
     is_peer = peer[:3] == SINK[:3]
     assert identified == [peer.node if is_peer else f"the peer is {peer}, no sink of zone eu of mesh acme"]
 

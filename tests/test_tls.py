@@ -52,7 +52,7 @@ def settings(authority: Authority, **more: Any) -> TlsClients:
         first=False,
         first_fallback_ms=0,
         map=False,
-        timeout_ms=2_000,
+        timeout_ms=10_000,
         allow_non_tls=False,
     )
     return replace(plain, **more)
@@ -328,6 +328,13 @@ async def test_a_handshake_that_does_not_end_is_ended(authority: Authority, sent
         assert running.hooks.closed[0].closing == Closed.TLS_HANDSHAKE
 
 
+async def some(reader: asyncio.StreamReader) -> bytes:
+    """What comes next; the end is none."""
+    data = await asyncio.wait_for(reader.read(65_536), 60)
+    assert data, "the server has closed the connection"
+    return data
+
+
 async def test_a_broken_record_closes_one_connection(authority: Authority) -> None:
     async with served(authority) as running, TlsClient(running.port, client_context(authority)) as good:
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
@@ -340,7 +347,7 @@ async def test_a_broken_record_closes_one_connection(authority: Authority) -> No
                 break
             except ssl.SSLWantReadError:
                 writer.write(outgoing.read())
-                incoming.write(await reader.read(65_536))
+                incoming.write(await some(reader))
         writer.write(outgoing.read() + b"\x17\x03\x03\x00\x20" + bytes(32))
         assert not await _ends(reader)
         writer.close()
@@ -480,7 +487,7 @@ def test_much_goes_through_both_ways_on_both_loops(
 
 
 async def test_one_byte_at_a_time_is_enough(authority: Authority) -> None:
-    async with served(authority) as running:
+    async with served(authority, timeout_ms=60_000) as running:
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
         await reader.readline()
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -497,13 +504,13 @@ async def test_one_byte_at_a_time_is_enough(authority: Authority) -> None:
                 break
             except ssl.SSLWantReadError:
                 await drip()
-                incoming.write(await reader.read(65_536))
+                incoming.write(await some(reader))
         secured.write(CONNECT + b"PING\r\n")
         await drip()
         plain = b""
         async with asyncio.timeout(60):
             while b"PONG\r\n" not in plain:
-                incoming.write(await reader.read(65_536))
+                incoming.write(await some(reader))
                 try:
                     plain += secured.read(65_536)
                 except ssl.SSLWantReadError:
