@@ -79,7 +79,7 @@ from bench.traffic import Traffic
 from bench import stream
 from bench.children import Child
 
-stream.SILENCE_S_MAX = 0.3
+stream.SILENCE_S_MAX = 2.0
 listener = socket.create_server(("127.0.0.1", 0))
 
 def relay():

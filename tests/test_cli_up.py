@@ -30,18 +30,19 @@ def test_what_a_document_shows_happens(document: str, tmp_path: Path) -> None:
 
 
 async def test_a_text_goes_in_and_comes_back_though_the_server_is_killed(folder: Folder) -> None:
-    text = b"".join(line + b"\n" for line in corpus.lines(10_000)[:10_000])
-    (folder.path / "text").write_bytes(text)
+    lines = [line + b"\n" for line in corpus.lines(10_000)[:10_000]]
+    text, last = b"".join(lines), lines[-1]
     url = ("-s", folder.url)
     server = await folder.up("--stream", "lines=lines.>")
     following = await start("replay", "lines", "--follow", "--raw", "--count", "10000", *url)
-    publishing = await start("pub", "lines.a", "--lines", str(folder.path / "text"), *url)
+    publishing = await start("pub", "lines.a", "--lines", "-", *url)
+    assert publishing.stdin is not None
     assert following.stdout is not None
+    publishing.stdin.write(text.removesuffix(last))  # it is under way until it has the last one
     followed = await following.stdout.readexactly(len(text) // 4)
     server.kill()
-    assert publishing.returncode is None, "it is under way"
     await folder.up("--stream", "lines=lines.>")
-    out, err = await publishing.communicate()
+    out, err = await publishing.communicate(last)
     assert (publishing.returncode, err.count(b"\n")) == (0, 0), err.decode()
     assert out.startswith(b"10000 lines kept in lines@local")
     followed += (await following.communicate())[0]

@@ -229,7 +229,7 @@ async def test_every_query_returns_series_of_real_nodes(tmp_path: Path) -> None:
                 await look_at_all(prometheus, nodes, tmp_path)
             finally:
                 prometheus.process.send_signal(signal.SIGTERM)
-                prometheus.process.wait(20)
+                prometheus.process.wait(60)
 
 
 async def look_at_all(prometheus: Prometheus, nodes: Nodes, folder: Path) -> None:

@@ -6,7 +6,7 @@ import json
 import pytest
 from nats.aio.client import Client
 from support.cli import invoked
-from support.events import fetch
+from support.events import fetch, published
 from support.processes import client
 from support.zones import TwoZones
 
@@ -42,7 +42,7 @@ async def reads(url: str) -> None:
 
 
 async def reads_through(connection: Client) -> None:
-    await connection.publish("orders.us", b"here")
+    await published(connection, "orders.us", b"here")
     shown = await fetch(connection, "orders@eu", 0, offset=2)
     assert [event.payload for event in shown.events] == [b"2", b"3", b"4"]
     reader = LogReader(connection)
@@ -76,7 +76,7 @@ async def shows(zones: TwoZones, url: str, folder) -> None:
     file.write_text(zones.text("us"))
     for name in "u1", "e1":  # zones mirror each other, and either may still be dialling
         rows = zones.sinks[name].mirroring.rows
-        await zones.until(lambda rows=rows: {row["state"] for row in rows()} == {"tail"}, f"{name} follows", 30)
+        await zones.until(lambda rows=rows: {row["state"] for row in rows()} == {"tail"}, f"{name} follows")
     status, lines, remarks = await said("zones", "--config", str(file))
     assert status == 0, remarks
     assert any(line.split()[:4] == ["us", "orders@eu", "0", "tail"] for line in lines)

@@ -11,7 +11,7 @@ import pytest
 from support.chaos import FAULTS, Chaos, small_disk
 from support.group import nothing_is_lost, publishing, running
 
-GAP_S_MAX = 5.0  # without an acknowledgement; a machine that is busy with other tests has room in it
+GAP_S_MAX = 15.0  # without an acknowledgement: 2 or 3 where nothing else runs; who is not found again has none at all
 OF_THE_LEADER = [fault for fault in FAULTS if fault.endswith("of the leader")]
 SEED = 7
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nats.aio.client import Client
 from support import cli
-from support.audits import audited
+from support.audits import audited, until_audited
 from support.disk import flip
 from support.events import Publisher, Shown, everything, fetch
 from support.processes import Folder, client, folder_at, free_ports, until
@@ -55,8 +55,9 @@ async def test_what_is_bad_on_all_sinks_of_a_zone_comes_from_another_one_while_i
             assert [event.offset for event in events[:EVENTS]] == list(range(EVENTS))
             offsets = {answer["offset"]: number for number, answer in publisher.answers.items()}
             assert all(publisher.sent[offsets[event.offset]] == event.payload for event in events)
-            mended = await audited(connection, "segment_mended")
-            assert any(line["why"].endswith("from sink us1 of zone us") for line in mended), mended
+            async with asyncio.timeout(60):  # sinks write it down when they have mended
+                while not await is_mended_by(connection, "from sink us1 of zone us"):  # noqa: ASYNC110 - not our state
+                    await asyncio.sleep(0.1)
             assert not any(daemon.has_ended for daemon in sinks.values())
 
 
@@ -89,13 +90,17 @@ async def test_what_is_bad_everywhere_is_given_up_by_an_operator_and_readers_go_
             ]
             offsets = {answer["offset"]: number for number, answer in publisher.answers.items()}
             assert all(publisher.sent[offsets[event.offset]] == event.payload for event in events)
-            (accepted,) = await audited(connection, "loss_accepted")
+            (accepted,) = await until_audited(connection, "loss_accepted")
             assert accepted["what"] == f"orders/0: offsets {row['first']} to {row['last']}"
             status = json.loads((await cli.mesh("status", "--config", f"{tmp_path}/mesh.toml", "--json")).out)
             logs = [log for one in status["sinks"].values() for log in one["logs"]]
             told = [log["given_up"] for log in logs if log["stream"] == "orders"]
             assert told == [[[row["first"], row["last"]]]] * len(sinks)
             assert not any(daemon.has_ended for daemon in sinks.values())
+
+
+async def is_mended_by(connection: Client, why: str) -> bool:
+    return any(line["why"].endswith(why) for line in await audited(connection, "segment_mended"))
 
 
 async def events_and_gaps(connection: Client) -> tuple[list[Shown], list[tuple[int, int, str]]]:

@@ -30,10 +30,10 @@ async def test_a_sink_takes_another_rate_and_names_the_rest(tmp_path: Path) -> N
 
         file.write_text(zones.text("eu").replace("20kB/s", "often"))
         origin.send(signal.SIGHUP)
-        await until(lambda: "configuration_not_reloaded" in origin.complaints, "it names what is wrong", 30)
+        await until(lambda: "configuration_not_reloaded" in origin.complaints, "it names what is wrong")
         file.write_text(zones.text("eu").replace("20kB/s", "0").replace("1MiB", "2MiB", 1))
         origin.send(signal.SIGHUP)
-        await until(lambda: "configuration_reloaded" in origin.complaints, "it has taken it", 30)
+        await until(lambda: "configuration_reloaded" in origin.complaints, "it has taken it")
         await zones.until(lambda: zones.end("u1") == EVENTS, "level")
         said = origin.complaints
         assert "links.eu.us.copy_rate" in said.partition("configuration_reloaded")[2]

@@ -55,9 +55,10 @@ class Writers:
         wanted = {group: len(times) + count for group, times in self.times.items()}
         await until(lambda: all(len(self.times[group]) >= wanted[group] for group in wanted), "both go on")
 
-    def longest_gap_s(self, group: int, since: float) -> float:
+    def longest_gap(self, group: int, since: float) -> tuple[float, float]:
+        """When it began and ended."""
         times = [since, *(at for at in self.times[group] if at > since)]
-        return max(later - earlier for earlier, later in itertools.pairwise(times))
+        return max(itertools.pairwise(times), key=lambda gap: gap[1] - gap[0])
 
     async def finish(self) -> None:
         self.is_over = True
@@ -66,7 +67,7 @@ class Writers:
 
 
 async def leader(zone: ProcessZone, group: int) -> str:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (name := leader_of(await zone.status(group))):
         assert time.monotonic() < deadline, f"nobody leads group {group}"
         await asyncio.sleep(POLL_S)
@@ -75,7 +76,7 @@ async def leader(zone: ProcessZone, group: int) -> str:
 
 async def are_level(zone: ProcessZone) -> None:
     """All sinks have applied the same, in both groups."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     for group in (0, 1):
         while len({one.get("applied_index") for one in (await zone.status(group)).values()}) > 1:
             assert time.monotonic() < deadline, f"group {group} is not level"
@@ -84,13 +85,13 @@ async def are_level(zone: ProcessZone) -> None:
 
 async def moved(zone: ProcessZone) -> str:
     """Who leads group 1 now, by an operator's hand, and neither did before nor leads group 0."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while (of_0 := await leader(zone, 0)) == (of_1 := await leader(zone, 1)):
         assert time.monotonic() < deadline, "the leaders do not spread by themselves"
         await asyncio.sleep(POLL_S)
     to = next(name for name in zone.names if name not in (of_0, of_1))
     file = str(zone.folder.path / "mesh.toml")
-    ran = await invoked("sinks", "lead", to, "--group", "1", "--config", file, "--timeout", "2s")
+    ran = await invoked("sinks", "lead", to, "--group", "1", "--config", file, "--timeout", "30s")
     assert ran.lines == [f"sink {to} leads group 1 of zone eu"]
     return to
 
@@ -105,16 +106,17 @@ async def test_the_leader_of_one_group_is_killed(tmp_path: Path) -> None:
             killed_at = time.monotonic()
             zone.kill(victim)
             await writers.go_on()
-            gaps = [writers.longest_gap_s(group, killed_at) for group in (0, 1)]
-            print(f"longest time without an acknowledgement: {gaps[0]:.3f} s in group 0, {gaps[1]:.3f} s in group 1")
-            assert gaps[0] < gaps[1]
+            begin, end = writers.longest_gap(1, killed_at)
+            meanwhile = sum(begin < at < end for at in writers.times[0])
+            print(f"group 1 acknowledged nothing for {end - begin:.3f} s, group 0 meanwhile {meanwhile} events")
+            assert meanwhile > 10
             assert await leader(zone, 1) != victim
             await zone.start(victim)
             await writers.go_on()
             await writers.finish()
             await are_there(connection, writers.places)
         await are_level(zone)
-        status = await invoked("status", "--config", str(tmp_path / "mesh.toml"), "--timeout", "2s")
+        status = await invoked("status", "--config", str(tmp_path / "mesh.toml"), "--timeout", "30s")
         assert [line.partition(": ")[0] for line in status.lines if line.startswith("zone ")] == [
             "zone eu, group 0",
             "zone eu, group 1",
@@ -135,7 +137,7 @@ async def are_there(connection: Client, places: dict[bytes, tuple[int, int]]) ->
 
 async def log_of(connection: Client, partition: int) -> list[bytes]:
     """Its payloads. Who leads may change meanwhile: with the killed sink back, leaders spread again."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     log: list[bytes] = []
     while True:
         fetched = await fetch(connection, "orders", partition, offset=len(log))

@@ -120,7 +120,7 @@ class ProcessZone:
         return await Zone(config.parse(text, "mesh.toml"), None, STATUS_S_MAX).status(group)
 
     async def until(
-        self, true: Callable[[dict[str, dict[str, Any]]], bool], what: str, within_s: float = 30.0
+        self, true: Callable[[dict[str, dict[str, Any]]], bool], what: str, within_s: float = 60.0
     ) -> dict[str, dict[str, Any]]:
         """The status, once it is `true`; a sink that has ended by itself fails the test."""
         deadline = time.monotonic() + within_s
@@ -219,7 +219,7 @@ class Load:
             else:
                 return answer.seq - 1
 
-    async def goes_on(self, count: int = 25, within_s: float = 30.0) -> None:
+    async def goes_on(self, count: int = 25, within_s: float = 60.0) -> None:
         """Until `count` more events are acknowledged by each gateway."""
         deadline = time.monotonic() + within_s
         for times in self._acknowledged_at:
