@@ -10,10 +10,10 @@ from protocol.config import Config
 
 def not_available(configuration: Config) -> list[str]:
     """One line for each thing that `configuration` asks for in vain: where, what, and what to write instead."""
-    return [*_of_mesh(configuration), *_of_nodes(configuration)]
+    return list(_refusals(configuration))
 
 
-def _of_mesh(configuration: Config) -> Iterator[str]:
+def _refusals(configuration: Config) -> Iterator[str]:
     mesh = configuration.mesh
     for zone in configuration.zones.values() if mesh.contracts != "off" else ():
         if any(configuration.mode_of(gateway) == "delivery-fabric" for gateway in zone.gateways):
@@ -22,13 +22,3 @@ def _of_mesh(configuration: Config) -> Iterator[str]:
         if mesh.buffer_bytes and gateway.workers > 1:
             where = f"zones.{gateway.zone}.gateways.{gateway.name}.workers"
             yield f"{where}: with mesh.buffer each process would have other events; write 1, or mesh.buffer = '0'"
-
-
-def _of_nodes(configuration: Config) -> Iterator[str]:
-    for zone in configuration.zones.values():
-        if len(zone.gateways) == 1 and not configuration.live_zones(zone.name):
-            continue
-        for gateway in zone.gateways.values():
-            if gateway.workers > 1:
-                where = f"zones.{zone.name}.gateways.{gateway.name}.workers"
-                yield f"{where}: a gateway with others to link with runs as one process in this version; write 1"

@@ -62,8 +62,11 @@ Rules that concern several keys:
   disk at least). More groups come with a higher `revision` and a restart of the sinks, and are for streams that are new
   then: a partition stays in its group. A new group begins when all sinks run it; until then its partitions wait. Fewer
   are refused while a partition is in one that would go.
-- Gateways are linked with each other, in a zone and between zones: each needs `mesh` and, in this version, `workers =
-  1`.
+- Gateways are linked with each other, in a zone and between zones: each needs `mesh`. With `workers` above 1 it is the
+  address of the first worker, and the next ones listen on the ports behind it: a gateway with `mesh = "gw1:6222"` and
+  `workers = 4` has 6222 to 6225. No other address of that host may be one of these, and firewalls have to let them
+  through. All gateways of a zone must go by the same number of workers of each: a link to one that has another number
+  is refused on both sides, so `workers` is changed by restarting the zone's gateways with the new file.
 - Links between nodes that other machines can reach need `[tls.nodes]`, or `mesh.insecure = true`.
 - Certificates of `[tls.nodes]` say who a node is by a URI among their alternative names:
   `mesh://MESH/ZONE/gateway/NODE` or `mesh://MESH/ZONE/sink/NODE`. Host names in them do not matter.

@@ -213,7 +213,7 @@ def run_gateway(file: str, node: str) -> int:
         return _run_workers(gateway, Orders(file, content, new_server_id(), gateway.client.port))
 
     def make() -> Node:
-        sinks, tls = dial_sinks(configuration, gateway), _link_tls(configuration, node)
+        sinks, tls = dial_sinks(configuration, gateway), link_tls(configuration, node)
         sign = gateway_signs(configuration, gateway)
         made = Gateway(configuration, node, sinks, VERSION, link_tls=tls, sign=sign)
         reloading = Reloading(file, configuration, made.zone, "live_rate", load, made.take_rates)
@@ -343,7 +343,7 @@ def gateway_signs(configuration: config.Config, gateway: config.Gateway) -> "Sig
     return signing.sign if signing is not None else None
 
 
-def _link_tls(configuration: config.Config, node: str) -> "LinkTls | None":
+def link_tls(configuration: config.Config, node: str) -> "LinkTls | None":
     """What links to other gateways need. ConfigError: certificates of `[tls.nodes]` are of no use."""
     if configuration.tls_nodes is None:
         return None

@@ -70,7 +70,7 @@ class GatewayMetrics(Collector):
         if gateway.spool is not None:
             yield from _spool(gateway.spool)
         if gateway.peers is not None:
-            dropped = "Messages for other workers that were too far behind"
+            dropped = "Messages for other workers, and other gateways, that were too far behind"
             yield _gauge("mesh_gateway_peers_missing", "Other workers without a link to it", len(gateway.peers.missing))
             yield _counter("mesh_gateway_peer_messages_dropped", dropped, stats.dropped_for_peers)
         if gateway.mesh is not None:
@@ -152,7 +152,7 @@ def _gateway_links(mesh: "GatewayLinks", links: "dict[Session, Link]") -> Iterat
             ("out_bytes", "bytes_out", "Headers and payloads of those to it"),
         )
     }
-    for name in mesh.others:
+    for name in mesh.peers:
         up.add_metric([name], name in mesh.links)
     for connection in [*mesh.links.values(), *mesh.borders.values()]:
         name = connection.name

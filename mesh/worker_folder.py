@@ -24,12 +24,16 @@ _LONGEST_NAME: Final = "peer-255-to-254.sock"
 
 
 class Orders(msgspec.Struct, frozen=True):
-    """What a worker has to know and its command line does not say. `configuration` is the content of `file`."""
+    """What a worker has to know and its command line does not say. `configuration` is the content of `file`.
+
+    `reloads`: the file was to be read again since, for what may change in a process.
+    """
 
     file: str
     configuration: bytes
     server_id: str
     client_port: int
+    reloads: bool = False
 
 
 class Report(msgspec.Struct, frozen=True):

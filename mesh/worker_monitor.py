@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import aiohttp
 
 SUPERVISOR: Final = "supervisor"  # what stands in the label where a worker's number does
-_OF_THE_FIRST: Final = ("/routez", "/leafz", "/gatewayz")  # every worker would say the same
+_OF_THE_FIRST: Final = ("/leafz", "/gatewayz")  # every worker would say the same
 
 
 class WorkerState(NamedTuple):
@@ -62,7 +62,9 @@ class SupervisorMonitor:
         self._merging = worker_pages.Varz()
         self._address = "", 0
         pages: dict[str, Maker] = {"/varz": self._varz, "/connz": self._connz, "/accountz": self._accountz}
-        pages |= {"/subsz": self._subsz} | {path: self._of_first(path) for path in _OF_THE_FIRST}
+        pages |= {"/subsz": self._subsz, "/routez": self._routez} | {
+            path: self._of_first(path) for path in _OF_THE_FIRST
+        }
         self._monitor = Monitor(bind.host, bind.port, Sources(self._healthz, self._gather_metrics, pages))
         self._own = CollectorRegistry()
         ProcessCollector(registry=self._own)
@@ -141,6 +143,10 @@ class SupervisorMonitor:
             page = _read([answer])[0]
             skip, room = max(skip - page["total"], 0), room - len(page.get("subscriptions_list", ()))
         return worker_pages.subsz(_read(answers), window)
+
+    async def _routez(self, query: Query) -> Page:
+        answers = await self._ask_all("/routez", query.changed())
+        return worker_pages.routez({answer.worker: page for answer, page in zip(answers, _read(answers), strict=True)})
 
     async def _accountz(self, query: Query) -> Page:
         return worker_pages.accountz(await self._pages("/accountz", query.changed()))

@@ -63,6 +63,20 @@ def subsz(pages: Sequence[Page], window: Window) -> Page:
     return merged | ({"subscriptions_list": shown} if shown else {})
 
 
+def routez(pages: Mapping[int, Page]) -> Page:
+    """`/routez`: the links of all, each with the number of its worker; under `workers`, to whom each has none.
+
+    `missing` are all to which any has none; who leads to other zones is said by the first.
+    """
+    first = next(iter(pages.values()))
+    routes = [{"worker": number, **route} for number, page in pages.items() for route in page["routes"]]
+    merged = first | {"num_routes": len(routes), "routes": routes}
+    if "missing" in first:
+        merged["missing"] = list(dict.fromkeys(name for page in pages.values() for name in page["missing"]))
+        merged["workers"] = [{"number": number, "missing": page["missing"]} for number, page in pages.items()]
+    return merged
+
+
 def accountz(pages: Sequence[Page]) -> Page:
     """`/accountz`: the names, or what there is to say of one account."""
     details = [page["account_detail"] for page in pages if "account_detail" in page]

@@ -2,6 +2,8 @@
 
 stdin holds its orders, and says by its end that the supervisor is gone, by whatever end: then the worker drains and
 ends too. stdout gets one report. The supervisor's signals count once: it is the one who knows when patience is over.
+SIGHUP, which it hands on, has the file read again, for what may change in a process (`mesh.reloading`); a worker that
+is started after one does so at its start.
 """
 
 import asyncio
@@ -17,7 +19,8 @@ import uvloop
 
 from gateway.shell.gateway import Gateway
 from gateway.shell.peers import Worker
-from mesh.daemon import VERSION, Node, dial_sinks, gateway_signs, load, on_retire
+from mesh.daemon import VERSION, Node, dial_sinks, gateway_signs, link_tls, load, on_retire
+from mesh.reloading import Reloading
 from mesh.worker_folder import Orders, Report, WorkerFolder
 from protocol.errors import MeshError
 from protocol.limits import WORKER_ORDERS_BYTES_MAX
@@ -37,8 +40,12 @@ def run(node: str, number: int, count: int, folder_path: str) -> int:
         def make() -> Node:
             settings = configuration.gateway(node)
             sinks, sign = dial_sinks(configuration, settings), gateway_signs(configuration, settings)
-            gateway = Gateway(configuration, node, sinks, VERSION, worker=worker, sign=sign)
-            return Node(gateway, None, monitor_path=folder.monitor(number))
+            tls = link_tls(configuration, node)
+            gateway = Gateway(configuration, node, sinks, VERSION, worker=worker, link_tls=tls, sign=sign)
+            reloading = Reloading(orders.file, configuration, gateway.zone, "live_rate", load, gateway.take_rates)
+            if orders.reloads:
+                reloading.reload()
+            return Node(gateway, None, monitor_path=folder.monitor(number), reloading=reloading)
 
         return uvloop.run(_serve(make, folder))
     except (MeshError, ValueError, OSError) as error:
@@ -69,6 +76,8 @@ async def _serve(make: Callable[[], Node], folder: WorkerFolder) -> int:
 
     loop.add_reader(_STDIN, look_at_supervisor)
     node = make()
+    if node.reloading is not None:
+        loop.add_signal_handler(signal.SIGHUP, node.reloading.reload)
     try:
         await node.start()
         loop.add_signal_handler(signal.SIGUSR2, on_retire, node, stopping)

@@ -6,9 +6,9 @@
                 └─ ...                                                       worker N-1 ┘
 
 It carries no messages: it holds the client port (bound, not listened on, so that nobody else gets it), starts a worker
-again when one ends (after a pause that grows while it does not last), hands on SIGINT, SIGTERM and SIGUSR2, and shows
-on the monitor port what the workers show. Workers live in sessions of their own: Ctrl-C reaches them through it alone.
-They end when its end of their stdin is closed, by whatever end it has.
+again when one ends (after a pause that grows while it does not last), hands on SIGINT, SIGTERM, SIGUSR2 and SIGHUP,
+and shows on the monitor port what the workers show. Workers live in sessions of their own: Ctrl-C reaches them through
+it alone. They end when its end of their stdin is closed, by whatever end it has.
 
 A worker that cannot start at first ends everything, and its reason is told once; later it is tried again for ever.
 """
@@ -56,7 +56,7 @@ class Worker:
         self.served: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
         self.ended_well = True
         self._command = command
-        self._orders = msgspec.json.encode(orders) + b"\n"
+        self._orders = orders
         self._process: asyncio.subprocess.Process | None = None
         self._ending = asyncio.Event()
         self._sent: set[signal.Signals] = set()
@@ -94,6 +94,13 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):  # it was faster
             self._process.send_signal(number)
 
+    def reload(self) -> None:
+        """Its process reads the file again, and so does each that comes after it."""
+        self._orders = msgspec.structs.replace(self._orders, reloads=True)
+        if self._process is not None and self.problem is None:  # one that only begins cannot listen yet
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGHUP)
+
     async def _live(self) -> str:
         """One process from its start to its end; how it ended."""
         pipe = asyncio.subprocess.PIPE
@@ -109,12 +116,15 @@ class Worker:
         try:
             if self._ending.is_set():
                 process.terminate()
+            orders = self._orders
             with contextlib.suppress(ConnectionError):  # its end says more
-                process.stdin.write(self._orders)
+                process.stdin.write(msgspec.json.encode(orders) + b"\n")
                 await process.stdin.drain()
             report = _report(await process.stdout.readline())
             if report.client is not None:
                 self.problem = None
+                if self._orders is not orders:
+                    self.reload()
                 if not self.served.done():
                     self.served.set_result(report.client)
             status = await process.wait()
@@ -226,10 +236,8 @@ class Supervisor:
             worker.end(signal.SIGKILL if again else signal.SIGTERM)
 
     def _on_reload(self) -> None:
-        """What could change in place concerns gateways that link zones, which run as one process."""
-        log.warning(
-            "configuration_not_reloaded", problem="a gateway of several processes goes by its file until it ends"
-        )
+        for worker in self.workers:
+            worker.reload()
 
     def _on_retire(self) -> None:
         log.info("retiring", signal="SIGUSR2")

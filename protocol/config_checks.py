@@ -233,19 +233,54 @@ def groups_are_not_too_large(view: View) -> Iterator[Problem]:
             )
 
 
+def workers_have_ports_of_their_own(view: View) -> Iterator[Problem]:
+    for path, node in view.nodes():
+        if not isinstance(node, Gateway) or node.mesh is None or node.workers == 1:
+            continue
+        if node.mesh.port == 0:
+            ports = f"each of workers = {node.workers} has a port, from this one on"
+            yield Problem((*path, "mesh"), f"must not be port 0: {ports}, and others have to know it")
+        elif (last := node.mesh.port + node.workers - 1) > limits.PORT_MAX:
+            ports = f"each worker has a port, from that of mesh ({node.mesh.port}) on"
+            yield Problem((*path, "workers"), f"{ports}, and port {last} is above {limits.PORT_MAX}; lower one of them")
+
+
 def no_address_is_given_twice(view: View) -> Iterator[Problem]:
     """A node cannot listen twice on one port; what other nodes dial leads to one node only."""
+    same: dict[tuple[Path, Path], Address] = {}  # two ranges of ports have many in common: one is named
     dialled: dict[Address, Path] = {}
+    of_clients: list[tuple[Path, Address]] = []
     for path, node in view.nodes():
         bound: dict[Address, Path] = {}
-        for key, address in _addresses(node):
+        for key, address in (*_addresses(node), *_of_workers(node)):
             here = (*path, key)
-            listens = Address(node.listen or address.host, address.port)
-            other = bound.setdefault(listens, here)
-            if other == here and key in ("mesh", "link", "raft"):
+            other = bound.setdefault(Address(node.listen or address.host, address.port), here)
+            if key not in ("mesh", "link", "raft"):
+                of_clients.append((here, address))
+            elif other == here:
                 other = dialled.setdefault(address, here)
-            if other != here and address.port != 0:
-                yield Problem(here, f"{address} is already the address of {dotted(other)}")
+            same.setdefault((here, other), address)
+    for here, address in of_clients:
+        if (other := dialled.get(address, here))[:-1] != here[:-1]:
+            same.setdefault((here, other), address)
+    for (here, other), address in same.items():
+        if other != here and address.port != 0:
+            yield Problem(here, f"{address} is already the address of {dotted(other)}{_ports(view, here, other)}")
+
+
+def _of_workers(node: Gateway | Sink) -> list[tuple[str, Address]]:
+    """Where workers of a gateway listen for others, the first aside."""
+    if not isinstance(node, Gateway) or node.mesh is None or not node.mesh.port:
+        return []
+    last = min(node.mesh.port + node.workers, limits.PORT_MAX + 1)
+    return [("mesh", Address(node.mesh.host, port)) for port in range(node.mesh.port + 1, last)]
+
+
+def _ports(view: View, *paths: Path) -> str:
+    """The reason why an address is that of a gateway, where it stands nowhere in the file."""
+    nodes = dict(view.nodes())
+    several = [path for path in paths if path[-1] == "mesh" and _of_workers(nodes[path[:-1]])]
+    return f": each worker of {several[0][-2]} has a port, from that of mesh on" if several else ""
 
 
 def _addresses(node: Gateway | Sink) -> list[tuple[str, Address]]:
@@ -559,6 +594,7 @@ RULES: Final = (
     neighbours_can_reach_each_other,
     groups_are_not_too_large,
     spools_have_something_to_keep,
+    workers_have_ports_of_their_own,
     no_address_is_given_twice,
     links_beyond_loopback_are_protected,
     links_join_two_zones,

@@ -65,6 +65,14 @@ class Gateway:
         """Where to listen so that `address`, one of this node's, can be dialled."""
         return Address(self.listen or address.host, address.port)
 
+    def links_at(self, worker: int) -> Address:
+        """What other gateways dial to reach that worker: `mesh` for the first, then the ports behind it.
+
+        Only for a gateway that has `mesh`, as each does that is to be linked with others.
+        """
+        assert self.mesh is not None  # the configuration was checked
+        return Address(self.mesh.host, self.mesh.port + worker)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sink:

@@ -298,7 +298,9 @@ class Gateway(Table):
 
     client: SocketAddress = Field(description="NATS clients connect here.")
     mesh: SocketAddress | None = Field(
-        default=None, description="Other gateways connect here; required with two gateways or more."
+        default=None,
+        description="Other gateways connect here, and to the ports behind it with several `workers`; required with two "
+        "gateways or more.",
     )
     monitor: SocketAddress | None = Field(
         default=None, description="HTTP: `/healthz`, `/varz`, `/metrics`. Unset: none."

@@ -236,6 +236,7 @@ PARTITIONS_MAX: Final = 1_024  # of one stream
 SINKS_MAX: Final = 7  # of one zone
 GROUPS_MAX: Final = 64  # Raft groups of one zone
 GROUPS_SUCCEEDED_MAX: Final = 16  # that a Raft group remembers to have taken the place of
+PORT_MAX: Final = 65_535
 WORKERS_MAX: Final = 256  # processes on one client port
 WORKER_PAUSE_MS_MIN: Final = 100  # before a worker that has ended is started again; doubled while it does not last
 WORKER_PAUSE_MS_MAX: Final = 10_000

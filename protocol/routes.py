@@ -1,6 +1,6 @@
 """What gateways say to each other: NATS's route protocol, as far as events and interest go.
 
-    HELLO {"version":3,"mesh":...,"zone":...,"node":...,"server_id":...,"compression":"zstd"}
+    HELLO {"version":3,"mesh":...,"zone":...,"node":...,"worker":0,"workers":1,"server_id":...,"compression":"zstd"}
     CONNECT {"version":4,"name":...}             RS+ <account> <pattern> [<queue> <weight>]     PING
     RMSG <account> <subject> [reply] <size>      RS- <account> <pattern> [queue]                PONG
     RSALL <epoch>          RSSUM <epoch> <sequence> <digest>          RSASK <epoch>
@@ -20,9 +20,10 @@ everything before the PING has been acted on. A message goes to plain subscriber
 that it names. The groups stand before the reply, not behind it as with nats-server: so what a client wrote behind its
 subject stays in one piece.
 
-Between gateways HELLO comes first, both ways: nothing else is said or listened to before it was checked; -ERR instead
-of it tells why not. One connection carries several *channels*, each with lines as above: that of the two gateways, and
-one for each other zone to which one of the two leads (`Side`). What is said on the channel of a zone stands in *pieces*
+Between processes of two gateways HELLO comes first, both ways: nothing else is said or listened to before it was
+checked; -ERR instead of it tells why not. Workers of the same gateway need none: nobody else reaches their sockets. One
+connection carries several *channels*, each with lines as above: that of the two gateways, and one for each other zone
+to which one of the two leads (`Side`). What is said on the channel of a zone stands in *pieces*
 between the lines of the two gateways: RVIA where the sender leads there, RFOR where the receiver does. A piece is whole
 lines and messages, or a part of one that is longer. A channel to a zone is there from the first piece on of the gateway
 that leads there, until an empty one. Between zones there is the one channel; with compression on both sides everything
@@ -199,10 +200,20 @@ def connect_line(name: str, zone: str = "") -> bytes:
     return b"CONNECT " + msgspec.json.encode({"version": VERSION, "name": name} | about) + b"\r\n"
 
 
-def rank(zone: str, other: str, gateway: str) -> int:
-    """Which gateway of a zone comes first where one is to be chosen for a pair of zones: that of the lowest rank."""
+def peer_name(node: str, worker: int) -> str:
+    """What peers call a process of a gateway: `gw1` its first or only one, `gw1/1` the next."""
+    return f"{node}/{worker}" if worker else node
+
+
+def node_of(peer: str) -> str:
+    """The gateway of a process with that `peer_name`."""
+    return peer.partition("/")[0]
+
+
+def rank(zone: str, other: str, peer: str) -> int:
+    """Which process of a zone comes first where one is to be chosen for a pair of zones: that of the lowest rank."""
     pair = " ".join(sorted((zone, other)))
-    return int.from_bytes(hashlib.blake2b(f"{pair} {gateway}".encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(f"{pair} {peer}".encode(), digest_size=8).digest(), "big")
 
 
 def check_connect(argument: bytes) -> str:
@@ -234,9 +245,10 @@ class Meeting(msgspec.Struct, frozen=True):
 
 
 class Hello(msgspec.Struct, frozen=True):
-    """Which gateway speaks. `server_id` is another one for each process; `compression` is `ZSTD` or nothing.
+    """Which gateway speaks, and which of its `workers`, from 0.
 
-    `revision` and `digests` are those of its file, see `gateway.core.differing`.
+    `server_id` is another one for each start of a gateway; `compression` is `ZSTD` or nothing. `revision` and `digests`
+    are those of its file, see `gateway.core.differing`.
     """
 
     mesh: str
@@ -248,6 +260,13 @@ class Hello(msgspec.Struct, frozen=True):
     revision: int = 0
     digests: dict[str, str] = {}
     meeting: Meeting | msgspec.UnsetType = msgspec.UNSET
+    worker: int = 0
+    workers: int = 1
+
+    @property
+    def peer(self) -> str:
+        """What the sender is called among peers."""
+        return peer_name(self.node, self.worker)
 
 
 def hello_line(hello: Hello) -> bytes:

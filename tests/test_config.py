@@ -20,6 +20,7 @@ SMALL = (DATA / "small.toml").read_text("utf-8")
 FULL = (DATA / "full.toml").read_text("utf-8")
 
 GATEWAY = '\n[zones.home.gateways.gw2]\nclient = "127.0.0.1:4223"\nmesh = "127.0.0.1:6223"\n'
+GATEWAY3 = '\n[zones.home.gateways.gw3]\nclient = "127.0.0.1:6225"\nmesh = "127.0.0.1:6224"\n'
 SECOND_ZONE = """
 [zones.away.sinks.sink2]
 link = "127.0.0.1:6433"
@@ -434,6 +435,53 @@ def test_an_empty_file_says_what_a_mesh_needs() -> None:
         (
             SMALL + SECOND_ZONE.replace("6433", "6333"),
             ["zones.away.sinks.sink2.link: 127.0.0.1:6333 is already the address of zones.home.sinks.sink1.link"],
+        ),
+        (
+            SMALL + GATEWAY.replace("4223", "4224") + "workers = 3\n" + GATEWAY3,
+            [
+                "zones.home.gateways.gw1: mesh is missing: with two gateways or more, each needs an address for the "
+                "others",
+                "zones.home.gateways.gw3.client: 127.0.0.1:6225 is already the address of zones.home.gateways.gw2.mesh"
+                ": each worker of gw2 has a port, from that of mesh on",
+                "zones.home.gateways.gw3.mesh: 127.0.0.1:6224 is already the address of zones.home.gateways.gw2.mesh: "
+                "each worker of gw2 has a port, from that of mesh on",
+            ],
+        ),
+        (
+            SMALL + GATEWAY.replace("4223", "6224") + "workers = 2\n",
+            [
+                "zones.home.gateways.gw1: mesh is missing: with two gateways or more, each needs an address for the "
+                "others",
+                "zones.home.gateways.gw2.mesh: 127.0.0.1:6224 is already the address of zones.home.gateways.gw2.client"
+                ": each worker of gw2 has a port, from that of mesh on",
+            ],
+        ),
+        (
+            SMALL
+            + GATEWAY.replace("6223", "7000")
+            + "workers = 99\n"
+            + GATEWAY3.replace("6224", "6950").replace("6225", "4225")
+            + "workers = 99",
+            [
+                "zones.home.gateways.gw1: mesh is missing: with two gateways or more, each needs an address for the "
+                "others",
+                "zones.home.gateways.gw3.mesh: 127.0.0.1:7000 is already the address of zones.home.gateways.gw2.mesh: "
+                "each worker of gw3 has a port, from that of mesh on",
+            ],
+        ),
+        (
+            changed('client = "127.0.0.1:4222"', 'client = "127.0.0.1:4222"\nmesh = "127.0.0.1:0"\nworkers = 2'),
+            [
+                "zones.home.gateways.gw1.mesh: must not be port 0: each of workers = 2 has a port, from this one on, "
+                "and others have to know it"
+            ],
+        ),
+        (
+            changed('client = "127.0.0.1:4222"', 'client = "127.0.0.1:4222"\nmesh = "127.0.0.1:65534"\nworkers = 3'),
+            [
+                "zones.home.gateways.gw1.workers: each worker has a port, from that of mesh (65534) on, and port 65536 "
+                "is above 65535; lower one of them"
+            ],
         ),
         (
             changed("127.0.0.1:6333", "sink1:6333"),

@@ -48,6 +48,7 @@ def test_each_stream_that_is_otherwise_is_named() -> None:
         ('password = "secret"', 'password = "other"', []),  # that would tell guesses from the password itself
         ('name = "acme"', 'name = "acme"\nrevision = 7', []),  # said beside the digests
         ("[zones.us.gateways.us2]", '[zones.us.gateways.us2]\nlisten = "127.0.0.1"', []),
+        ("[zones.us.gateways.us2]", "[zones.us.gateways.us2]\nworkers = 2", ["zones"]),
     ],
 )
 def test_digests_say_which_part_of_two_files_differs(old: str, new: str, parts: list[str]) -> None:

@@ -51,7 +51,7 @@ class Members:
         names = set(self.gateways)
         return all(
             set(gateway.mesh.others) == set(gateway.mesh.links) == names - {name}
-            and gateway.plane.peers.agreed == len(names) - 1
+            and gateway.plane.peers.agreed(near=False) == len(names) - 1
             for name, gateway in self.gateways.items()
         )
 

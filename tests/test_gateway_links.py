@@ -193,7 +193,9 @@ async def test_mesh_status_shows_the_links_as_each_gateway_sees_them(tmp_path) -
     await sink.start()
     await asyncio.gather(*(node.start() for node in nodes))
     try:
-        await until(lambda: all(node.gateway.plane.peers.agreed for node in nodes), "the two know each other")
+        await until(
+            lambda: all(node.gateway.plane.peers.agreed(near=False) for node in nodes), "the two know each other"
+        )
         async with clients_of(nodes[0].gateway, nodes[1].gateway) as (publisher, subscriber):
             subscription = await subscriber.subscribe("a")
             await settle(subscriber)
@@ -229,7 +231,7 @@ def test_the_first_line_of_a_link() -> None:
     line = routes.hello_line(routes.Hello("acme", "eu", "gw1", "M1", revision=7, digests={"mesh": "00ff"}))
     assert line == (
         b'HELLO {"mesh":"acme","zone":"eu","node":"gw1","server_id":"M1","version":3,"compression":"","revision":7,'
-        b'"digests":{"mesh":"00ff"}}\r\n'
+        b'"digests":{"mesh":"00ff"},"worker":0,"workers":1}\r\n'
     )
 
 
@@ -259,6 +261,10 @@ async def told(gateway: Gateway, said: bytes) -> bytes:
         (hello(node="gw9"), "name", b"-ERR 'the file of gw1 has no gateway gw9 in zone eu'\r\n"),
         (hello(node="gw1"), "name", b"-ERR 'another gateway is called gw1, too'\r\n"),
         (hello(node="gw2"), "name", b"-ERR 'another gateway is called gw2, too, and linked to gw1'\r\n"),
+        (hello(workers=2), "workers", b"-ERR 'gw3 runs as workers = 2, the file of gw1 says 1'\r\n"),
+        (hello(worker=1), "workers", b"-ERR 'gw3 is worker 1 of 1'\r\n"),
+        (hello(worker=-1, workers=0), "workers", b"-ERR 'gw3 is worker -1 of 0'\r\n"),
+        (hello(worker="1"), "protocol", b"-ERR 'the peer's HELLO is not readable: "),
     ],
 )
 async def test_a_link_that_is_not_wanted_is_refused_by_name_and_no_other_notices(said, kind, heard) -> None:
@@ -288,8 +294,9 @@ async def test_who_says_nothing_is_not_waited_for(monkeypatch) -> None:
 
 
 async def test_a_silent_peer_is_sent_everything_then_given_up_and_let_in_again(monkeypatch) -> None:
-    monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_PING_INTERVAL_MS", 20)
-    monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_STALE_MS", 60_000)
+    for module in ("gateway_links", "channel_connection"):
+        monkeypatch.setattr(f"gateway.shell.{module}.GATEWAY_PING_INTERVAL_MS", 20)
+    monkeypatch.setattr("gateway.shell.channel_connection.GATEWAY_STALE_MS", 60_000)
     async with gateways_of(zone_text(), ["gw1", "gw2"]) as gateways:
         mesh = gateways[0].mesh
         await until(lambda: mesh.links["gw2"].session.rtt_ms >= 0, "both are there")
@@ -298,10 +305,10 @@ async def test_a_silent_peer_is_sent_everything_then_given_up_and_let_in_again(m
         await until(lambda: "gw3" in mesh.links, "the silent one is in")
         links, silent = gateways[0].plane.peers.links, mesh.links["gw3"].session
         await until(lambda: not links[silent].learned.is_stale, "it has told what it wants")
-        monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_STALE_MS", 200)
+        monkeypatch.setattr("gateway.shell.channel_connection.GATEWAY_STALE_MS", 200)
         await until(lambda: links[silent].learned.is_stale, "it is not heard")
         assert not links[mesh.links["gw2"].session].is_silent
-        monkeypatch.setattr("gateway.shell.gateway_links.GATEWAY_SILENCE_MS_MAX", 400)
+        monkeypatch.setattr("gateway.shell.channel_connection.GATEWAY_SILENCE_MS_MAX", 400)
         await until(lambda: "gw3" not in mesh.links, "it is given up")
         assert "gw2" in mesh.links
         with contextlib.suppress(ConnectionError):

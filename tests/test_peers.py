@@ -453,3 +453,46 @@ def test_three_gateways_hand_a_message_to_each_once_and_no_further() -> None:
         got = [own, *(client.take() for client in clients[1:])]
         assert [each.count(b"MSG a 1 0\r\n\r\n") for each in got] == [1, 1, 1]
         assert [each.count(b"MSG a 2 0\r\n\r\n") for each in got] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.name)
+def test_two_gateways_of_two_workers_are_one_hop_from_each_other(engine: Engine) -> None:
+    """Each process gets a message once; members at either worker of the gateway come first, with the same chance."""
+    names = ["a", "a/1", "b", "b/1"]
+    options = {"has_gateways": True, "id_step": 2}
+    planes = [make_plane(Silent(), engine, first_id=1 + number % 2, **options) for number in range(4)]
+    links = {
+        (here, there): planes[here].connect_peer(names[there], 0, near=names[here][0] == names[there][0])
+        for here in range(4)
+        for there in range(4)
+        if here != there
+    }
+
+    def settle() -> None:
+        for plane in planes:
+            plane.tell_peers()
+        while any(link.queued_bytes for link in links.values()):
+            for (here, there), link in links.items():
+                planes[there].receive(links[there, here], link.take(), 0)
+
+    settle()
+    assert [(plane.peers.agreed(near=True), plane.peers.agreed(near=False)) for plane in planes] == [(1, 2)] * 4
+    clients = [Client(plane) for plane in planes]
+    for client in clients:
+        client.send(b"SUB a 1\r\nSUB jobs crew 2\r\n")
+    settle()
+    got = [clients[0].send(b"PUB a 0\r\n\r\n" + b"PUB jobs 0\r\n\r\n" * 100)]
+    settle()
+    got += [client.take() for client in clients[1:]]
+    assert [each.count(b"MSG a 1 0\r\n\r\n") for each in got] == [1] * 4
+    shares = [each.count(b"MSG jobs 2 0\r\n\r\n") for each in got]
+    assert sum(shares[:2]) == 100
+    assert min(shares[:2]) > 20
+    assert shares[2:] == [0, 0]
+    for client in clients[:2]:
+        client.send(b"UNSUB 2\r\n")
+    settle()
+    clients[0].send(b"PUB jobs 0\r\n\r\n" * 100)
+    settle()
+    shares = [client.take().count(b"MSG jobs 2 0\r\n\r\n") for client in clients]
+    assert (shares[:2], sum(shares[2:]), min(shares[2:]) > 20) == ([0, 0], 100, True)

@@ -17,7 +17,7 @@ from support.workers import Running, make_worker
 
 from gateway.core.nats_values import Window
 from gateway.core.session import Closed
-from gateway.shell import peers
+from gateway.shell import channel_connection, peers
 from mesh import worker_pages
 from mesh.worker_folder import private_folder
 from mesh.workers import reserved
@@ -107,10 +107,13 @@ async def test_a_link_that_is_lost_is_made_again_and_everything_is_told_anew(pai
     async with connected(*pair) as (one, other):
         await told(one, b"SUB a 1\r\n")
         peers_seen = pair[0].plane.peers
-        first = peers_seen.sessions["worker 1"]
+        first = peers_seen.sessions["test/1"]
         pair[0].plane.close(first, Closed.SLOW_DEADLINE, flushes=False)
         pair[0].server.flush()
-        await until(lambda: first not in peers_seen.sessions.values() and peers_seen.agreed == 1, "another link is up")
+        await until(
+            lambda: first not in peers_seen.sessions.values() and peers_seen.agreed(near=True) == 1,
+            "another link is up",
+        )
         await told(other, b"PUB a 1\r\nx\r\n")
         assert await one.until(b"x\r\n") == b"MSG a 1 1\r\nx\r\n"
 
@@ -143,6 +146,36 @@ async def test_three_workers_pass_nothing_on(tmp_path: Path) -> None:
             got = await each.until_quiet(0.1)
             assert sorted(got.split(b"\r\n")[1::2]) == [b"0", b"1", b"2"]
     await asyncio.gather(*(worker.stop() for worker in workers))
+
+
+async def test_a_worker_that_is_silent_is_sent_everything_then_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has told what it wants, nothing, and says nothing more."""
+    for module in (peers, channel_connection):
+        monkeypatch.setattr(module, "GATEWAY_PING_INTERVAL_MS", 20)
+    monkeypatch.setattr(channel_connection, "GATEWAY_STALE_MS", 60_000)
+    monkeypatch.setattr(peers, "PEER_WAIT_MS_MAX", 10)
+    worker = await make_worker(0, 2, tmp_path).start()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as silent:
+        silent.bind(f"{tmp_path}/peer-1-to-0.sock")
+        silent.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(silent, f"{tmp_path}/peer-0.sock")
+        await loop.sock_sendall(silent, b"RSALL 1\r\nRSSUM 1 0 0000000000000000\r\nPONG\r\n")
+        links = worker.plane.peers.links
+        await until(lambda: [link.learned.is_stale for link in links.values()] == [False], "it has told all")
+        async with connected(worker) as (publisher,):
+            assert b"503" in await told(publisher, b"SUB inbox 1\r\nPUB work inbox 0\r\n\r\n")
+            monkeypatch.setattr(channel_connection, "GATEWAY_STALE_MS", 200)
+            await until(lambda: [link.learned.is_stale for link in links.values()] == [True], "it is not heard")
+            await publisher.send(b"PUB work inbox 1\r\nx\r\n")
+            sent = b""
+            while b"RMSG $G work inbox 1\r\nx\r\n" not in sent:
+                sent += await asyncio.wait_for(loop.sock_recv(silent, 4_096), 60)
+        monkeypatch.setattr(channel_connection, "GATEWAY_SILENCE_MS_MAX", 400)
+        await until(lambda: worker.links.missing == [1], "it is given up")
+    await worker.stop()
 
 
 async def test_what_was_taken_before_a_stop_reaches_the_clients_of_the_other(pair: list[Running]) -> None:
@@ -270,6 +303,23 @@ def test_subsz_puts_lists_behind_each_other_and_shows_none_where_none_is_asked_f
     assert merged["subscriptions_list"] == [1, 2, 3]
     assert (merged["num_subscriptions"], merged["total"], merged["offset"], merged["limit"]) == (4, 4, 0, 4)
     assert "subscriptions_list" not in worker_pages.subsz([page, page], Window(0, 4))
+
+
+def test_routez_puts_links_behind_each_other_with_their_worker_and_says_who_misses_whom() -> None:
+    pages = {
+        0: {"server_id": "S", "num_routes": 1, "routes": [{"remote_name": "gw2"}], "missing": ["gw2/1"], "zones": {}},
+        1: {"server_id": "S", "num_routes": 0, "routes": [], "missing": ["gw2", "gw2/1"], "zones": {}},
+    }
+    assert worker_pages.routez(pages) == {
+        "server_id": "S",
+        "num_routes": 1,
+        "routes": [{"worker": 0, "remote_name": "gw2"}],
+        "missing": ["gw2/1", "gw2"],
+        "workers": [{"number": 0, "missing": ["gw2/1"]}, {"number": 1, "missing": ["gw2", "gw2/1"]}],
+        "zones": {},
+    }
+    alone = {"server_id": "S", "num_routes": 0, "routes": []}
+    assert worker_pages.routez({0: alone, 1: alone}) == alone
 
 
 def test_accountz_adds_up_the_detail_of_one_account() -> None:

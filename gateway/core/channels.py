@@ -1,4 +1,4 @@
-"""One connection between two gateways: what is said on it of these two, and of zones to which one of them leads.
+"""One connection between processes of gateways: what is said on it of these two, and of zones to which one leads.
 
     bytes ─► Channels.receive ─┬─ lines and messages ─► `main`, the session of the two gateways
                                └─ pieces ─► the session of a zone        (`take_lines`, `take_messages`: the way back)
@@ -31,7 +31,7 @@ def _nothing(session: Session) -> None:
 
 
 class Channels:
-    """`name` is the gateway at the other end, `border` its zone where that is another one.
+    """`name` is the peer at the other end, `border` its zone where that is another one; `near`: of the same gateway.
 
     `added(session)` and `removed(session)` are told of channels, this first: `main`.
     """
@@ -43,6 +43,7 @@ class Channels:
         now_ms: int,
         *,
         border: str = "",
+        near: bool = False,
         ip: str = "",
         port: int = 0,
         added: Callable[[Session], None] = _nothing,
@@ -53,6 +54,7 @@ class Channels:
         self._plane, self._address, self._added, self._removed = plane, (ip, port), added, removed
         self.lines: dict[Key, bytearray] = {}  # what goes first
         self._now_ms = now_ms
+        self._near = near
         self._unfinished: Session | None = None  # the channel of a piece that has not been acted on
         self._piece = b""  # what of it the session has not had
         self.main = self._open(_MAIN, border, Scope.ZONE if border else Scope.HERE, now_ms)
@@ -61,8 +63,9 @@ class Channels:
         ip, port = self._address
         write = partial(self._write, key)
         pieces = self._take if key == _MAIN else None
+        near = self._near and key == _MAIN
         session = self._plane.connect_peer(
-            self.name, now_ms, near=False, zone=zone, scope=scope, write=write, pieces=pieces, ip=ip, port=port
+            self.name, now_ms, near=near, zone=zone, scope=scope, write=write, pieces=pieces, ip=ip, port=port
         )
         self.sessions[key] = session
         self._added(session)

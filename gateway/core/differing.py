@@ -18,9 +18,7 @@ import msgspec
 from protocol.config import Config
 from protocol.streams import StreamState
 
-_PRIVATE: Final = frozenset(
-    {"listen", "spool", "data", "disk_reserve_bytes", "fsync", "scrub_rate_bytes_per_second", "workers"}
-)
+_PRIVATE: Final = frozenset({"listen", "spool", "data", "disk_reserve_bytes", "fsync", "scrub_rate_bytes_per_second"})
 _SECRETS: Final = frozenset({"password", "token"})
 _DIGEST_BYTES: Final = 8
 

@@ -13,7 +13,7 @@ told, and what is known of them, is in `gateway.core.interest`.
     a gateway that we lead to a zone       what that zone wants            (it tells nothing)
 
 Where several links lead to one zone, all but one are spare, so that nothing crosses twice: one that is heard comes
-first, of those our own border link, then the gateway with the lowest `rank`.
+first, of those our own border link, then who has the lowest `rank`.
 
 A client that has subscribed and then sends PING may take the PONG as a promise: what is published from now on,
 anywhere, reaches it. So its PONG waits until every peer has confirmed what it was told up to that subscription, by
@@ -124,10 +124,11 @@ class Peers:
         self._held: list[_Held] = []
         self._telling: dict[Link, None] = {}  # links with a rest
 
-    @property
-    def agreed(self) -> int:
-        """How many peers of ours have told all that they want, and confirmed what they were told first."""
-        return sum(link.confirmed >= 0 and link.learned.is_whole for link in self.own.links)
+    def agreed(self, *, near: bool) -> int:
+        """How many workers (`near`), or processes of other gateways, have told all that they want and confirmed what
+        they were told first."""
+        links = (link for link in self.own.links if link.session.near is near)
+        return sum(link.confirmed >= 0 and link.learned.is_whole for link in links)
 
     def add(
         self,
@@ -148,9 +149,9 @@ class Peers:
         write = write or partial(self._forwarder.write, peer)
         link = self.links[peer] = Link(peer, learned, table, write, pieces)
         link.write(routes.connect_line(self._name, peer.zone))
-        if not peer.near and peer.scope is not Scope.BORDER:
+        if peer.scope is not Scope.BORDER:
             learned.set_stale(True)
-            if self._broadcasts:
+            if self._broadcasts and not peer.near:
                 learned.broadcast()
         if peer.zone:
             self._choose(peer.zone)
@@ -187,7 +188,7 @@ class Peers:
         return self._release()
 
     def leading(self, zone: str) -> list[str]:
-        """The gateways of our zone that link it with `zone`, that first by which messages go."""
+        """Who of our zone links it with `zone`, that first by which messages go."""
         return [self._name if each.scope is Scope.ZONE else each.peer for each in self._ways(zone)]
 
     def _choose(self, zone: str) -> None:
@@ -380,7 +381,7 @@ class Peers:
             self._held = [held for held in self._held if held.until_ms > now_ms]
             mark = max(held.mark for held in overdue)
             for link in self.own.links:
-                if not link.session.near and link.confirmed < mark:
+                if link.confirmed < mark:
                     self.doubt(link.session)
         return [held.session for held in overdue]
 

@@ -81,7 +81,7 @@ class Plane:
             engine,
             self.accounts,
             self.account,
-            name=options.server_name,
+            name=options.peer_name,
             expected=self._has_peers,
             broadcasts=options.broadcasts,
             zone=options.zone,
@@ -170,10 +170,10 @@ class Plane:
         `zone`, `scope`: as in `Session`. `write`, `pieces`: as in `gateway.core.peers.Link`.
 
         `near`: it is a worker of the same gateway, so members of queue groups there are like those here; of other
-        gateways they get only what nobody here can. Another gateway may have clients already that have asked for
-        something: until it has told all that, it is taken to want everything, so that nothing is missed and nobody is
-        told that there are no responders. Where messages are broadcast it is sent everything afterwards, too; what it
-        wants says then where queue groups have members, and whether anybody answers.
+        gateways they get only what nobody here can. A peer may have clients already that have asked for something:
+        until it has told all that, it is taken to want everything, so that nothing is missed and nobody is told that
+        there are no responders. Where messages are broadcast another gateway is sent everything afterwards, too; what
+        it wants says then where queue groups have members, and whether anybody answers.
         """
         options = self.options
         parser = routes.RouteParser(options.max_payload_bytes, ROUTE_LINE_BYTES_MAX, takes_pieces=pieces is not None)

@@ -6,6 +6,7 @@ from typing import Protocol
 from gateway.core.identity import UserEntry
 from gateway.core.lanes import Lane
 from gateway.core.session import Session
+from protocol import routes
 from protocol.limits import (
     AUTH_TIMEOUT_MS,
     MAX_CONNECTIONS,
@@ -25,7 +26,8 @@ class PlaneOptions:
     `no_auth_user` is the name or nkey of one of the users; with `maps_certificates` certificates name users. `tls_*` go
     into INFO; with `tls_required` or `tls_available` the shell makes a handshake and then calls `secured`.
     `has_gateways`: other gateways of the zone are peers; with `broadcasts` each of them is sent all messages. `zone` is
-    our own, `zones` are those with which it exchanges live events.
+    our own, `zones` are those with which it exchanges live events. Clients are numbered from `first_id` on in steps of
+    `id_step`: of that many workers of the gateway, this is the one of number `first_id` - 1.
     """
 
     server_id: str
@@ -55,6 +57,11 @@ class PlaneOptions:
     zone: str = ""
     zones: tuple[str, ...] = ()
     broadcasts: bool = False
+
+    @property
+    def peer_name(self) -> str:
+        """What other workers and gateways call this one."""
+        return routes.peer_name(self.server_name, self.first_id - 1)
 
 
 class Hooks(Protocol):

@@ -20,6 +20,7 @@ from gateway.core.nats_values import BadQuery, Building, Moment, Page, Window, d
 from gateway.core.plane import PROTOCOL_VERSION, Plane
 from gateway.core.session import NEVER_MS, Account, Session, Subscription
 from protocol import subjects
+from protocol.routes import node_of
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class WireBytes(NamedTuple):
 
 @dataclass(frozen=True)
 class LinksReport:
-    """`missing`: gateways of the zone without a link; `borders`: by zone that this gateway links its own with."""
+    """`missing`: peers of the zone without a link; `borders`: by zone that this process links its own with."""
 
     missing: Sequence[str] = ()
     borders: Mapping[str, WireBytes] = field(default_factory=dict)
@@ -180,7 +181,8 @@ class LinksReport:
 def routez(plane: Plane, moment: Moment, links: LinksReport | None = None) -> Page:
     """Links to other gateways. Those between workers are a matter of this gateway, and not shown.
 
-    `missing` and `zones` are our own: who leads to each other zone, that first which this gateway uses.
+    `missing` and `zones` are our own: who leads to each other zone, that first which this process uses. Names are those
+    of `protocol.routes.peer_name`.
     """
     options = plane.options
     page: Page = {"server_id": options.server_id, "server_name": options.server_name, "now": moment.today()}
@@ -200,7 +202,7 @@ def routez(plane: Plane, moment: Moment, links: LinksReport | None = None) -> Pa
 def _route(plane: Plane, peer: Session, moment: Moment) -> Page:
     """nats-server's fields; `zone`, `stale`, `interest_repairs` and `dropped` are our own."""
     own = plane.options.zone, plane.options.server_name
-    dials = own < (peer.zone or plane.options.zone, peer.peer)
+    dials = own < (peer.zone or plane.options.zone, node_of(peer.peer))
     learned = plane.peers.links[peer].learned
     on_link = [each for each in plane.peers.links if each.peer == peer.peer]  # with its channels to zones
     return {

@@ -1,8 +1,10 @@
-"""Which gateway of this zone holds the link to which other zone, and what the others are told of it. No I/O, no clock.
+"""Who of this zone holds the link to which other zone, and what the others are told of it. No I/O, no clock.
 
     eu-gw2 ──┐                    ┌── us-gw2       One link for each pair of zones, between the gateways that hold it.
              ├─ eu-gw1 ══ us-gw1 ─┤                Those lead their zones' other gateways to the other zone, on a
     eu-gw3 ──┘                    └── us-gw3       channel of the links that there are anyway.
+
+A gateway of several workers is several here: each may hold a link, and leads the others of its gateway, too.
 
 Of two zones, the gateways of the one whose name comes first dial. Where nobody leads there, each of them waits for
 those that come before it by `routes.rank`, a second for each that is linked, and then dials the other zone's gateways
@@ -34,10 +36,13 @@ class _Dial:
 
 
 class Zones:
-    """Those with which `zone` exchanges live events, with their gateways; we are its gateway `name`."""
+    """Those with which `zone` exchanges live events, with their gateways; we are its gateway `name`.
+
+    Names are those of `routes.peer_name`.
+    """
 
     def __init__(self, zone: str, name: str, zones: Mapping[str, Sequence[str]]) -> None:
-        self.links: dict[str, Channels] = {}  # to gateways of ours
+        self.links: dict[str, Channels] = {}  # to gateways of ours, and workers beside us
         self.borders: dict[str, Channels] = {}  # those that we hold, by zone
         self._zone, self._name = zone, name
         self.dials = {  # by zone that it is ours to dial

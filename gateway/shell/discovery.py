@@ -91,7 +91,7 @@ class DiscoveredLinks(GatewayLinks):
 
     def _has_to_wait(self) -> bool:
         unknown = set(self._cluster.routes) - self._met
-        return bool(unknown) or self.server.plane.peers.agreed < len(self.others)
+        return bool(unknown) or self.server.plane.peers.agreed(near=False) < len(self.others)
 
     @property
     def takes_links_at(self) -> Address:
@@ -178,7 +178,7 @@ class DiscoveredLinks(GatewayLinks):
         self.others[name] = other
         log.info("gateway_met", gateway=name, links=str(links), clients=str(clients))
         if self.own.node < name:
-            self._keeping[name] = asyncio.get_running_loop().create_task(self._keep(other))
+            self._keeping[name] = asyncio.get_running_loop().create_task(self._keep(name, links))
         for address in [links, *told]:
             self._introduce(address)
 

@@ -100,8 +100,8 @@ class Gateway:
         self.plane = Plane(options, self, random.randrange, engine)
         self.server = _server(configuration, self.node, self.plane, worker)
         self._worker = worker
-        self.peers = PeerLinks(self.server, worker, random.random) if worker.count > 1 else None
         self.mesh = self._mesh(link_tls, cluster)
+        self.peers = self._peer_links() if worker.count > 1 else None
         self.spool = _spool(configuration, self.node, worker, self._answer) if sinks else None
         self.outbox = self._outbox(engine)
         self.audit = AuditTrail(self.outbox, self.zone, node, monotonic_ms, wall_ms, self._flush_outbox_soon)
@@ -153,6 +153,10 @@ class Gateway:
         stats = self.plane.stats
         return Unkept(stats.unkept_msgs, stats.unkept_bytes)
 
+    def _peer_links(self) -> PeerLinks:
+        """The links to the other workers of this gateway."""
+        return PeerLinks(self.server, self._worker, random.random, self.mesh.zones if self.mesh is not None else None)
+
     def _mesh(self, link_tls: LinkTls | None, cluster: Cluster | None) -> GatewayLinks | None:
         """The links to other gateways, of this zone and of others; None where there are none."""
         configuration = self.configuration
@@ -173,6 +177,8 @@ class Gateway:
             compression=ZSTD,
             revision=configuration.mesh.revision,
             digests=digests(configuration) if cluster is None else {},
+            worker=self._worker.number,
+            workers=self._worker.count,
         )
         if cluster is not None:
             return DiscoveredLinks(self.server, hello, self.node, cluster, random.random, self._link_refused)

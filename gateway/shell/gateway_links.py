@@ -3,14 +3,15 @@
     eu-gw1 ──dials──► eu-gw2        Of two, the one whose name comes first dials, and dials again when the link is lost,
        └────dials──► eu-gw3 ◄──┘    after a pause that grows and has jitter. Mutual TLS where nodes have certificates.
 
+A gateway of several workers is as many peers: each of them listens on a port of its own, dials as said, and has links
+of its own (`protocol.routes.peer_name`), so that there is one hop from any process to any other. Both ends must agree
+on how many there are. Of two zones any two processes may have the one link.
+
 A link begins with HELLO both ways (`protocol.routes`). Until that was checked, nothing else is listened to; a peer of
 another mesh, zone or version, by another's name or with another's certificate hears why and is gone, and no other link
 notices. From then on what comes is the plane's (`gateway.core.channels`), like what a worker of the same gateway says.
 
 Which gateway links its zone to another is for `gateway.core.zones` to say; how, for `gateway.shell.borders`.
-
-A peer that is silent is sent everything until it answers, since it may want more by now; a link that is silent for long
-is given up, so that a peer that was stopped or cut off is dialled anew when it is back.
 """
 
 import asyncio
@@ -19,17 +20,18 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, NamedTuple, Protocol, cast
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from gateway.core.channels import Channels
+from gateway.core.channels import Part
 from gateway.core.differing import differing_parts
 from gateway.core.reports import LinksReport
 from gateway.core.session import Closed, Session
 from gateway.core.zones import Zones
 from gateway.shell.borders import BorderStream
-from gateway.shell.connection import Connection, unpace
+from gateway.shell.channel_connection import ChannelConnection
+from gateway.shell.connection import unpace
 from gateway.shell.server import ClientServer
 from gateway.shell.tls import explained
 from protocol.config import Address, Gateway
@@ -40,13 +42,10 @@ from protocol.limits import (
     GATEWAY_PING_INTERVAL_MS,
     GATEWAY_REFUSALS_TOLD_MAX,
     GATEWAY_RETRY_MS_MAX,
-    GATEWAY_SILENCE_MS_MAX,
-    GATEWAY_STALE_MS,
     GATEWAY_WAIT_MS_MAX,
     PEER_RETRY_MS_MIN,
-    READ_BYTES,
 )
-from protocol.routes import HELLO_VERSION, ZSTD, Hello, RefusedByPeer, hello_line, pieces, read_hello
+from protocol.routes import HELLO_VERSION, ZSTD, Hello, RefusedByPeer, hello_line, peer_name, read_hello
 
 _POLL_S: Final = 0.01
 _LOOK_S: Final = 0.05  # between two looks at whether a zone is to be dialled
@@ -81,6 +80,24 @@ class LinkRefused(FrameError):
         self.kind = kind
 
 
+class Process(NamedTuple):
+    """One of a gateway's workers, or its only one."""
+
+    gateway: Gateway
+    worker: int
+
+    @property
+    def address(self) -> Address:
+        """What to dial."""
+        return self.gateway.links_at(self.worker)
+
+
+def _processes(gateways: Iterable[Gateway]) -> dict[str, Process]:
+    """All of them, by what they are called."""
+    found = (Process(gateway, worker) for gateway in gateways for worker in range(gateway.workers))
+    return {peer_name(process.gateway.name, process.worker): process for process in found}
+
+
 @dataclass(frozen=True)
 class FarZone:
     """Another zone: its gateways, and how much may go there in a second (0: as much as there is)."""
@@ -90,9 +107,10 @@ class FarZone:
 
 
 class GatewayLinks:
-    """Those of one gateway to the `others` of its zone, and to other zones. `jitter()` is a random number from 0 to 1.
+    """Those of one process to `others` of its zone, and to other zones. `jitter()` is a random number from 0 to 1.
 
-    `refused` counts links that were not wanted, by reason; `errors` says why there is none to a gateway.
+    `links` and what is counted of them have the `peer_name` of the other end; `refused` counts links that were not
+    wanted, by reason; `errors` says why there is none to a peer.
     """
 
     def __init__(
@@ -113,7 +131,8 @@ class GatewayLinks:
         self.server, self.own, self.tls = server, own, tls
         self.others = {gateway.name: gateway for gateway in others}
         self.far = dict(far)
-        self.zones = Zones(own.zone, own.node, {name: list(zone.gateways) for name, zone in far.items()})
+        self._far_peers = {name: _processes(zone.gateways.values()) for name, zone in far.items()}
+        self.zones = Zones(own.zone, own.peer, {name: list(peers) for name, peers in self._far_peers.items()})
         self.links: dict[str, GatewayConnection] = {}
         self.borders: dict[str, GatewayConnection] = {}  # by zone
         self.pending: set[GatewayConnection] = set()
@@ -135,14 +154,19 @@ class GatewayLinks:
                 connection.border.rate_bytes = rate_bytes
 
     @property
+    def peers(self) -> dict[str, Process]:
+        """The processes of the other gateways of this zone."""
+        return _processes(self.others.values())
+
+    @property
     def missing(self) -> list[str]:
-        """The gateways to which there is no link."""
-        return [name for name in self.others if name not in self.links]
+        """The peers to which there is no link."""
+        return [name for name in self.peers if name not in self.links]
 
     @property
     def dropped(self) -> Counter[tuple[str, str]]:
-        """Messages that got no further, by gateway and why: `behind` (it was) or `unwanted` (here, of its messages)."""
-        counts = Counter({(name, why): 0 for name in self.others for why in ("behind", "unwanted")})
+        """Messages that got no further, by peer and why: `behind` (it was) or `unwanted` (here, of its messages)."""
+        counts = Counter({(name, why): 0 for name in self.peers for why in ("behind", "unwanted")})
         counts.update(self._dropped_before)
         for link in [*self.links.values(), *self.borders.values()]:
             counts.update(link.dropped())
@@ -161,13 +185,14 @@ class GatewayLinks:
         loop = asyncio.get_running_loop()
         if self._listener is None:
             await self.listen()
-        dialled = [other for name, other in self.others.items() if name > self.own.node]
-        self._tasks = [loop.create_task(self._keep(other)) for other in dialled]
+        peers = self.peers
+        dialled = [name for name, process in peers.items() if process.gateway.name > self.own.node]
+        self._tasks = [loop.create_task(self._keep(name, peers[name].address)) for name in dialled]
         self._tasks.append(loop.create_task(self._watch()))
         self._tasks.append(loop.create_task(self._reach_zones(loop.time() + GATEWAY_WAIT_MS_MAX / 1_000)))
         self._tell_clients()
         deadline_s = loop.time() + GATEWAY_WAIT_MS_MAX / 1_000
-        while self.server.plane.peers.agreed < len(self.others):
+        while self.server.plane.peers.agreed(near=False) < len(peers):
             if loop.time() >= deadline_s:
                 log.warning("gateways_missing", gateways=self.missing, waited_ms=GATEWAY_WAIT_MS_MAX)
                 return
@@ -175,9 +200,8 @@ class GatewayLinks:
 
     @property
     def bind(self) -> Address:
-        """Where the others find this gateway."""
-        assert self._node.mesh is not None  # the configuration was checked
-        return self._node.bind(self._node.mesh)
+        """Where the others find this process."""
+        return self._node.bind(self._node.links_at(self.own.worker))
 
     async def listen(self) -> None:
         """Takes links from now on. OSError: the address cannot be had."""
@@ -202,25 +226,25 @@ class GatewayLinks:
 
     # -- keeping them -------------------------------------------------------------------------------------------------
 
-    async def _keep(self, other: Gateway) -> None:
-        """Keeps the link to a gateway that is ours to dial."""
+    async def _keep(self, name: str, address: Address) -> None:
+        """Keeps the link to a peer that is ours to dial."""
         pause_ms = PEER_RETRY_MS_MIN
         while True:
-            if await self._was_open(other):
+            if await self._was_open(name, address):
                 pause_ms = PEER_RETRY_MS_MIN
             await asyncio.sleep(pause_ms * (0.5 + self._jitter() / 2) / 1_000)
             pause_ms = min(pause_ms * 2, GATEWAY_RETRY_MS_MAX)
 
-    async def _was_open(self, other: Gateway) -> bool:
+    async def _was_open(self, name: str, address: Address) -> bool:
         """Dials, and returns when there is no link any more; whether there was one."""
-        connection = GatewayConnection(self, other.name)
+        connection = GatewayConnection(self, name)
         try:
             async with asyncio.timeout(GATEWAY_HELLO_MS_MAX / 1_000):
-                await self._dial(cast(Address, other.mesh), connection)
+                await self._dial(address, connection)
         except TimeoutError:
-            self.failed(other.name, "it does not answer")
+            self.failed(name, "it does not answer")
         except OSError as error:
-            self.failed(other.name, explained(error) if isinstance(error, ssl.SSLError) else str(error))
+            self.failed(name, explained(error) if isinstance(error, ssl.SSLError) else str(error))
         else:
             await connection.lost.wait()
         return bool(connection.name)
@@ -246,7 +270,7 @@ class GatewayLinks:
         """Clients can connect now."""
 
     async def _reach(self, zone: str, name: str) -> None:
-        was_open = await self._was_open(self.far[zone].gateways[name])
+        was_open = await self._was_open(name, self._far_peers[zone][name].address)
         self.zones.dialled(zone, self.server.now_ms(), self._jitter(), was_open=was_open)
 
     async def _dial(self, address: Address, connection: "GatewayConnection") -> None:
@@ -268,7 +292,8 @@ class GatewayLinks:
     def _tell_clients(self) -> None:
         """Where else they can go: to us, and to every gateway that is there; not before there is another one."""
         plane, own = self.server.plane, Address(self._node.client.host, self.server.plane.port)
-        others = [client for name in self.links if (client := self.others[name].client).port]
+        linked = dict.fromkeys(link.node for link in self.links.values())  # by whichever of its processes
+        others = [client for node in linked if (client := self.others[node].client).port]
         if others or plane.connect_urls:
             plane.set_connect_urls(tuple(str(address) for address in (own, *others) if address.port))
             self.server.flush()
@@ -306,14 +331,19 @@ class GatewayLinks:
         known = self.others if hello.zone == own.zone else self.far[hello.zone].gateways
         if node not in known:
             raise LinkRefused("name", f"the file of {own.node} has no gateway {node} in zone {hello.zone}")
-        if connection.expected not in ("", node):
-            raise LinkRefused("name", f"{node} answers where {connection.expected} should be")
+        if not 0 <= hello.worker < hello.workers:
+            raise LinkRefused("workers", f"{node} is worker {hello.worker} of {hello.workers}")
+        if hello.zone == own.zone and known[node].workers != hello.workers:
+            says = f"the file of {own.node} says {known[node].workers}"
+            raise LinkRefused("workers", f"{node} runs as workers = {hello.workers}, {says}")
+        if connection.expected not in ("", hello.peer):
+            raise LinkRefused("name", f"{hello.peer} answers where {connection.expected} should be")
         if not connection.expected and own.zone < hello.zone:
             raise LinkRefused("zone", f"zone {own.zone} dials zone {hello.zone}, not the other way round")
         self._check_certificate(connection, hello)
-        there = self.links.get(node)
+        there = self.links.get(hello.peer)
         if there is not None and there.server_id != hello.server_id:
-            raise LinkRefused("name", f"another gateway is called {node}, too, and linked to {own.node}")
+            raise LinkRefused("name", f"another gateway is called {hello.peer}, too, and linked to {own.peer}")
 
     def _check_certificate(self, connection: "GatewayConnection", hello: Hello) -> None:
         if self.tls is None:
@@ -391,55 +421,46 @@ class GatewayLinks:
             log.warning("gateway_link_refused", peer=peer, kind=kind, reason=why)
 
     def failed(self, name: str, why: str) -> None:
-        """There is no link to a gateway that we have dialled."""
+        """There is no link to a peer that we have dialled."""
         if self.errors.get(name) != why:
             self.errors[name] = why
             log.info("gateway_link_fails", gateway=name, reason=why)
 
 
-class GatewayConnection(Connection):
+class GatewayConnection(ChannelConnection):
     """One link. `expected` is whom we have dialled, "" for nobody; `name` is "" until the peer has said who it is.
 
-    `channels` are there from then on, and their main session is that of the connection; between zones `border`, too.
+    `node` is its gateway. Channels are there from then on; between zones `border`, too.
     """
 
     __slots__ = (
-        *("_greeting", "_late", "_links", "_silent_watches", "border", "channels", "expected", "lost", "name"),
+        *("_greeting", "_late", "_links", "border", "expected", "lost", "name", "node"),
         "server_id",
     )
-
-    channels: Channels
 
     def __init__(self, links: GatewayLinks, expected: str) -> None:
         super().__init__(links.server)
         self._links, self.expected = links, expected
-        self.name = self.server_id = ""
+        self.name = self.node = self.server_id = ""
         self.border: BorderStream | None = None
         self.lost = asyncio.Event()
         self._greeting = b""
-        self._silent_watches = 0
         self._late: asyncio.TimerHandle | None = None
 
     # -- from the loop ------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
+        self.open_transport(transport)
         self._links.pending.add(self)
         unpace(self.transport)
-        self.transport.set_write_buffer_limits(high=0)  # written at once, see `gateway.shell.peers`
         self.transport.write(hello_line(self._links.hello(self)))
         self._late = asyncio.get_running_loop().call_later(GATEWAY_HELLO_MS_MAX / 1_000, self._is_late)
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._silent_watches = 0
-        server = self._server
-        if self.name:  # as any connection, with less between: each call counts where a message comes alone
-            has_more = self._receive(server.read_buffer[:nbytes])
-            server.flush()
-            if has_more or nbytes >= READ_BYTES or self.session.stall_ms:
-                self._begin_stall()
+        if self.name:
+            super().buffer_updated(nbytes)
         elif not self.transport.is_closing():
-            self._greet(bytes(server.read_buffer[:nbytes]))
+            self._greet(bytes(self._server.read_buffer[:nbytes]))
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._late is not None:
@@ -447,7 +468,6 @@ class GatewayConnection(Connection):
         self._links.pending.discard(self)
         if self.name:
             self._links.closed(self)
-            self.channels.end()
             super().connection_lost(error)
             if self.border is not None:
                 self.border.close()
@@ -476,43 +496,27 @@ class GatewayConnection(Connection):
         assert self._late is not None
         self._late.cancel()
         self._links.pending.discard(self)
-        self.name, self.server_id, self._greeting = hello.node, hello.server_id, b""
-        address = (self.transport.get_extra_info("peername") or ("", 0))[:2]
+        self.name, self.node, self.server_id, self._greeting = hello.peer, hello.node, hello.server_id, b""
+        ip, port = (self.transport.get_extra_info("peername") or ("", 0))[:2]
         zone = hello.zone if hello.zone != self._links.own.zone else ""
         if zone:
             self._links.opening(self, zone)
             rate_bytes = self._links.far[zone].rate_bytes
             self.border = BorderStream(self.transport, rate_bytes, self._server.now_ms, hello.compression == ZSTD)
         self._links.compare(hello)
-        self.channels = Channels(
-            self._plane,
-            hello.node,
-            self._server.now_ms(),
-            border=zone,
-            ip=address[0],
-            port=address[1],
-            added=self._added,
-            removed=self._removed,
-        )
-        self.session = self.channels.main
+        self.begin_channels(hello.peer, border=zone, ip=ip, port=port)
         self._links.opened(self)
         has_more = self._receive(rest)
         self._server.flush()
         if has_more or self.session.stall_ms:
             self._begin_stall()
 
-    def _added(self, session: Session) -> None:
-        session.measure_unsent = self._unsent_bytes
-        self._server.opened(self, session)
-
     def _removed(self, session: Session) -> None:
         self._links.ended(self._dropped_on(session))
-        self._server.released(session)
+        super()._removed(session)
 
     def _unsent_bytes(self) -> int:
-        """What waits behind the sessions."""
-        waiting_bytes = 0 if self.border is None else self.border.waiting_bytes
-        return self.transport.get_write_buffer_size() + waiting_bytes
+        return super()._unsent_bytes() + (0 if self.border is None else self.border.waiting_bytes)
 
     def _refuse(self, error: FrameError) -> None:
         self._links.refuse(self, error)
@@ -535,29 +539,15 @@ class GatewayConnection(Connection):
             return False
 
     def update(self) -> None:
-        channels = self.channels
-        if channels.lines or len(channels.sessions) > 1 or self.border is not None:
+        if self.border is not None:
             self._say()
         super().update()
 
-    def _say(self) -> None:
-        """What is more than messages of the one session, and those behind it."""
-        lines, messages = self.channels.take_lines(), self.channels.take_messages()
-        if not (lines or messages) or self._linger is not None or self.transport.is_closing():
-            return
+    def _write_parts(self, lines: list[Part], messages: list[Part]) -> None:
         if self.border is not None:  # it has one channel
             self.border.write([data for _, data in lines], [data for _, data in messages])
         else:
-            self.transport.writelines([part for key, data in lines + messages for part in pieces(*key, data)])
-        self._look_at_unsent(sum(len(data) for _, data in lines + messages))
-
-    def _look_at_unsent(self, written_bytes: int) -> None:
-        in_transport = self.transport.get_write_buffer_size()
-        if in_transport or self._is_blocked:
-            self._note_unsent(written_bytes, in_transport)
-        unsent_bytes = self._unsent_bytes()
-        for session in self.channels.sessions.values():
-            session.unsent_bytes = unsent_bytes
+            super()._write_parts(lines, messages)
 
     def dropped(self) -> Counter[tuple[str, str]]:
         """As `GatewayLinks.dropped`."""
@@ -569,20 +559,5 @@ class GatewayConnection(Connection):
     def _dropped_on(self, session: Session) -> Counter[tuple[str, str]]:
         return Counter({(self.name, "behind"): session.dropped_msgs, (self.name, "unwanted"): session.unwanted_msgs})
 
-    def watch(self) -> None:
-        """Counted in calls, not by the clock: when this process was held up, what waits to be read is no silence."""
-        if self._silent_watches * GATEWAY_PING_INTERVAL_MS >= GATEWAY_SILENCE_MS_MAX:
-            detail = f"silent for {GATEWAY_SILENCE_MS_MAX} ms"
-            self._plane.close(self.session, Closed.STALE, flushes=False, detail=detail)
-            return
-        is_silent = self._silent_watches * GATEWAY_PING_INTERVAL_MS >= GATEWAY_STALE_MS
-        self._silent_watches += 1
-        for session in self.channels.sessions.values():
-            if is_silent:
-                self._plane.peers.doubt(session)
-            self._plane.ping_peer(session, self._server.now_ms())
-
     def _log_closed(self, error: Exception | None) -> None:
-        reason = self.session.closing or Closed.CLIENT
-        detail = self.session.closing_detail or (str(error) if error is not None else "")
-        log.info("gateway_link_down", gateway=self.name, reason=str(reason), detail=detail)
+        log.info("gateway_link_down", gateway=self.name, **self.closed_by(error))

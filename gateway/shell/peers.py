@@ -5,7 +5,8 @@
         │ └──────────┤           are made again, by the one that made them before.
         └───────── worker 2
 
-What goes over them is the plane's business (`Plane.connect_peer`): the bytes are moved by the same code as a client's.
+What goes over them is the plane's business, and the same as between gateways (`gateway.core.channels`): a worker that
+links the zone to another leads the others there. Nobody else reaches the sockets, so there is no HELLO.
 
 A worker that begins opens its client port only when it knows what the others' clients want, and they what its own will:
 at that moment it has none. It waits for a bounded time, since a worker that cannot begin must not hold up the rest.
@@ -21,14 +22,22 @@ import re
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, cast
+from typing import Final
 
 import structlog
 
 from gateway.core.session import Closed
-from gateway.shell.connection import Connection
+from gateway.core.zones import Zones
+from gateway.shell.channel_connection import ChannelConnection
 from gateway.shell.server import ClientServer
-from protocol.limits import PEER_BYE_MS_MAX, PEER_RETRY_MS_MAX, PEER_RETRY_MS_MIN, PEER_WAIT_MS_MAX
+from protocol.limits import (
+    GATEWAY_PING_INTERVAL_MS,
+    PEER_BYE_MS_MAX,
+    PEER_RETRY_MS_MAX,
+    PEER_RETRY_MS_MIN,
+    PEER_WAIT_MS_MAX,
+)
+from protocol.routes import peer_name
 
 _POLL_S: Final = 0.01
 _CALLER: Final = re.compile(r"/peer-(\d{1,3})-to-\d{1,3}\.sock")
@@ -61,10 +70,12 @@ ALONE: Final = Worker()
 
 
 class PeerLinks:
-    """The links of one worker. `jitter()` is a random number from 0 to 1."""
+    """The links of one worker. `jitter()` is a random number from 0 to 1; `zones` is told of them, if there are any."""
 
-    def __init__(self, server: ClientServer, worker: Worker, jitter: Callable[[], float]) -> None:
-        self._server, self._worker, self._jitter = server, worker, jitter
+    def __init__(
+        self, server: ClientServer, worker: Worker, jitter: Callable[[], float], zones: Zones | None = None
+    ) -> None:
+        self._server, self._worker, self._jitter, self._zones = server, worker, jitter, zones
         self._listener: asyncio.Server | None = None
         self._calling: list[asyncio.Task[None]] = []
         self._links: set[_PeerConnection] = set()
@@ -82,8 +93,9 @@ class PeerLinks:
         _unlink(path)  # of a worker of this number that was killed
         self._listener = await loop.create_unix_server(lambda: _PeerConnection(self, self._server, None), path)
         self._calling = [loop.create_task(self._keep(number)) for number in range(self._worker.number)]
+        self._calling.append(loop.create_task(self._watch()))
         deadline_s = loop.time() + PEER_WAIT_MS_MAX / 1_000
-        while self._server.plane.peers.agreed < self._worker.count - 1:
+        while self._server.plane.peers.agreed(near=True) < self._worker.count - 1:
             if loop.time() >= deadline_s:
                 log.warning("peers_missing", workers=self.missing, waited_ms=PEER_WAIT_MS_MAX)
                 return
@@ -124,6 +136,13 @@ class PeerLinks:
                 pause_ms = PEER_RETRY_MS_MIN
             await asyncio.sleep(pause_ms * (0.5 + self._jitter() / 2) / 1_000)
 
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(GATEWAY_PING_INTERVAL_MS / 1_000)
+            for link in list(self._links):
+                link.watch()
+            self._server.flush()
+
     async def _call(self, number: int) -> "_PeerConnection":
         """OSError: it does not listen."""
         loop = asyncio.get_running_loop()
@@ -144,10 +163,14 @@ class PeerLinks:
 
     def opened(self, link: "_PeerConnection") -> None:
         self._links.add(link)
+        if self._zones is not None:
+            self._zones.linked(link.channels, self._server.now_ms())
         log.info("peer_link_up", number=link.number)
 
     def closed(self, link: "_PeerConnection") -> None:
         self._links.discard(link)
+        if self._zones is not None:
+            self._zones.unlinked(link.channels)
 
 
 def _unlink(path: str) -> None:
@@ -155,7 +178,7 @@ def _unlink(path: str) -> None:
         os.unlink(path)
 
 
-class _PeerConnection(Connection):
+class _PeerConnection(ChannelConnection):
     """One link. `number` is None until the caller's socket has told it."""
 
     __slots__ = ("_has_said_all", "_links", "heard_all", "lost", "number")
@@ -168,16 +191,11 @@ class _PeerConnection(Connection):
         self.heard_all, self.lost = asyncio.Event(), asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's is none by descent
+        self.open_transport(transport)
         if self.number is None:
             found = _CALLER.search(str(transport.get_extra_info("peername")))
             self.number = int(found[1]) if found is not None else -1
-        # Written at once, not at the end of the turn as with clients: what one of ours does because of something that
-        # it sees comes behind the interest that others were told of before.
-        self.transport.set_write_buffer_limits(high=0)
-        self.session = self._plane.connect_peer(f"worker {self.number}", self._server.now_ms(), near=True)
-        self.session.measure_unsent = self.transport.get_write_buffer_size
-        self._server.opened(self)
+        self.begin_channels(peer_name(self._plane.options.server_name, self.number), near=True)
         if self.number < 0 or not self._server.is_reading:
             self._plane.close(self.session, Closed.SHUTDOWN, flushes=False)
         else:
@@ -190,8 +208,8 @@ class _PeerConnection(Connection):
         return not self._server.is_reading
 
     def connection_lost(self, error: Exception | None) -> None:
-        super().connection_lost(error)
         self._links.closed(self)
+        super().connection_lost(error)
         self.heard_all.set()
         self.lost.set()
 
@@ -207,11 +225,10 @@ class _PeerConnection(Connection):
         if not self._has_said_all:
             super().update()
             return
-        self.session.take()
+        self.channels.take_lines()
+        self.channels.take_messages()
         if self.session.closing is not None:
             self.transport.close()
 
     def _log_closed(self, error: Exception | None) -> None:
-        reason = self.session.closing or Closed.CLIENT
-        detail = self.session.closing_detail or (str(error) if error is not None else "")
-        log.info("peer_link_down", number=self.number, reason=str(reason), detail=detail)
+        log.info("peer_link_down", number=self.number, **self.closed_by(error))

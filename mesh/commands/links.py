@@ -9,6 +9,7 @@ from rich.table import Table
 
 from mesh.sizes import size
 from protocol import config
+from protocol.routes import node_of, peer_name
 
 if TYPE_CHECKING:
     import aiohttp
@@ -42,7 +43,7 @@ async def page(session: "aiohttp.ClientSession", address: str, path: str) -> dic
 
 
 def table(told: Routes) -> Table:
-    """A row for each gateway and each other one of its zone, and for each other zone."""
+    """A row for each gateway, or worker of one, and each peer of its zone, and for each other zone."""
     shown = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("GATEWAY", "PEER", "LINK"):
         shown.add_column(name, no_wrap=True)
@@ -55,11 +56,13 @@ def table(told: Routes) -> Table:
         zones = routez.get("zones", {})
         for route in routez["routes"]:
             zone = f" ({route['zone']})" if route["zone"] in zones else ""
-            shown.add_row(gateway, route["remote_name"] + zone, *_cells(route))
-        for peer in routez.get("missing", ()):
-            shown.add_row(gateway, peer, "down", *[""] * 8)
+            own = peer_name(gateway, route.get("worker", 0))
+            shown.add_row(own, route["remote_name"] + zone, *_cells(route))
+        for each in routez.get("workers") or [{"number": 0, "missing": routez.get("missing", ())}]:
+            for peer in each["missing"]:
+                shown.add_row(peer_name(gateway, each["number"]), peer, "down", *[""] * 8)
         for zone, leading in zones.items():
-            if gateway not in leading:
+            if gateway not in map(node_of, leading):
                 shown.add_row(gateway, f"({zone})", f"by {leading[0]}" if leading else "down", *[""] * 8)
     return shown
 
