@@ -2,7 +2,8 @@
 
     PYTHONPATH=tests:. .venv/bin/python -m simulation.gateways 4711
 
-Seeds below 1,000 have one zone, the others two or three.
+Seeds below 1,000 have one zone, the others two or three. In three of sixteen some gateways are two workers: each is a
+process like any other here, only that a queue group's members beside it are as near as its own.
 
 Real are the planes, with the forwarder of either engine, the channels of links, and the choice of who links a zone to
 another. Modelled after the shells (`gateway.shell.gateway_links`) are the links: two byte streams that deliver pieces
@@ -39,6 +40,7 @@ STEP_MS = 25
 ROUNDS, STEPS = 2, 60
 SETTLE_MS_MAX = 20_000
 SEVERAL_ZONES = 1_000
+WITH_WORKERS = (9, 12, 14)  # of sixteen seeds
 SUBJECTS = ("a.a", "a.b", "a.c", "b.c", "b.d", "c.d.e", *(f"d.{number}" for number in range(12)))
 PATTERNS = (*SUBJECTS, *SUBJECTS, "a.*", "a.>", "*.c", "b.*", ">", "c.>", "e", "e.f")
 QUEUES = ("", "", "", "q", "q", "crew")
@@ -51,6 +53,7 @@ class Wire:
     def __init__(self, world: "World", ends: "tuple[Gateway, Gateway]") -> None:
         self.world, self.ends = world, ends
         self.is_border = ends[0].zone != ends[1].zone
+        self.is_near = ends[0].node == ends[1].node
         self.sessions: list[Channels | None] = [None, None]
         self.was_open = self.is_over = False
         self.ways: list[deque[tuple[int, bytes]]] = [deque(), deque()]
@@ -72,7 +75,7 @@ class Wire:
             self.was_open = self.was_open or end == 0
             return
         before = here.wires.get(there.name)
-        self.sessions[end] = channels = Channels(here.plane, there.name, now_ms)
+        self.sessions[end] = channels = Channels(here.plane, there.name, now_ms, near=self.is_near)
         here.wires[there.name] = self
         here.zones.linked(channels, now_ms)
         if before is not None:
@@ -135,10 +138,14 @@ class Wire:
 
 
 class Gateway:
-    """One that is up: its plane, its clients, the wire to each other one of its zone, and those to other zones."""
+    """A process that is up: its plane, its clients, the wire to each other of its zone, and those to other zones.
+
+    `node` is the gateway of which it is a worker, or which it is.
+    """
 
     def __init__(self, name: str, zone: str, plane: Plane, zones: Zones) -> None:
         self.name, self.zone, self.plane, self.zones = name, zone, plane, zones
+        self.node = routes.node_of(name)
         self.clients: list[Client] = []
         self.wires: dict[str, Wire] = {}
         self.borders: dict[str, Wire] = {}
@@ -164,6 +171,8 @@ class World:
         self.audit = Audit()
         self.gateways: dict[str, Gateway] = {}
         self.zone_of = self._choose_zones(1 if seed < SEVERAL_ZONES else 2 + (seed % 4 == 3))
+        if seed % 16 in WITH_WORKERS:
+            self._add_workers()
         self.names = list(self.zone_of)
         for name in self.names:
             self._begin(name)
@@ -174,6 +183,11 @@ class World:
             return {f"gw{number}": "eu" for number in range(self.rng.choice((2, 3, 3, 4)))}
         zones = {zone: range(self.rng.choice((1, 2, 2, 3))) for zone in ("eu", "us", "asia")[:count]}
         return {f"{zone}{number}": zone for zone, numbers in zones.items() for number in numbers}
+
+    def _add_workers(self) -> None:
+        """The first gateway has two, and others may."""
+        two = list(self.zone_of)[:1] + [name for name in self.zone_of if self.rng.random() < 0.5]
+        self.zone_of |= {routes.peer_name(name, 1): self.zone_of[name] for name in dict.fromkeys(two)}
 
     # -- the whole run ------------------------------------------------------------------------------------------------
 
@@ -345,8 +359,16 @@ class World:
         for other, its in self.zone_of.items():
             if its != zone:
                 others.setdefault(its, []).append(other)
+        node = routes.node_of(name)
         options = PlaneOptions(
-            name, name, has_gateways=True, broadcasts=self.routing == "broadcast", zone=zone, zones=tuple(others)
+            node,
+            node,
+            has_gateways=True,
+            broadcasts=self.routing == "broadcast",
+            zone=zone,
+            zones=tuple(others),
+            first_id=1 + (name != node),
+            id_step=1 + (routes.peer_name(node, 1) in self.zone_of),
         )
         choose = random.Random(self.rng.random()).randrange
         plane = Plane(options, Silent(), choose, self.engine)

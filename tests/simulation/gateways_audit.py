@@ -6,8 +6,8 @@
 - A subscription that a PONG has confirmed gets everything that is published from then on, anywhere, as long as the link
   stands on which it comes: also while ways are blocked and interest is lost.
 - When all is mended: each gateway knows what the clients of all others want, and nothing else; an event reaches every
-  subscriber and one member of each group, a local one if there is any; who asks is told that there are no responders
-  if, and only if, there are none.
+  subscriber and one member of each group, a local one if there is any, at whichever worker; who asks is told that there
+  are no responders if, and only if, there are none.
 """
 
 import re
@@ -181,13 +181,14 @@ class Audit:
             chosen = self._got_by_group.get((queue, event.number))
             if chosen is None:
                 raise AssertionError(f"event {event.number} on {event.subject} reaches nobody of {queue}")
-            is_local = [member.gateway is event.origin for member in members]
-            if any(is_local) and chosen.gateway is not event.origin:
+            is_local = [member.gateway.node == event.origin.node for member in members]
+            if any(is_local) and chosen.gateway.node != event.origin.node:
                 raise AssertionError(f"event {event.number} goes to {chosen.gateway.name} before a local member")
             is_of_zone = [member.gateway.zone == event.origin.zone for member in members]
             if any(is_of_zone) and chosen.gateway.zone != event.origin.zone:
                 raise AssertionError(f"event {event.number} goes to {chosen.gateway.name} before a member of its zone")
             self.counted["groups"] += 1
+            self.counted["groups at another worker"] += any(is_local) and chosen.gateway is not event.origin
         nobody = not event.due and not event.groups
         is_refused = event.number in self.refused
         if is_refused != nobody and not (nobody and self._has_prefixes):

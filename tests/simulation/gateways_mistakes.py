@@ -131,6 +131,11 @@ def prefixes_stand_for_groups_too(patch: Patch) -> None:
     patch.setattr(Interest, "weight", lambda self, key: weight(self, key) * (not self._below or not key[2]))
 
 
+def workers_are_asked_like_other_gateways(patch: Patch) -> None:
+    begin = Channels.__init__
+    patch.setattr(Channels, "__init__", lambda self, *given, **named: begin(self, *given, **named | {"near": False}))
+
+
 # -- between zones ----------------------------------------------------------------------------------------------------
 
 
@@ -182,6 +187,16 @@ def a_border_that_was_lost_is_still_led_to(patch: Patch) -> None:
     patch.setattr(Zones, "closed", closed)
 
 
+def a_worker_is_not_told_where_the_one_beside_it_leads(patch: Patch) -> None:
+    offer = Channels.offer
+
+    def offers(self: Channels, zone: str, now_ms: int) -> None:
+        if not self.main.near:
+            offer(self, zone, now_ms)
+
+    patch.setattr(Channels, "offer", offers)
+
+
 MISTAKES: dict[Callable[[Patch], None], int] = {
     a_digest_that_does_not_fit_is_not_minded: 3,
     a_gateway_that_holds_something_else_is_not_stale: 3,
@@ -195,12 +210,14 @@ MISTAKES: dict[Callable[[Patch], None], int] = {
     a_peer_that_is_sent_everything_counts_as_a_responder: 5,
     sizes_of_groups_are_not_told: 0,
     prefixes_stand_for_groups_too: 6,
+    workers_are_asked_like_other_gateways: 12,
     what_comes_over_a_border_goes_anywhere: 1003,
     all_ways_to_a_zone_are_used: 1002,
     nobody_gives_a_second_link_up: 1003,
     members_of_other_zones_are_asked_like_those_of_ours: 1000,
     other_zones_hear_only_of_the_clients_of_the_holder: 1000,
     a_border_that_was_lost_is_still_led_to: 1002,
+    a_worker_is_not_told_where_the_one_beside_it_leads: 1001,
 }
 """Each with the first seed that notices it; a change of the simulation changes those, and this program finds them."""
 
