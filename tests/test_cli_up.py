@@ -41,7 +41,10 @@ async def test_a_text_goes_in_and_comes_back_though_the_server_is_killed(folder:
     publishing.stdin.write(text.removesuffix(last))  # it is under way until it has the last one
     followed = await following.stdout.readexactly(len(text) // 4)
     server.kill()
+    await asyncio.sleep(0.5)
+    publishing.send_signal(signal.SIGSTOP)  # it waits for half a minute, and some machines need longer to start one
     await folder.up("--stream", "lines=lines.>")
+    publishing.send_signal(signal.SIGCONT)
     out, err = await publishing.communicate(last)
     assert (publishing.returncode, err.count(b"\n")) == (0, 0), err.decode()
     assert out.startswith(b"10000 lines kept in lines@local")

@@ -93,6 +93,7 @@ async def test_what_geo_acknowledged_outlives_its_zone_and_comes_back(tmp_path: 
         nodes, _ = await asyncio.gather(start(folder, "eu", EU_SINKS), start(folder, "us", ("us1",)))
         async with client(urls["us"]) as us:
             async with client(urls["eu"]) as eu:
+                await until_kept(eu, "orders")
                 first = await published(eu, "orders.new", b"first")
                 assert (first["ack"], first["zones"], first["offset"]) == ("geo", ["us"], 0)
                 await until_kept(us, "orders@eu")

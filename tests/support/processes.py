@@ -225,4 +225,5 @@ async def client(url: str, **options: Any) -> AsyncIterator[Client]:
     try:
         yield connection
     finally:
-        await connection.close()
+        with contextlib.suppress(ConnectionError):  # its server has gone, and there was something to send
+            await connection.close()
