@@ -61,7 +61,7 @@ class Made:
 
 async def fill(url: str, count: int, subject: str = "orders.a") -> None:
     client = await nats.connect(url)
-    stream = client.jetstream()
+    stream = client.jetstream(timeout=60)
     for number in range(count):
         await stream.publish(subject, b"%06d" % number * 300)
     await client.close()
