@@ -6,6 +6,7 @@
 import os
 import random
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import fastcrc
@@ -44,6 +45,11 @@ windows = st.builds(
     bytes_max=st.integers(0, 3_000),
     shows_one=st.booleans(),
 )
+
+
+@cache
+def real_lines() -> list[bytes]:
+    return some_lines(2_000)
 
 
 def outcome(call: Callable[..., Any], *arguments: Any) -> Any:
@@ -128,7 +134,7 @@ def test_damaged_batches(taken: list[Event], window: Window, headed: bool, data:
 def test_batches_of_real_lines_sound_and_damaged(seed: int) -> None:
     """Header blocks, keys and payloads of the lines of real files, among them odd ones."""
     chance = random.Random(seed)
-    lines = some_lines(2_000)
+    lines = real_lines()
     taken = [_event(lines, chance) for _ in range(chance.randrange(1, 20))]
     batch = same(lambda codec: codec.encode_batch(taken))
     window = Window(chance.randrange(4), chance.choice((OFFSET_MAX, 10)), 30, chance.choice((2_000, 1_000_000)), True)
@@ -140,7 +146,7 @@ def test_batches_of_real_lines_sound_and_damaged(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(40 * FUZZ))
 def test_columns_of_real_lines_sound_and_damaged(seed: int) -> None:
     chance = random.Random(seed)
-    lines = some_lines(2_000)
+    lines = real_lines()
     taken = [_event(lines, chance) for _ in range(chance.randrange(16, 40))]
     begin_ms = 0 if chance.random() < 0.5 else 1_700_000_000_000
     taken = [event._replace(timestamp_ms=begin_ms + number // 3) for number, event in enumerate(taken)]
