@@ -15,7 +15,7 @@ from gateway.core.coverage import Account
 from gateway.core.partition_outbox import Batch, PartitionOutbox
 from protocol.certified_data import Found
 from simulation.zone import Zone
-from sinkd.core import keeping
+from sinkd.core import accounts, keeping
 from sinkd.core.certifying import partition_of
 from sinkd.core.speakers import Speaker
 from sinkd.core.state import Statement
@@ -25,6 +25,8 @@ from sinkd.shell.link_server import LinkServer
 from sinkd.shell.replica import Replica
 
 Patch = pytest.MonkeyPatch
+BUSY_S = 0.05  # between two events of a partition: a fourth of the time between beacons
+BUSY_RUN_S = 6.0  # longer than a report may take
 
 
 def a_statement_is_made_from_the_tree_in_memory(patch: Patch) -> None:
@@ -56,6 +58,10 @@ def a_run_goes_on_although_the_log_knows_less(patch: Patch) -> None:
 
 def chains_are_not_compared(patch: Patch) -> None:
     patch.setattr(keeping._Look, "_compare", lambda self: None)
+
+
+def sinks_keep_no_marks(patch: Patch) -> None:
+    patch.setattr(accounts, "_mark", lambda account, envelope: None)
 
 
 def what_is_named_has_no_time_to_come(patch: Patch) -> None:
@@ -92,6 +98,16 @@ class Spoilt(Zone):
     segment_bytes = 1024
 
 
+class Busy(Zone):
+    """Publishers that never pause: no partition ends where any beacon says the chain."""
+
+    def _publish(self) -> None:
+        if not self.is_healed:
+            for publisher in self.publishers:
+                publisher.publish_to_all()
+            self.call_later(BUSY_S, self._publish)
+
+
 class Setting(NamedTuple):
     """In which a mistake comes to light soonest: faults of the zone, and between gateways and sinks."""
 
@@ -107,6 +123,7 @@ MISTAKES: dict[Callable[[Patch], None], Setting] = {
     a_batch_counts_before_it_is_acknowledged: Setting(("crash", "cut", "partition")),
     a_run_goes_on_although_the_log_knows_less: Setting(tampers=("forge",)),
     chains_are_not_compared: Setting(tampers=("alter",)),
+    sinks_keep_no_marks: Setting(tampers=("alter",), seconds=BUSY_RUN_S, zone=Busy),
     what_is_named_has_no_time_to_come: Setting(tampers=("eat",)),
     nothing_is_asked_for_again: Setting(tampers=("eat",)),
     what_is_lost_is_not_recorded: Setting(tampers=("kill", "forge")),
