@@ -46,7 +46,8 @@ def free_ports(count: int) -> list[int]:
     ports: list[int] = []
     chosen = Random()
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    own = PORTS[worker :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
+    share = len(PORTS) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    own = PORTS[worker * share : (worker + 1) * share]  # in a row: who has workers takes the ports behind one, too
     while len(ports) < count:
         port = chosen.choice(own)
         with socket.socket() as probe, contextlib.suppress(OSError):
