@@ -108,6 +108,9 @@ class FrameReader:
 
     def _keep_from(self, position: int) -> None:
         """Puts what is not taken yet to where the rest of its frame has room."""
+        if position == self._held_bytes:  # mostly
+            self._block, self._held_bytes = self._shared, 0
+            return
         rest = self._block[position : self._held_bytes]
         block = self._block_for_rest(len(rest))
         if position or block is not self._block:

@@ -385,7 +385,7 @@ class Outbox:
         """Forms and sends what may be sent; returns whether something lingers and wants another flush soon."""
         lingers, self._now_ms = False, now_ms
         for partition in self._partitions.values():
-            if self._way_of(partition).producer is None:
+            if not partition.waits or self._way_of(partition).producer is None:
                 continue
             while partition.may_form(now_ms):
                 self._send(partition, partition.form())

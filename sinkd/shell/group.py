@@ -438,9 +438,11 @@ class Group:
 
     def _sync(self) -> None:
         """Begins a sync, unless one is under way: the next one serves all that comes meanwhile."""
-        loop = asyncio.get_running_loop()
         if self._syncing is not None or self._sync_failure is not None:
             return
+        if not (self._journal.dirty or self.member.promises):
+            return
+        loop = asyncio.get_running_loop()
         if self._journal.dirty and self._is_sync_due(loop.time()):
             self.syncs += 1
             self._synced_at = loop.time()
@@ -450,7 +452,7 @@ class Group:
             else:
                 self._syncing = loop.run_in_executor(self._syncer, self._journal.sync)
                 self._syncing.add_done_callback(partial(self._synced, self.member.promises))
-        elif self._journal.dirty or self.member.promises:
+        else:
             self._journal.trust()
             self._leave(self.member.promises)
 
@@ -554,7 +556,7 @@ class Group:
 
     def _has_work(self) -> bool:
         """Whether the next tick can do something: take what is pending, commit what was synced, apply what remains."""
-        mine = self.member.is_caught_up and not self.member.is_leaving and bool(self._appends or self._commands)
+        mine = bool(self._appends or self._commands) and self.member.is_caught_up and not self.member.is_leaving
         return mine or bool(self._inbound or self._between or self.member.has_more)
 
     async def _wait_for_work(self) -> None:
@@ -573,7 +575,7 @@ class Group:
 
     def _hand_over(self) -> None:
         """Moves what is pending into commands of about a megabyte; only a leader that knows its log does."""
-        if not self.member.is_caught_up or self.member.is_leaving:
+        if not (self._appends or self._commands) or not self.member.is_caught_up or self.member.is_leaving:
             return
         has_room = not self.no_space or self._journal.room(COMMAND_OVERHEAD_BYTES)
         left_bytes = self._tick_bytes

@@ -408,6 +408,10 @@ class Journal:
         """The term of entry `index`. IndexError: the journal does not hold it."""
         return self._entries.term(index)
 
+    def length(self, index: int) -> int:
+        """Bytes of the command of entry `index`. IndexError: the journal does not hold it."""
+        return self._entries.length(index)
+
     def command(self, index: int, term: int) -> bytes:
         """The command of entry `index`, checked. IndexError: the journal has no such entry of that term.
 

@@ -26,6 +26,7 @@ from sinkd.shell.group import Group
 from sinkd.shell.raft_links import RaftLinks, RaftPort
 from sinkd.shell.store import Store
 
+_OURS = Pull, Pulled, Propose, Note, Held
 UNBORN = "its group has not begun yet"
 NEW_DISK = "its disk was empty when the group was there already: it is being filled"
 log = structlog.get_logger()
@@ -131,7 +132,9 @@ class Peers:
         message = frame.message
         if name not in self.hellos:
             return
-        if isinstance(message, Pull):
+        if not isinstance(message, _OURS):  # most are for the member
+            self._group.take(name, frame)
+        elif isinstance(message, Pull):
             self._start(self._serve(name, message))
         elif isinstance(message, Pulled):
             _, future = self._pulls.get(message.request, (name, None))
@@ -143,8 +146,6 @@ class Peers:
             self._noted(message)
         elif isinstance(message, Held):
             self._held(message)
-        else:
-            self._group.take(name, frame)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -35,7 +35,13 @@ from pysyncobj import SyncObj, SyncObjConf
 
 from protocol.errors import DamagedFile, FrameError
 from protocol.frames import Message, Parts
-from protocol.limits import COMMAND_BYTES_TARGET, LINK_FRAME_BYTES_MAX, RAFT_DOUBT_MS_MAX
+from protocol.limits import (
+    COMMAND_BYTES_TARGET,
+    JOURNAL_SLICE_BYTES_MAX,
+    JOURNAL_SLICE_ENTRIES_MAX,
+    LINK_FRAME_BYTES_MAX,
+    RAFT_DOUBT_MS_MAX,
+)
 from sinkd.core import commands
 from sinkd.core.commands import MembersAre
 from sinkd.core.doubt import votes_needed
@@ -58,9 +64,9 @@ from sinkd.core.raft_messages import (
     Voted,
 )
 from sinkd.core.replication import Diverged, Follower, Mismatch, Pieces, commands_of, fit
-from sinkd.shell.journal import Journal
+from sinkd.shell.journal import Journal, JournalEntry
 from sinkd.shell.raft_leader import HEARTBEAT_S, Leadership
-from sinkd.shell.raft_library import Wire, clock, peer
+from sinkd.shell.raft_library import NoSockets, Wire, clock, peer
 
 REGULAR: Final = b"\x00"  # the library's command type byte before our bytes
 FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
@@ -136,6 +142,7 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
             onStateChanged=self._state_changed,
         )
         super().__init__(peer(node), [], configuration, transport=Wire(self._library_sends))
+        self._poller = NoSockets()
         if applied_index:
             self._SyncObj__raftLastApplied = applied_index
         self._deadline = clock() + self._election_timeout()
@@ -338,6 +345,15 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
     def _SyncObj__getCurrentLogTerm(self) -> int:
         return self._journal.term(self._journal.last_index)
 
+    def _SyncObj__getEntries(
+        self, fromIDx: int | None, count: int | None = None, maxSizeBytes: int | None = None
+    ) -> list[JournalEntry]:
+        """The library's, likewise: it looks at the first entry's index with every question."""
+        first = self._journal.first_index
+        if fromIDx is None or fromIDx < first:
+            return []
+        return self._journal[fromIDx - first : None if count is None else fromIDx - first + count]
+
     def _SyncObj__generateRaftTimeout(self) -> float:
         """Never: whether it is time to stand is decided in `tick` alone, where pre-votes come first."""
         return float("inf")
@@ -495,11 +511,14 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         matches, heard = self._SyncObj__raftMatchIndex, self._SyncObj__lastResponseTime
         for node in self._SyncObj__otherNodes:
             follower = followers.get(node.id)
-            if follower is not None:
-                match = min(follower.match_index, synced)
-                self._is_credited |= match > matches[node]
+            if follower is None:
+                continue
+            match, matched = min(follower.match_index, synced), matches[node]
+            if match != matched:
+                self._is_credited |= match > matched
                 matches[node] = match
-                heard[node] = max(heard.get(node, 0.0), follower.heard_at)
+            if follower.heard_at > heard.get(node, 0.0):
+                heard[node] = follower.heard_at
 
     # -- following ----------------------------------------------------------------------------------------------------
 
@@ -673,17 +692,28 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
 
     # -- applying -----------------------------------------------------------------------------------------------------
 
-    def _SyncObj__doApplyCommand(self, command: bytes) -> Any:
-        index = self.raftLastApplied + 1
-        result = None
+    def _SyncObj__applyLogEntries(self) -> bool:
+        """C1: ours, a bounded part of what is committed. Nothing is to be sent for it."""
+        journal, first = self._journal, self._SyncObj__raftLastApplied + 1
+        last = min(self._SyncObj__raftCommitIndex, journal.last_index, first + JOURNAL_SLICE_ENTRIES_MAX - 1)
+        size_bytes = 0
+        for index in range(first, last + 1):
+            term = journal.term(index)
+            command = journal.command(index, term)
+            self._apply_entry(command, index, term)
+            self._SyncObj__raftLastApplied = index
+            size_bytes += len(command)
+            if size_bytes >= JOURNAL_SLICE_BYTES_MAX:
+                break
+        return False
+
+    def _apply_entry(self, command: bytes, index: int, term: int) -> None:
         if command[:1] == REGULAR:
-            term = self._journal.term(index)
             result = self._apply(memoryview(command)[1:], index, term)
             pending = self._pending.pop(index, None)
             if pending is not None:
                 pending[1](result, pending[0] == term)
         self._membership.applied(index)
-        return result
 
     def _SyncObj__tryLogCompaction(self) -> None:
         """Ours is done by the sink's housekeeping, outside of the tick."""

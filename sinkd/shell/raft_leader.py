@@ -82,7 +82,7 @@ class Leadership:
         """Sends each follower what is new to it, as far as its window allows, or a heartbeat when one is due."""
         for name in sorted(self._connected):
             follower = self.followers[name]
-            while follower.may_send() and follower.next_index <= self._journal.last_index:
+            while follower.next_index <= self._journal.last_index and follower.may_send():
                 if not self._send_entries(follower, now):
                     break
             if now - follower.sent_at >= HEARTBEAT_S:
@@ -106,13 +106,14 @@ class Leadership:
         entries: list[tuple[int, int]] = []
         commands: list[bytes] = []
         size_bytes = 0
-        position = first - self._journal.first_index
-        for entry in self._journal[position : position + APPEND_ENTRIES_MAX]:
-            if entries and size_bytes + entry.length > COMMAND_BYTES_TARGET:
+        journal = self._journal
+        for index in range(first, min(journal.last_index + 1, first + APPEND_ENTRIES_MAX)):
+            term, length = journal.term(index), journal.length(index)
+            if entries and size_bytes + length > COMMAND_BYTES_TARGET:
                 break
-            entries.append((entry.term, entry.length))
-            commands.append(entry.command)
-            size_bytes += entry.length
+            entries.append((term, length))
+            commands.append(journal.command(index, term))
+            size_bytes += length
         sequence = follower.sent(first + len(entries) - 1, size_bytes, now)
         head = self._append(follower, sequence, first - 1, self._journal.term(first - 1), tuple(entries))
         self._send(follower.name, head, *commands)

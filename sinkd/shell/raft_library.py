@@ -1,9 +1,10 @@
-"""What PySyncObj takes for granted, replaced: its clock, its journal, its names of nodes, its transport.
+"""What PySyncObj takes for granted, replaced: its clock, its journal, its names of nodes, its sockets.
 
-Two of the library's globals are set when this is imported: how it makes a journal, and that it must not wake a loop of
-its own, which does not run. `sinkd.shell.raft` builds on the library as it is after that.
+Three of the library's globals are set when this is imported: its clock, how it makes a journal, and that it must not
+wake a loop of its own, which does not run. `sinkd.shell.raft` builds on the library as it is after that.
 """
 
+import time
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -24,6 +25,7 @@ def _create_journal(journal: Any) -> Any:
 
 pysyncobj.syncobj.createJournal = _create_journal
 pysyncobj.syncobj.PIPE_NOTIFIER_ENABLED = False  # it wakes the library's own loop, which does not run
+pysyncobj.syncobj.monotonicTime = time.monotonic  # its own has a function around, and it asks several times in a tick
 
 
 def clock() -> float:
@@ -46,6 +48,13 @@ class Peer(Node):  # type: ignore[misc]  # the library has no types
 def peer(name: str) -> Peer:
     """The node of that name: a few in the life of a process, asked for with every message."""
     return Peer(name)
+
+
+class NoSockets:
+    """The library's poller: with every tick it asks the kernel about sockets, of which it has none here."""
+
+    def poll(self, timeout: float) -> None:
+        return
 
 
 class Wire(Transport):  # type: ignore[misc]  # the library has no types
