@@ -11,7 +11,7 @@ in the reference, and then to the policy.
 
 The parts that are no loop stand in files of their own, by the subjects of the reference, and are compiled into this one
 module, so that C can inline across them: `_lanes.pxi`, `_subscriptions.pxi`, `_plans.pxi`, `_sessions.pxi`,
-`_messages.pxi`, `_routed.pxi`, `_answers.pxi`.
+`_messages.pxi`, `_managed.pxi`, `_routed.pxi`, `_answers.pxi`.
 
 No Python object is made per message. One is made per read and receiver: the output is written into a `bytes` object
 that grows, which the shell then takes and hands to the socket as it is.
@@ -451,7 +451,7 @@ cdef class Forwarder:
                     subject = line + 5
                     numbers = 2
                 else:
-                    managed = self._manage(session, line, min(end, line + max_line))
+                    managed = _manage(self, session, line, min(end, line + max_line))
                     if managed == 0:
                         break
                     line += managed
@@ -516,58 +516,6 @@ cdef class Forwarder:
                 self.stats.unkept_msgs += unkept_msgs
                 self.stats.unkept_bytes += unkept_bytes
         return 0
-
-    cdef Py_ssize_t _manage(self, Session session, const char* line, const char* end) except -1:
-        """A complete and ordinary SUB or UNSUB: done as the policy would do it. Its size, or 0 for anything else."""
-        cdef const char* words[3]
-        cdef Py_ssize_t sizes[3]
-        cdef bytes sid
-        cdef Subscription subscription
-        cdef Py_ssize_t most = 0
-        cdef int count
-        if not session.hears_all or session._account.watches or (self.asks_to_subscribe and not self.tells_peers):
-            return 0
-        if memcmp(line, b"SUB ", 4) == 0:
-            here = _words(line + 4, end, words, sizes, &count)
-            if here == NULL or count < 2 or here - line > MANAGED_BYTES_MAX or not _is_pattern(words[0], sizes[0]):
-                return 0
-            sid = PyBytes_FromStringAndSize(words[count - 1], sizes[count - 1])
-            if sid in session.subscriptions:
-                return 0
-            subscription = Subscription.__new__(Subscription)
-            subscription.session = session
-            subscription.account = session._account
-            subscription.wire_pattern = PyBytes_FromStringAndSize(words[0], sizes[0])
-            subscription.wire_queue = PyBytes_FromStringAndSize(words[1], sizes[1]) if count == 3 else None
-            subscription.sid = sid
-            subscription.weight = 1
-            session.subscriptions[sid] = subscription
-            session._account.sublist.insert(subscription)
-            self.stats.subscriptions += 1
-            if self.tells_peers:
-                self.policy.subscribed(subscription)
-        elif end - line > 8 and not self.tells_peers and memcmp(line, b"UNSUB ", 6) == 0:
-            here = _words(line + 6, end, words, sizes, &count)
-            if here == NULL or count > 2 or here - line > MANAGED_BYTES_MAX:
-                return 0
-            if count == 2 and not _number(words[1], sizes[1], &most):
-                return 0
-            subscription = session.subscriptions.get(PyBytes_FromStringAndSize(words[0], sizes[0]))
-            if subscription is not None:
-                if most > subscription.received:
-                    subscription.max_messages = most
-                else:
-                    self._drop(subscription)
-        else:
-            return 0
-        session.last_heard_ms = session.last_activity_ms = self.now_ms
-        return here - line
-
-    cdef _drop(self, Subscription subscription):
-        """An ordinary subscription ends: as the policy would do it."""
-        del subscription.session.subscriptions[subscription.sid]
-        self.remove(subscription)
-        self.stats.subscriptions -= 1
 
     cdef _special(self, Session session, Plan plan, const char* subject, Message* message):
         """Makes the event that the parser would have made."""
@@ -697,7 +645,7 @@ cdef class Forwarder:
                 self.policy.exhausted(subscription)
                 self.interrupted = True
             else:
-                self._drop(subscription)
+                _drop(self, subscription)
         if message.reply_size and session.answerable is not None:
             session.answerable.received(PyBytes_FromStringAndSize(message.reply, message.reply_size), self.now_ms)
         if not session.dirty:
@@ -708,5 +656,6 @@ cdef class Forwarder:
         return 0
 
 
+include "_managed.pxi"
 include "_routed.pxi"
 include "_answers.pxi"
