@@ -10,6 +10,7 @@ from support.scripts import login
 
 from gateway.core.engine import Engine
 from gateway.core.identity import UserEntry
+from gateway.core.plane import Plane
 from gateway.core.session import Session
 
 
@@ -426,6 +427,15 @@ def test_a_round_trip_is_measured_when_no_other_answer_is_awaited(gateways: Pair
     assert link.rtt_ms == 10
 
 
+def settle_all(planes: list[Plane], links: dict[tuple[int, int], Session]) -> None:
+    """Until nobody has anything to say. `links[here, there]` is what `here` says to `there`."""
+    for plane in planes:
+        plane.tell_peers()
+    while any(link.queued_bytes for link in links.values()):
+        for (here, there), link in links.items():
+            planes[there].receive(links[there, here], link.take(), 0)
+
+
 def test_three_gateways_hand_a_message_to_each_once_and_no_further() -> None:
     for engine in ENGINES:
         planes = [make_plane(Silent(), engine, has_gateways=True) for _ in range(3)]
@@ -436,20 +446,13 @@ def test_three_gateways_hand_a_message_to_each_once_and_no_further() -> None:
             for here, there in (pair, pair[::-1])
         }
 
-        def settle(planes=planes, links=links) -> None:
-            for plane in planes:
-                plane.tell_peers()
-            while any(link.queued_bytes for link in links.values()):
-                for (here, there), link in links.items():
-                    planes[there].receive(links[there, here], link.take(), 0)
-
-        settle()
+        settle_all(planes, links)
         clients = [Client(plane) for plane in planes]
         for client in clients:
             client.send(b"SUB a 1\r\nSUB a crew 2\r\n")
-        settle()
+        settle_all(planes, links)
         own = clients[0].send(b"PUB a 0\r\n\r\n")
-        settle()
+        settle_all(planes, links)
         got = [own, *(client.take() for client in clients[1:])]
         assert [each.count(b"MSG a 1 0\r\n\r\n") for each in got] == [1, 1, 1]
         assert [each.count(b"MSG a 2 0\r\n\r\n") for each in got] == [1, 0, 0]
@@ -468,21 +471,14 @@ def test_two_gateways_of_two_workers_are_one_hop_from_each_other(engine: Engine)
         if here != there
     }
 
-    def settle() -> None:
-        for plane in planes:
-            plane.tell_peers()
-        while any(link.queued_bytes for link in links.values()):
-            for (here, there), link in links.items():
-                planes[there].receive(links[there, here], link.take(), 0)
-
-    settle()
+    settle_all(planes, links)
     assert [(plane.peers.agreed(near=True), plane.peers.agreed(near=False)) for plane in planes] == [(1, 2)] * 4
     clients = [Client(plane) for plane in planes]
     for client in clients:
         client.send(b"SUB a 1\r\nSUB jobs crew 2\r\n")
-    settle()
+    settle_all(planes, links)
     got = [clients[0].send(b"PUB a 0\r\n\r\n" + b"PUB jobs 0\r\n\r\n" * 100)]
-    settle()
+    settle_all(planes, links)
     got += [client.take() for client in clients[1:]]
     assert [each.count(b"MSG a 1 0\r\n\r\n") for each in got] == [1] * 4
     shares = [each.count(b"MSG jobs 2 0\r\n\r\n") for each in got]
@@ -491,8 +487,8 @@ def test_two_gateways_of_two_workers_are_one_hop_from_each_other(engine: Engine)
     assert shares[2:] == [0, 0]
     for client in clients[:2]:
         client.send(b"UNSUB 2\r\n")
-    settle()
+    settle_all(planes, links)
     clients[0].send(b"PUB jobs 0\r\n\r\n" * 100)
-    settle()
+    settle_all(planes, links)
     shares = [client.take().count(b"MSG jobs 2 0\r\n\r\n") for client in clients]
     assert (shares[:2], sum(shares[2:]), min(shares[2:]) > 20) == ([0, 0], 100, True)

@@ -31,7 +31,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import structlog
-from pysyncobj import SyncObj, SyncObjConf
+from pysyncobj import SyncObjConf
 
 from protocol.errors import DamagedFile, FrameError
 from protocol.frames import Message, Parts
@@ -64,9 +64,9 @@ from sinkd.core.raft_messages import (
     Voted,
 )
 from sinkd.core.replication import Diverged, Follower, Mismatch, Pieces, commands_of, fit
-from sinkd.shell.journal import Journal, JournalEntry
+from sinkd.shell.journal import Journal
 from sinkd.shell.raft_leader import HEARTBEAT_S, Leadership
-from sinkd.shell.raft_library import NoSockets, Wire, clock, peer
+from sinkd.shell.raft_library import Library, NoSockets, Wire, clock, peer
 
 REGULAR: Final = b"\x00"  # the library's command type byte before our bytes
 FOLLOWER, CANDIDATE, LEADER = 0, 1, 2
@@ -77,7 +77,7 @@ FALLBACK_S: Final = 1.0  # a leader that no majority has answered for so long st
 log = structlog.get_logger()
 
 
-class Member(SyncObj):  # type: ignore[misc]  # the library has no types
+class Member(Library):
     """This sink's member of a Raft group.
 
     Between two ticks: `receive` what has come, `tick`, `append` what is new, `replicate`, send `urgent`. When a sync of
@@ -337,26 +337,6 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
         commit = min(self._known_commit, self._journal.synced_index)
         if commit > int(self.raftCommitIndex):
             self._SyncObj__raftCommitIndex = commit
-
-    def _SyncObj__getCurrentLogIndex(self) -> int:
-        """The library's, without an object for the entry: it asks with every message and tick."""
-        return self._journal.last_index
-
-    def _SyncObj__getCurrentLogTerm(self) -> int:
-        return self._journal.term(self._journal.last_index)
-
-    def _SyncObj__getEntries(
-        self, fromIDx: int | None, count: int | None = None, maxSizeBytes: int | None = None
-    ) -> list[JournalEntry]:
-        """The library's, likewise: it looks at the first entry's index with every question."""
-        first = self._journal.first_index
-        if fromIDx is None or fromIDx < first:
-            return []
-        return self._journal[fromIDx - first : None if count is None else fromIDx - first + count]
-
-    def _SyncObj__generateRaftTimeout(self) -> float:
-        """Never: whether it is time to stand is decided in `tick` alone, where pre-votes come first."""
-        return float("inf")
 
     @staticmethod
     def _election_timeout() -> float:
@@ -714,9 +694,6 @@ class Member(SyncObj):  # type: ignore[misc]  # the library has no types
             if pending is not None:
                 pending[1](result, pending[0] == term)
         self._membership.applied(index)
-
-    def _SyncObj__tryLogCompaction(self) -> None:
-        """Ours is done by the sink's housekeeping, outside of the tick."""
 
     def _checkCommandsToApply(self) -> None:
         """L6: commands do not come through the library's queue."""

@@ -1,4 +1,4 @@
-"""What PySyncObj takes for granted, replaced: its clock, its journal, its names of nodes, its sockets.
+"""What PySyncObj takes for granted, replaced: its clock, its journal, its names of nodes, its sockets, its timers.
 
 Three of the library's globals are set when this is imported: its clock, how it makes a journal, and that it must not
 wake a loop of its own, which does not run. `sinkd.shell.raft` builds on the library as it is after that.
@@ -11,10 +11,11 @@ from typing import Any
 
 import pysyncobj.syncobj
 from fastcrc import crc32
+from pysyncobj import SyncObj
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
 
-from sinkd.shell.journal import Journal
+from sinkd.shell.journal import Journal, JournalEntry
 
 _create_stock_journal = pysyncobj.syncobj.createJournal
 
@@ -83,3 +84,32 @@ class Wire(Transport):  # type: ignore[misc]  # the library has no types
 
     def destroy(self) -> None:
         return
+
+
+class Library(SyncObj):  # type: ignore[misc]  # the library has no types
+    """The library with how it looks at its journal, and with what it is to leave to others."""
+
+    _journal: Journal
+
+    def _SyncObj__getCurrentLogIndex(self) -> int:
+        """The library's, without an object for the entry: it asks with every message and tick."""
+        return self._journal.last_index
+
+    def _SyncObj__getCurrentLogTerm(self) -> int:
+        return self._journal.term(self._journal.last_index)
+
+    def _SyncObj__getEntries(
+        self, fromIDx: int | None, count: int | None = None, maxSizeBytes: int | None = None
+    ) -> list[JournalEntry]:
+        """The library's, likewise: it looks at the first entry's index with every question."""
+        first = self._journal.first_index
+        if fromIDx is None or fromIDx < first:
+            return []
+        return self._journal[fromIDx - first : None if count is None else fromIDx - first + count]
+
+    def _SyncObj__generateRaftTimeout(self) -> float:
+        """Never: whether it is time to stand is decided in `tick` alone, where pre-votes come first."""
+        return float("inf")
+
+    def _SyncObj__tryLogCompaction(self) -> None:
+        """Ours is done by the sink's housekeeping, outside of the tick."""
